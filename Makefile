@@ -1,0 +1,49 @@
+# Everything a newcomer types. Needs Python 3.11 to 3.13, git and make; the rest is installed into .venv.
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+UV := .uv/bin/uv
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test quick lint format lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: .venv/.installed  ## real digits, from images to a judged table (4 minutes on 2 cores)
+	@bash scripts/demo.sh
+
+test: .venv/.installed lint  ## every check and test (under 12 minutes on 2 cores)
+	pytest
+
+quick: .venv/.installed  ## the quick tests (under 90 seconds)
+	pytest -m "not slow"
+
+lint: .venv/.installed  ## style, types, workflow style
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check workflow
+	snakemake --lint
+
+format: .venv/.installed  ## rewrite files in the house style
+	ruff check --fix .
+	ruff format .
+	snakefmt workflow
+
+lock: $(UV)  ## refresh requirements.txt from pyproject.toml
+	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --extra dev --upgrade \
+		--no-emit-index-url --no-header --quiet --output-file requirements.txt pyproject.toml
+
+clean:  ## remove the environment; keeps data/ and results/
+	rm -rf .venv .uv
+
+# pip's --target leaves the user's own Python alone, and is allowed where a distribution forbids installing into it.
+$(UV):
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Distillery needs Python 3.11 to 3.13, but {sys.executable} is {v[0]}.{v[1]}; try: make PYTHON=python3.12")'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target .uv uv
+
+.venv/.installed: requirements.txt pyproject.toml | $(UV)
+	$(UV) venv --quiet --allow-existing --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
+	$(UV) pip sync --quiet --compile-bytecode --python .venv --require-hashes requirements.txt
+	$(UV) pip install --quiet --python .venv --no-deps --no-build-isolation --editable .
+	@touch $@

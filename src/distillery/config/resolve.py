@@ -1,0 +1,240 @@
+"""From a page of experiments to resolved runs: names looked up, recipes merged, digests computed."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from distillery.config.reading import nearest, read_mapping, validate
+from distillery.config.schema import Block, Dataset, Experiment, Objective, Preprocess, Recipe, Run
+from distillery.errors import UserError
+
+# Names that stand beside experiments in the results folder.
+RESERVED = ("datasets", "tables", "figures", "rehearsal", "work")
+
+
+class RunSpec(Block):
+    """Everything that decides what a run's weights will be, and nothing else.
+
+    Names of experiments, runs and machines are left out on purpose: renaming or moving never retrains.
+    """
+
+    dataset: str
+    model: str
+    model_args: dict[str, bool | int | float | str] = Field({})
+    seed: int
+    weights: str | None = None
+    preprocess: Preprocess | None = None
+    recipe: Recipe | None = None
+    objective: Objective | None = None
+    teacher: "RunSpec | None" = None
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits of the SHA-256 of the spec.
+
+        Defaults are left out, so that writing one explicitly, or a later release that adds a key, changes nothing.
+        """
+        text = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Page:
+    """One experiment file, read, checked and ready to resolve its runs."""
+
+    path: Path
+    name: str
+    experiment: Experiment
+    dataset: Dataset
+    recipes: dict[str, Recipe]
+
+    def seeds(self, run: str) -> tuple[int, ...]:
+        """The seeds a run is made with; imported weights exist once."""
+        line = self.experiment.runs[run]
+        if line.weights is not None:
+            return (0,)
+        return line.seeds or self.experiment.seeds
+
+    def teacher(self, run: str) -> str | None:
+        """The run that teaches this one."""
+        return self.experiment.runs[run].teacher
+
+    def teachers(self) -> set[str]:
+        """Every run that teaches another."""
+        return {line.teacher for line in self.experiment.runs.values() if line.teacher}
+
+    def members(self) -> Iterator[tuple[str, int]]:
+        """Every (run, seed) of the page, in the order written."""
+        for run in self.experiment.runs:
+            for seed in self.seeds(run):
+                yield run, seed
+
+    def spec(self, run: str, seed: int | None = None) -> RunSpec:
+        """Resolve a run.
+
+        A teacher is always the first seed of its run, so that the spread over a student's seeds is the student's own.
+
+        Raises:
+            UserError: the page has no such run, or the run no such seed.
+        """
+        if run not in self.experiment.runs:
+            raise UserError(f"{self.path}: {self.name}.runs: no run {run!r}; {nearest(run, self.experiment.runs)}")
+        line = self.experiment.runs[run]
+        seed = self.seeds(run)[0] if seed is None else seed
+        if seed not in self.seeds(run):
+            known = ", ".join(map(str, self.seeds(run)))
+            raise UserError(f"{self.path}: {self.name}.runs.{run}: no seed {seed}; valid: {known}")
+        recipe = self.recipes.get(run)
+        return RunSpec(
+            dataset=self.experiment.dataset,
+            model=line.model,
+            model_args=line.model_args,
+            seed=seed,
+            weights=line.weights,
+            preprocess=self._imported_preprocess(run) if line.weights else None,
+            recipe=recipe,
+            objective=line.objective if recipe else None,
+            teacher=self.spec(line.teacher) if line.teacher else None,
+        )
+
+    def _imported_preprocess(self, run: str) -> Preprocess | None:
+        raw = read_mapping(self.path)[self.name]["runs"][run].get("preprocess")
+        return None if raw is None else validate(Preprocess, raw, self.path, (self.name, "runs", run, "preprocess"))
+
+
+def load_page(path: Path) -> Page:
+    """Read an experiment file with the recipes and the data set that it names.
+
+    Raises:
+        UserError: something in it is wrong; one line says what, where, and what would be right.
+    """
+    raw = read_mapping(path)
+    if len(raw) != 1:
+        raise UserError(f"{path}: expected one top-level key, the experiment's name; found {len(raw)}")
+    (name,) = raw
+    if name != path.stem:
+        raise UserError(f"{path}: top-level key {name!r} must be the file's name, {path.stem!r}")
+    if name in RESERVED:
+        raise UserError(f"{path}: {name!r} is a folder of results/ and cannot name an experiment")
+    lines, overrides = _split_lines(path, name, raw[name])
+    experiment = validate(Experiment, {**raw[name], "runs": lines}, path, (name,))
+    dataset = _load_dataset(path, name, experiment.dataset)
+    recipes = {
+        run: _merge_recipe(path, name, run, line.recipe, overrides[run])
+        for run, line in experiment.runs.items()
+        if line.recipe is not None
+    }
+    page = Page(path, name, experiment, dataset, recipes)
+    _check_runs(page, overrides)
+    return page
+
+
+def load_pages(folder: Path) -> dict[str, Page]:
+    """Read every experiment of a configuration folder."""
+    paths = sorted(path for path in folder.glob("*.yaml") if path.name != "datasets.yaml")
+    return {page.name: page for page in map(load_page, paths)}
+
+
+def _split_lines(path: Path, name: str, body: object) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Separate each run's own keys from the recipe keys it overrides; leave what is misshapen to the schema."""
+    runs = body.get("runs") if isinstance(body, dict) else None
+    if not isinstance(body, dict) or not isinstance(runs, dict):
+        validate(Experiment, body, path, (name,))
+        raise AssertionError("the schema accepted an experiment without runs")
+    lines: dict[str, Any] = {}
+    overrides: dict[str, dict[str, Any]] = {}
+    for run, line in runs.items():
+        if not isinstance(line, dict):
+            lines[run], overrides[run] = line, {}
+            continue
+        overrides[run] = {key: value for key, value in line.items() if key in Recipe.model_fields}
+        lines[run] = {key: value for key, value in line.items() if key not in Recipe.model_fields}
+        for key in lines[run]:
+            if key not in Run.model_fields:
+                valid = [*Run.model_fields, *Recipe.model_fields]
+                raise UserError(f"{path}: {name}.runs.{run}.{key}: unknown key {key!r}; {nearest(str(key), valid)}")
+    return lines, overrides
+
+
+def _load_dataset(path: Path, name: str, dataset: str) -> Dataset:
+    datasets_path = path.parent / "datasets.yaml"
+    raw = read_mapping(datasets_path)
+    if dataset not in raw:
+        raise UserError(f"{path}: {name}.dataset: no data set {dataset!r} in {datasets_path}; {nearest(dataset, raw)}")
+    return validate(Dataset, raw[dataset], datasets_path, (dataset,))
+
+
+def _merge_recipe(path: Path, name: str, run: str, recipe: str, overrides: dict[str, Any]) -> Recipe:
+    recipe_path = path.parent / "recipes" / f"{recipe}.yaml"
+    if not recipe_path.is_file():
+        known = sorted(found.stem for found in recipe_path.parent.glob("*.yaml"))
+        raise UserError(f"{path}: {name}.runs.{run}.recipe: no file {recipe_path}; {nearest(recipe, known)}")
+    base = read_mapping(recipe_path)
+    merged = validate(Recipe, base, recipe_path)
+    if overrides:
+        merged = validate(Recipe, _deep_merge(base, overrides), path, (name, "runs", run))
+    return merged
+
+
+def _deep_merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Lay overrides over a recipe, mapping by mapping; a block that changes its `name` replaces the recipe's whole."""
+    merged = dict(base)
+    for key, value in overrides.items():
+        old = merged.get(key)
+        renamed = (
+            isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) != old.get("name")
+        )
+        merged[key] = (
+            _deep_merge(old, value) if isinstance(value, dict) and isinstance(old, dict) and not renamed else value
+        )
+    return merged
+
+
+def _check_runs(page: Page, overrides: dict[str, dict[str, Any]]) -> None:
+    """Check what the schema cannot see: names that point at each other."""
+    runs = page.experiment.runs
+    for run, line in runs.items():
+        where = f"{page.path}: {page.name}.runs.{run}"
+        if (line.recipe is None) == (line.weights is None):
+            found = "both" if line.recipe else "neither"
+            raise UserError(f"{where}: a run needs either `recipe` (to train) or `weights` (to import); found {found}")
+        stray = sorted(set(overrides[run]) - {"preprocess"})
+        if line.weights is not None and (stray or line.teacher):
+            raise UserError(
+                f"{where}.{stray[0] if stray else 'teacher'}: imported weights are not trained; remove this key"
+            )
+        _check_teacher(page, run)
+        if len(set(page.seeds(run))) != len(page.seeds(run)):
+            raise UserError(f"{where}.seeds: a seed occurs twice")
+    for table, block in page.experiment.tables.items():
+        for row in block.rows:
+            if row not in runs:
+                raise UserError(f"{page.path}: {page.name}.tables.{table}.rows: no run {row!r}; {nearest(row, runs)}")
+
+
+def _check_teacher(page: Page, run: str) -> None:
+    runs = page.experiment.runs
+    line = runs[run]
+    where = f"{page.path}: {page.name}.runs.{run}"
+    learns = [name for name, options in line.objective.terms().items() if options.needs_teacher]
+    if line.teacher is None:
+        if learns:
+            raise UserError(f"{where}.teacher: missing; the objective's term {learns[0]!r} learns from a teacher")
+        return
+    if line.teacher not in runs:
+        raise UserError(f"{where}.teacher: no run {line.teacher!r}; {nearest(line.teacher, runs)}")
+    if not learns:
+        raise UserError(
+            f"{where}.teacher: no term of the objective uses {line.teacher!r}; add `kd` or remove the teacher"
+        )
+    lineage = [run]
+    while (teacher := runs[lineage[-1]].teacher) is not None and teacher in runs:
+        if teacher in lineage:
+            raise UserError(f"{where}.teacher: {' -> '.join([*lineage, teacher])} teach each other in a circle")
+        lineage.append(teacher)

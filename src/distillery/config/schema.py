@@ -1,0 +1,310 @@
+"""What may be written in the YAML files: experiments, recipes, data sets and objectives.
+
+Every class is one mapping of a file and every field one key; `config/README.md` describes them for the reader, and
+`workflow/schemas/*.json` (written by `distillery schema`) tells editors. Nothing here imports torch, because Snakemake
+reads the configuration in every job.
+"""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Triple = tuple[float, float, float]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+
+
+class Block(BaseModel):
+    """A mapping of a configuration file: no unknown keys, and no change after it was read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# --- data sets ---------------------------------------------------------------------------------------------------
+
+
+class Dataset(Block):
+    """One line of datasets.yaml: where the raw images lie and how they become Arrow shards."""
+
+    path: str = Field(description="class-folder tree (train/<class>/*, val/<class>/*) or a tar of one")
+    bundled: Literal["digits"] | None = Field(
+        None, description="write these embedded images to `path` when it is absent"
+    )
+    val_folder: str | None = Field(None, description="name of the validation folder; found by itself when it is usual")
+    on_corrupt: Literal["stop", "skip"] = Field("stop", description="what to do about images that cannot be decoded")
+
+
+# --- recipes -----------------------------------------------------------------------------------------------------
+
+
+class Sgd(Block):
+    """Stochastic gradient descent; weight decay on every parameter, as all five reference systems have it."""
+
+    name: Literal["sgd"]
+    lr: PositiveFloat
+    momentum: NonNegativeFloat = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegativeFloat = 0.0
+
+
+class AdamW(Block):
+    """AdamW; biases, norms and what the model itself exempts are not decayed."""
+
+    name: Literal["adamw"]
+    lr: PositiveFloat
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.01
+
+
+Optimizer = Annotated[Sgd | AdamW, Field(discriminator="name")]
+
+
+class RatioWarmup(Block):
+    """Multiply the schedule by start*(1-e/epochs) + e/epochs in epoch e < epochs (MGD, BAKE)."""
+
+    name: Literal["ratio"]
+    epochs: PositiveInt
+    start: Fraction = 0.1
+    extends: bool = Field(
+        False, description="add the warm-up to the run: total epochs and drops move by `epochs` (MGD)"
+    )
+
+
+class AbsoluteWarmup(Block):
+    """Rise linearly from `lr` to the base rate over the first epochs, replacing the schedule there (USI)."""
+
+    name: Literal["absolute"]
+    epochs: PositiveInt
+    lr: PositiveFloat
+
+
+class StepwiseWarmup(Block):
+    """Multiply by (step + 1) / (steps in `epochs` epochs), step by step (label-smoothed KD)."""
+
+    name: Literal["stepwise"]
+    epochs: PositiveInt
+
+
+Warmup = Annotated[RatioWarmup | AbsoluteWarmup | StepwiseWarmup, Field(discriminator="name")]
+
+
+class StepSchedule(Block):
+    """Multiply the rate by `ratio` when each epoch of `drops` begins, or every `every` epochs."""
+
+    name: Literal["step"]
+    drops: tuple[PositiveInt, ...] | None = None
+    every: PositiveInt | None = None
+    ratio: Fraction = 0.1
+    warmup: Warmup | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.drops is None) == (self.every is None):
+            raise ValueError("a step schedule needs either `drops` or `every`")
+        return self
+
+
+class CosineSchedule(Block):
+    """Half a cosine from the base rate to `min_lr`, one value an epoch, then `cooldown` epochs at `min_lr`."""
+
+    name: Literal["cosine"]
+    min_lr: NonNegativeFloat = 0.0
+    cooldown: NonNegativeInt = Field(0, description="epochs added to the run at min_lr")
+    warmup: Warmup | None = None
+
+
+class ConstantSchedule(Block):
+    """The base rate throughout."""
+
+    name: Literal["constant"]
+    warmup: Warmup | None = None
+
+
+Schedule = Annotated[StepSchedule | CosineSchedule | ConstantSchedule, Field(discriminator="name")]
+
+
+class Ema(Block):
+    """Exponential moving average of all weights and buffers, updated every step; evaluated beside the raw weights."""
+
+    decay: Fraction
+
+
+class RandomCrop(Block):
+    """Pad each side by `padding` pixels, then cut a random square of the input size."""
+
+    name: Literal["random_crop"]
+    padding: NonNegativeInt
+    mode: Literal["constant", "reflect"] = "constant"
+
+
+class RandomResizedCrop(Block):
+    """Cut a random area and aspect ratio, then resize it to the input size."""
+
+    name: Literal["random_resized_crop"]
+    scale: tuple[Fraction, Fraction] = (0.08, 1.0)
+    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bilinear"
+
+
+class HorizontalFlip(Block):
+    """Mirror left and right."""
+
+    name: Literal["horizontal_flip"]
+    p: Probability = 0.5
+
+
+class Rotation(Block):
+    """Rotate by a uniform angle in [-degrees, degrees]."""
+
+    name: Literal["rotation"]
+    degrees: Annotated[float, Field(ge=0, le=180)]
+
+
+class Grayscale(Block):
+    """Drop the colours, keeping three channels."""
+
+    name: Literal["grayscale"]
+    p: Probability = 0.1
+
+
+class ColorJitter(Block):
+    """Scale brightness, contrast and saturation by factors in [1-x, 1+x], and shift the hue by up to x."""
+
+    name: Literal["color_jitter"]
+    brightness: NonNegativeFloat = 0.0
+    contrast: NonNegativeFloat = 0.0
+    saturation: NonNegativeFloat = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+
+
+Augmentation = Annotated[
+    RandomCrop | RandomResizedCrop | HorizontalFlip | Rotation | Grayscale | ColorJitter, Field(discriminator="name")
+]
+
+
+class Statistics(Block):
+    """Per-channel mean and standard deviation (RGB, pixels in [0, 1])."""
+
+    mean: Triple
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+
+
+class Preprocess(Block):
+    """How an image reaches the network: resize the short side, cut the centre square, normalise."""
+
+    size: PositiveInt = Field(description="side of the network's input, in pixels")
+    resize: PositiveInt | None = Field(None, description="short side before the centre crop; default: `size`")
+    interpolation: Interpolation = "bilinear"
+    normalize: Literal["dataset", "imagenet", "none"] | Statistics = Field(
+        "dataset", description="dataset: mean and std of the training images; imagenet; none; or {mean, std}"
+    )
+
+
+class Recipe(Block):
+    """How a network is trained. Batch and learning rate are global: neither is scaled by the number of devices."""
+
+    epochs: PositiveInt
+    batch: PositiveInt = Field(description="images in one optimizer step, over all devices")
+    optimizer: Optimizer
+    schedule: Schedule
+    preprocess: Preprocess
+    augment: tuple[Augmentation, ...] = ()
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    channels_last: bool = False
+    clip_norm: PositiveFloat | None = Field(None, description="largest gradient norm of one step")
+    ema: Ema | None = None
+    sync_batchnorm: bool = Field(False, description="batch statistics over all devices")
+    drop_last: bool = Field(True, description="leave out the last, smaller batch of an epoch")
+    selection: Literal["last", "best"] = Field("last", description="which epoch's weights the run ends with")
+    deterministic: bool = Field(True, description="bit-reproducible kernels; false is a little faster on GPUs")
+
+
+# --- objectives --------------------------------------------------------------------------------------------------
+
+
+class TermOptions(Block):
+    """What every term of an objective has: its weight in the sum."""
+
+    needs_teacher: ClassVar[bool] = False
+
+    weight: NonNegativeFloat = 1.0
+
+
+class CrossEntropyOptions(TermOptions):
+    """Cross-entropy with the labels."""
+
+    label_smoothing: Probability = 0.0
+
+
+class KDOptions(TermOptions):
+    """Hinton's distillation: T^2 KL(teacher || student) of the softened probabilities."""
+
+    needs_teacher: ClassVar[bool] = True
+
+    temperature: PositiveFloat = 4.0
+
+
+class Objective(Block):
+    """The loss of a run: a weighted sum of named terms. One field a term; its options are its keys."""
+
+    ce: CrossEntropyOptions | None = None
+    kd: KDOptions | None = None
+
+    @model_validator(mode="after")
+    def _has_terms(self) -> Self:
+        if not self.terms():
+            raise ValueError("an objective needs at least one term")
+        return self
+
+    def terms(self) -> dict[str, TermOptions]:
+        """The terms that are present, by name, in the order of the fields."""
+        return {name: options for name in type(self).model_fields if (options := getattr(self, name)) is not None}
+
+
+# --- experiments -------------------------------------------------------------------------------------------------
+
+
+class Run(Block):
+    """One line under `runs:`. Any key of a recipe may stand here too and overrides it."""
+
+    model: str = Field(description="cifar_*, or any timm or torchvision name")
+    model_args: dict[str, bool | int | float | str] = {}
+    recipe: Name | None = Field(None, description="recipes/<recipe>.yaml to train by")
+    weights: str | None = Field(None, description="import instead of training: a file, torchvision:TAG or timm:TAG")
+    teacher: Name | None = Field(None, description="another run of this experiment; its first seed teaches")
+    objective: Objective = Objective(ce=CrossEntropyOptions())
+    seeds: tuple[NonNegativeInt, ...] | None = Field(None, description="instead of the experiment's seeds")
+
+
+Column = Literal[
+    "top1", "top5", "error1", "error5", "nll", "ece", "agreement", "params", "macs", "size", "latency", "throughput"
+]
+
+
+class Table(Block):
+    """One table of the page: a row a run, a column a metric."""
+
+    title: str | None = None
+    rows: tuple[Name, ...]
+    columns: tuple[Column, ...]
+
+
+class Experiment(Block):
+    """One page of tables: a data set, the runs on it, and the tables over them."""
+
+    dataset: Name
+    seeds: tuple[NonNegativeInt, ...] = (0,)
+    runs: dict[Name, Run]
+    tables: dict[Name, Table] = {}

@@ -1,0 +1,33 @@
+"""Where everything lies under the results folder; the workflow's rules spell the same paths."""
+
+from pathlib import Path
+
+
+def dataset_folder(results: Path, dataset: str) -> Path:
+    """Arrow shards and manifest.json of a prepared data set."""
+    return results / "datasets" / dataset
+
+
+def run_folder(results: Path, experiment: str, run: str, seed: int) -> Path:
+    """weights.safetensors, history.csv, run.json, metrics.json and tensorboard/ of one trained or imported network."""
+    return results / experiment / run / f"seed{seed}"
+
+
+def profile_path(results: Path, experiment: str, run: str) -> Path:
+    """profile.json of a run: one for all its seeds, which share the architecture."""
+    return results / experiment / run / "profile.json"
+
+
+def table_folder(results: Path) -> Path:
+    """<experiment>.md, .tex and .csv, and a folder <experiment>/ with each table alone."""
+    return results / "tables"
+
+
+def figure_folder(results: Path, experiment: str) -> Path:
+    """Figures of an experiment, as SVG and PNG."""
+    return results / "figures" / experiment
+
+
+def work_folder(results: Path, key: str) -> Path:
+    """Checkpoints of a run that is not complete; removed when it is. Outside every declared output."""
+    return results / "work" / key

@@ -1,0 +1,50 @@
+"""What a student is trained for: a weighted sum of named terms. A new term is one file and one line of TERMS."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from distillery.config.schema import Objective
+from distillery.objectives.cross_entropy import CrossEntropy
+from distillery.objectives.kd import KD
+from distillery.objectives.term import Lesson, Outputs, Term
+
+__all__ = ["TERMS", "Lesson", "Outputs", "Term", "WeightedTerms", "build_objective"]
+
+# The keys are the fields of config.schema.Objective; each term takes its options as keyword arguments.
+TERMS: dict[str, Callable[..., Term]] = {
+    "ce": CrossEntropy,
+    "kd": KD,
+}
+
+
+class WeightedTerms(nn.Module):
+    """The sum of weight x value over the terms."""
+
+    def __init__(self, terms: dict[str, Term], weights: dict[str, float]) -> None:
+        super().__init__()
+        self.terms = nn.ModuleDict(terms)
+        self.weights = weights
+
+    def forward(self, lesson: Lesson) -> dict[str, Tensor]:
+        """Return every term's unweighted value by name, and their weighted sum as ``loss``."""
+        values = {name: term(lesson) for name, term in self.terms.items()}
+        total = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
+        return {"loss": total, **values}
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Let every term act before an epoch's first step."""
+        for term in self.terms.values():
+            assert isinstance(term, Term)
+            term.begin_epoch(epoch)
+
+
+def build_objective(config: Objective) -> WeightedTerms:
+    """Build the terms that a run's configuration names."""
+    terms, weights = {}, {}
+    for name, options in config.terms().items():
+        keywords = options.model_dump()
+        weights[name] = keywords.pop("weight")
+        terms[name] = TERMS[name](**keywords)
+    return WeightedTerms(terms, weights)
