@@ -55,7 +55,13 @@ class Page:
     recipes: dict[str, Recipe]
 
     def seeds(self, run: str) -> tuple[int, ...]:
-        """The seeds a run is made with; imported weights exist once."""
+        """The seeds a run is made with; imported weights exist once.
+
+        Raises:
+            UserError: the page has no such run.
+        """
+        if run not in self.experiment.runs:
+            raise UserError(f"{self.path}: {self.name}.runs: no run {run!r}; {nearest(run, self.experiment.runs)}")
         line = self.experiment.runs[run]
         if line.weights is not None:
             return (0,)
@@ -83,14 +89,12 @@ class Page:
         Raises:
             UserError: the page has no such run, or the run no such seed.
         """
-        if run not in self.experiment.runs:
-            raise UserError(f"{self.path}: {self.name}.runs: no run {run!r}; {nearest(run, self.experiment.runs)}")
-        line = self.experiment.runs[run]
-        seed = self.seeds(run)[0] if seed is None else seed
-        if seed not in self.seeds(run):
-            known = ", ".join(map(str, self.seeds(run)))
+        seeds = self.seeds(run)
+        seed = seeds[0] if seed is None else seed
+        if seed not in seeds:
+            known = ", ".join(map(str, seeds))
             raise UserError(f"{self.path}: {self.name}.runs.{run}: no seed {seed}; valid: {known}")
-        recipe = self.recipes.get(run)
+        line, recipe = self.experiment.runs[run], self.recipes.get(run)
         return RunSpec(
             dataset=self.experiment.dataset,
             model=line.model,
@@ -124,7 +128,7 @@ def load_page(path: Path) -> Page:
         raise UserError(f"{path}: {name!r} is a folder of results/ and cannot name an experiment")
     lines, overrides = _split_lines(path, name, raw[name])
     experiment = validate(Experiment, {**raw[name], "runs": lines}, path, (name,))
-    dataset = _load_dataset(path, name, experiment.dataset)
+    dataset = load_dataset(path.parent / "datasets.yaml", experiment.dataset, f"{path}: {name}.dataset")
     recipes = {
         run: _merge_recipe(path, name, run, line.recipe, overrides[run])
         for run, line in experiment.runs.items()
@@ -162,12 +166,16 @@ def _split_lines(path: Path, name: str, body: object) -> tuple[dict[str, Any], d
     return lines, overrides
 
 
-def _load_dataset(path: Path, name: str, dataset: str) -> Dataset:
-    datasets_path = path.parent / "datasets.yaml"
-    raw = read_mapping(datasets_path)
+def load_dataset(path: Path, dataset: str, asked_by: str = "") -> Dataset:
+    """Read one line of datasets.yaml; ``asked_by`` says in an error who named it.
+
+    Raises:
+        UserError: there is no such line, or it is wrong.
+    """
+    raw = read_mapping(path)
     if dataset not in raw:
-        raise UserError(f"{path}: {name}.dataset: no data set {dataset!r} in {datasets_path}; {nearest(dataset, raw)}")
-    return validate(Dataset, raw[dataset], datasets_path, (dataset,))
+        raise UserError(f"{asked_by or path}: no data set {dataset!r}; {nearest(dataset, raw)}")
+    return validate(Dataset, raw[dataset], path, (dataset,))
 
 
 def _merge_recipe(path: Path, name: str, run: str, recipe: str, overrides: dict[str, Any]) -> Recipe:

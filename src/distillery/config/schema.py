@@ -22,6 +22,7 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Triple = tuple[float, float, float]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Seeds = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
 
@@ -285,7 +286,7 @@ class Run(Block):
     weights: str | None = Field(None, description="import instead of training: a file, torchvision:TAG or timm:TAG")
     teacher: Name | None = Field(None, description="another run of this experiment; its first seed teaches")
     objective: Objective = Objective(ce=CrossEntropyOptions())
-    seeds: tuple[NonNegativeInt, ...] | None = Field(None, description="instead of the experiment's seeds")
+    seeds: Seeds | None = Field(None, description="instead of the experiment's seeds")
 
 
 Column = Literal[
@@ -305,6 +306,6 @@ class Experiment(Block):
     """One page of tables: a data set, the runs on it, and the tables over them."""
 
     dataset: Name
-    seeds: tuple[NonNegativeInt, ...] = (0,)
+    seeds: Seeds = (0,)
     runs: dict[Name, Run]
     tables: dict[Name, Table] = {}

@@ -1,0 +1,229 @@
+"""The command line: every stage of the workflow, also by hand.
+
+Heavy libraries are imported inside the commands that need them, so that the light ones answer at once.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from distillery import __version__
+from distillery.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command; bad input ends with one line on standard error and exit code 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        code = options.command(options)
+    except UserError as error:
+        print(f"distillery: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 1
+    sys.exit(code or 0)
+
+
+def check(options: argparse.Namespace) -> None:
+    """Validate an experiment file, the names of its models included, and list its runs."""
+    from tabulate import tabulate
+
+    from distillery.config import load_page
+    from distillery.config.reading import nearest
+    from distillery.models.registry import is_model, model_names
+
+    page = load_page(options.config)
+    for run, line in page.experiment.runs.items():
+        if not is_model(line.model):
+            where = f"{page.path}: {page.name}.runs.{run}.model"
+            raise UserError(f"{where}: no model {line.model!r}; {nearest(line.model, model_names())}")
+    rows = [
+        (run, seed, page.teacher(run) or "", page.experiment.runs[run].model, page.spec(run, seed).digest)
+        for run, seed in page.members()
+    ]
+    print(tabulate(rows, headers=("run", "seed", "teacher", "model", "digest"), tablefmt="github"))
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """Turn raw images into Arrow shards and a manifest."""
+    from distillery.config.resolve import load_dataset
+    from distillery.data.prepare import prepare_dataset
+    from distillery.layout import dataset_folder
+
+    dataset = load_dataset(options.config_dir / "datasets.yaml", options.dataset)
+    prepare_dataset(options.dataset, dataset, dataset_folder(options.results, options.dataset), options.workers)
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train a run, or import its weights; continue where it was stopped."""
+    from distillery.config import load_page
+
+    page = load_page(options.config)
+    seed = page.seeds(options.run)[0] if options.seed is None else options.seed
+    digest = page.spec(options.run, seed).digest
+    if options.expect_digest not in (None, digest):
+        raise UserError(
+            f"{options.config}: {options.run} was changed after this job was planned (its digest is {digest}, not "
+            f"{options.expect_digest}); start snakemake again"
+        )
+    from distillery.training.checkpoint import STOPPED, Stopped
+    from distillery.training.job import Job, Machine
+    from distillery.training.run import make_run
+
+    machine = Machine(options.workers, options.threads, options.device_batch, options.checkpoint_seconds)
+    try:
+        make_run(Job(page, options.run, seed, options.results, machine))
+    except Stopped as stopped:
+        print(f"distillery: {stopped}: saved; the same command continues from here", file=sys.stderr)
+        return 130 if str(stopped) == "SIGINT" else STOPPED
+    return 0
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """Measure a trained or imported network on the validation images."""
+    from distillery.config import load_page
+    from distillery.evaluation.evaluate import evaluate_run
+
+    _limit_threads(options.threads)
+    page = load_page(options.config)
+    seed = page.seeds(options.run)[0] if options.seed is None else options.seed
+    metrics = evaluate_run(page, options.run, seed, options.results, workers=options.workers)
+    print(", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if isinstance(value, float)))
+
+
+def profile(options: argparse.Namespace) -> None:
+    """Count parameters and operations of a run's network and time it on this machine."""
+    from distillery.config import load_page
+    from distillery.evaluation.profile import profile_run
+
+    _limit_threads(options.threads)
+    facts = profile_run(load_page(options.config), options.run, options.results)
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
+
+
+def tabulate(options: argparse.Namespace) -> None:
+    """Write the tables of a page."""
+    from distillery.config import load_page
+    from distillery.reporting.tables import tabulate_page
+
+    page = load_page(options.config)
+    tabulate_page(page, options.results, page.path.parent / "published" / f"{page.name}.csv")
+
+
+def plot(options: argparse.Namespace) -> None:
+    """Draw the figures of a page."""
+    from distillery.config import load_page
+    from distillery.reporting.figures import plot_page
+
+    plot_page(load_page(options.config), options.results)
+
+
+def schema(options: argparse.Namespace) -> None:
+    """Write the JSON Schemas that editors check the YAML files with."""
+    from distillery.config.json_schema import write_schemas
+
+    write_schemas(options.output)
+
+
+def _limit_threads(threads: int | None) -> None:
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="distillery",
+        description="Image-classification knowledge distillation that others can rerun and trust.",
+        epilog="Each stage of the workflow is one command; `snakemake results/tables/digits.md` runs them all.",
+    )
+    parser.add_argument("--version", action="version", version=f"distillery {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    add = _command(commands, "check", check)
+    add.add_argument("config", type=Path, metavar="CONFIG", help="an experiment file, e.g. config/digits.yaml")
+
+    add = _command(commands, "prepare", prepare)
+    add.add_argument("dataset", metavar="DATASET", help="a line of datasets.yaml")
+    add.add_argument("--config-dir", type=Path, default=Path("config"), help="holds datasets.yaml [%(default)s]")
+    _results(add)
+    _workers(add)
+
+    add = _command(commands, "train", train)
+    _run(add)
+    _seed(add)
+    _results(add)
+    _workers(add)
+    _threads(add)
+    add.add_argument(
+        "--device-batch", type=_positive, help="most images on one device at once; the rest is accumulated"
+    )
+    add.add_argument("--checkpoint-seconds", type=float, default=60.0, help="time between checkpoints [%(default)s]")
+    add.add_argument("--expect-digest", help="refuse to train if the run's digest is another")
+
+    add = _command(commands, "evaluate", evaluate)
+    _run(add)
+    _seed(add)
+    _results(add)
+    _workers(add)
+    _threads(add)
+
+    add = _command(commands, "profile", profile)
+    _run(add)
+    _results(add)
+    _threads(add)
+
+    for name, function in (("tabulate", tabulate), ("plot", plot)):
+        add = _command(commands, name, function)
+        add.add_argument("config", type=Path, metavar="CONFIG", help="an experiment file, e.g. config/digits.yaml")
+        _results(add)
+
+    add = _command(commands, "schema", schema)
+    add.add_argument("--output", type=Path, default=Path("workflow/schemas"), help="folder to write to [%(default)s]")
+    return parser
+
+
+def _command(commands, name: str, function) -> argparse.ArgumentParser:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    summary = function.__doc__
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=summary)
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="an experiment file, e.g. config/digits.yaml")
+    parser.add_argument("run", metavar="RUN", help="a line under `runs:`, e.g. resnet8-kd")
+
+
+def _seed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--seed", type=int, help="one of the run's seeds [the first]")
+
+
+def _results(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--results", type=Path, default=Path("results"), help="results folder [%(default)s]")
+
+
+def _workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=_natural, default=2, help="processes that read images [%(default)s]")
+
+
+def _threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=_positive, help="CPU threads for the network [torch's choice]")
+
+
+def _natural(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not valid; give 0 or more")
+    return number
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not valid; give 1 or more")
+    return number

@@ -1,0 +1,58 @@
+"""Devices and processes of a run: whatever torchrun started, or one."""
+
+import os
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning_fabric.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+
+from distillery.config.schema import Recipe
+from distillery.errors import UserError
+from distillery.training.job import Job
+
+
+def start_devices(recipe: Recipe, threads: int | None) -> Fabric:
+    """Join the processes that torchrun started, or be the only one; GPUs when there are any."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = not recipe.deterministic
+    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    # Named, never guessed: in an interactive Slurm allocation, Fabric would take Slurm's task count for ours.
+    environment: TorchElasticEnvironment | LightningEnvironment
+    strategy: Strategy
+    if TorchElasticEnvironment.detect():
+        environment, strategy = TorchElasticEnvironment(), DDPStrategy()
+        world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    else:
+        environment, strategy = LightningEnvironment(), SingleDeviceStrategy(torch.device(accelerator))
+        world, local = 1, 1
+    fabric = Fabric(
+        accelerator=accelerator,
+        strategy=strategy,
+        devices=local,
+        num_nodes=world // local,
+        precision=recipe.precision,
+        plugins=[environment],
+    )
+    fabric.launch()
+    return fabric
+
+
+def accumulation_steps(job: Job, recipe: Recipe, world_size: int) -> int:
+    """How many micro-batches a step needs so that no device holds more than the machine allows.
+
+    Raises:
+        UserError: the global batch cannot be shared out evenly.
+    """
+    if recipe.batch % world_size:
+        raise UserError(f"{job.where}.batch: {recipe.batch} images cannot be shared out evenly to {world_size} devices")
+    each = recipe.batch // world_size
+    limit = job.machine.device_batch or each
+    for accumulation in range(1, each + 1):
+        if each % accumulation == 0 and each // accumulation <= limit:
+            return accumulation
+    raise UserError(f"--device-batch: {limit} is not valid; give 1 or more")

@@ -1,0 +1,73 @@
+"""What is to be made, where, and with what machine."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from distillery.config import Page, RunSpec
+from distillery.data.manifest import Manifest, load_manifest
+from distillery.layout import dataset_folder, run_folder, work_folder
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What belongs to the machine: it changes how fast a run is made, never what is made."""
+
+    workers: int = 2
+    threads: int | None = None
+    device_batch: int | None = None  # most images on one device at once; the rest of a batch is accumulated
+    checkpoint_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a page with one seed."""
+
+    page: Page
+    run: str
+    seed: int
+    results: Path
+    machine: Machine = field(default_factory=Machine)
+
+    @property
+    def name(self) -> str:
+        """How the run is called on screens."""
+        return f"{self.run}/seed{self.seed}"
+
+    @property
+    def where(self) -> str:
+        """Where its line stands, for error messages."""
+        return f"{self.page.path}: {self.page.name}.runs.{self.run}"
+
+    @cached_property
+    def spec(self) -> RunSpec:
+        """What it is, resolved."""
+        return self.page.spec(self.run, self.seed)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What its data set holds."""
+        return load_manifest(self.data_folder)
+
+    @property
+    def data_folder(self) -> Path:
+        """Where its prepared data set lies."""
+        return dataset_folder(self.results, self.spec.dataset)
+
+    @property
+    def folder(self) -> Path:
+        """Where its results go."""
+        return run_folder(self.results, self.page.name, self.run, self.seed)
+
+    @property
+    def work_folder(self) -> Path:
+        """Where it keeps checkpoints until it is complete; another spec or other data never continue from them."""
+        key = f"{self.page.name}-{self.run}-seed{self.seed}-{self.spec.digest}-{self.manifest.digest[:8]}"
+        return work_folder(self.results, key)
+
+    @property
+    def teacher_folder(self) -> Path:
+        """Where its teacher's results lie."""
+        teacher = self.page.teacher(self.run)
+        assert teacher is not None
+        return run_folder(self.results, self.page.name, teacher, self.page.seeds(teacher)[0])

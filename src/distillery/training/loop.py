@@ -1,0 +1,241 @@
+"""The training loop: one function a level (run, epoch, step), to be read from top to bottom.
+
+It knows no method by name: whatever a run is trained for is inside its learner.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from distillery.config.schema import Recipe
+from distillery.data.loader import Batch
+from distillery.data.samplers import GlobalBatches
+from distillery.errors import UserError
+from distillery.models.weights import save_weights
+from distillery.randomness import seed_generators
+from distillery.training.checkpoint import CheckpointFolder, Progress, StopSignal
+from distillery.training.logbook import Logbook
+from distillery.training.networks import Learner, Teacher
+from distillery.training.optim import learning_rate, total_epochs
+
+
+@dataclass
+class Training:
+    """Everything a run works with; built once by ``training.run``."""
+
+    name: str
+    fabric: Fabric
+    recipe: Recipe
+    seed: int
+    learner: nn.Module  # the Learner as precision and DDP wrap it
+    bare: Learner  # the same, unwrapped
+    teacher: Teacher | None
+    optimizer: torch.optim.Optimizer
+    ema: Any | None  # timm's ModelEmaV3 of the student
+    batches: GlobalBatches
+    accumulation: int
+    train_loader: DataLoader[Batch]
+    validate: Callable[[nn.Module], dict[str, float]]
+    progress: Progress
+    checkpoints: CheckpointFolder
+    checkpoint_seconds: float
+    logbook: Logbook
+    stop: StopSignal
+    began: float  # time.monotonic() when this sitting began
+
+
+def fit(training: Training) -> None:
+    """Train from the run's progress to its last epoch."""
+    progress, epochs = training.progress, total_epochs(training.recipe)
+    training.logbook.begin(training.name, epochs, training.batches.steps, progress)
+    saved_at = time.monotonic()
+    while progress.epoch < epochs:
+        if progress.step < training.batches.steps:
+            saved_at = _train_epoch(training, saved_at)
+        row = _close_epoch(training)
+        progress.history.append(row)
+        training.logbook.epoch(row)
+        progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
+        saved_at = _save_if_due(training, saved_at)
+    training.logbook.end()
+
+
+def _train_epoch(training: Training, saved_at: float) -> float:
+    """Take the optimizer steps that are left of the current epoch."""
+    progress, sums = training.progress, EpochSums(training.fabric.device, training.progress.sums)
+    training.learner.train()
+    if progress.step == 0:
+        training.bare.objective.begin_epoch(progress.epoch)
+    training.batches.start(progress.epoch, progress.step)
+    batches = iter(training.train_loader)
+    for step in range(progress.step, training.batches.steps):
+        _train_step(training, step, batches, sums)
+        progress.step = step + 1
+        training.logbook.step(training.batches.step_images(step), sums.means)
+        if training.stop.received is not None or _save_is_due(training, saved_at):
+            progress.sums = sums.totals()
+            saved_at = _save(training)
+            training.stop.check()
+    progress.sums = sums.totals()
+    return saved_at
+
+
+def _train_step(training: Training, step: int, batches: Any, sums: "EpochSums") -> None:  # noqa: ANN401
+    """One optimizer step over one global batch, in as many micro-batches as the devices need."""
+    fabric, recipe, epoch = training.fabric, training.recipe, training.progress.epoch
+    for group in training.optimizer.param_groups:
+        group["lr"] = learning_rate(recipe, epoch, step, training.batches.steps)
+    seed_generators(training.seed, "forward", epoch, step, fabric.global_rank)
+    images_in_step = training.batches.step_images(step)
+    for micro in range(training.accumulation):
+        with training.logbook.waiting():
+            batch = next(batches).to(fabric.device, non_blocking=True)
+        with fabric.no_backward_sync(training.learner, enabled=micro + 1 < training.accumulation):
+            with fabric.autocast():
+                teacher_logits_BC = training.teacher(batch.images) if training.teacher else None
+            values, logits_BC = training.learner(batch.images, batch.labels, teacher_logits_BC)
+            # DDP averages gradients over ranks; the share turns that mean into the mean over the global batch.
+            share = len(batch.labels) * fabric.world_size / images_in_step
+            fabric.backward(values["loss"] * share)
+        sums.add(values, logits_BC, batch.labels)
+    if recipe.clip_norm is not None:
+        fabric.clip_gradients(training.learner, training.optimizer, max_norm=recipe.clip_norm)
+    training.optimizer.step()
+    training.optimizer.zero_grad(set_to_none=True)
+    if training.ema is not None:
+        training.ema.update(training.bare.student)
+
+
+def _close_epoch(training: Training) -> dict[str, float]:
+    """Validate, keep the weights if they are the best, and return the epoch's row of history.csv."""
+    progress, recipe = training.progress, training.recipe
+    counted = _over_ranks(training, progress.sums)
+    images = counted.pop("images")
+    top1 = 100 * counted.pop("correct") / images
+    row = {"epoch": progress.epoch + 1, "lr": learning_rate(recipe, progress.epoch, 0, training.batches.steps)}
+    row |= {f"train_{name}": value / images for name, value in counted.items()} | {"train_top1": top1}
+    if not math.isfinite(row["train_loss"]):
+        raise UserError(
+            f"{training.name}: the loss is {row['train_loss']} in epoch {progress.epoch + 1}; "
+            f"lower optimizer.lr (now {recipe.optimizer.lr:g}), set clip_norm, or use precision 32-true"
+        )
+    measured = training.validate(training.bare.student)
+    row |= {f"val_{name}": measured[name] for name in ("loss", "top1", "top5")}
+    if training.ema is not None:
+        averaged = training.validate(training.ema.module)
+        row |= {f"ema_val_{name}": averaged[name] for name in ("loss", "top1", "top5")}
+    if recipe.selection == "best" and max(row["val_top1"], row.get("ema_val_top1", -1.0)) > progress.best_top1:
+        progress.best_top1 = max(row["val_top1"], row.get("ema_val_top1", -1.0))
+        progress.best_epoch = progress.epoch + 1
+        if training.fabric.is_global_zero:
+            path = training.checkpoints.best_path(progress.best_epoch)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_weights(chosen_weights(training, row)[1], path)
+    return row
+
+
+def chosen_weights(training: Training, row: dict[str, float]) -> tuple[str, nn.Module]:
+    """Of the raw and the averaged weights, the better ones on the validation images of an epoch."""
+    if training.ema is not None and row["ema_val_top1"] > row["val_top1"]:
+        return "ema", training.ema.module
+    return "raw", training.bare.student
+
+
+class EpochSums:
+    """Sums over an epoch's images, kept on the device so that no step waits for them."""
+
+    def __init__(self, device: torch.device, totals: dict[str, float]) -> None:
+        self.images = totals.get("images", 0.0)
+        self.sums = {
+            name: torch.tensor(value, dtype=torch.float64, device=device)
+            for name, value in totals.items()
+            if name != "images"
+        }
+
+    def add(self, values: dict[str, Tensor], logits_BC: Tensor, target: Tensor) -> None:
+        """Count one micro-batch."""
+        images = len(logits_BC)
+        hard_B = target if target.ndim == 1 else target.argmax(dim=1)
+        self.images += images
+        self._add("correct", (logits_BC.detach().argmax(dim=1) == hard_B).sum())
+        for name, value in values.items():
+            self._add(name, value.detach() * images)
+
+    def _add(self, name: str, value: Tensor) -> None:
+        value = value.to(torch.float64)
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def totals(self) -> dict[str, float]:
+        """The sums as exact Python numbers."""
+        return {"images": self.images} | {name: value.item() for name, value in self.sums.items()}
+
+    def means(self) -> dict[str, float]:
+        """The epoch's means so far."""
+        return {
+            "loss": self.sums["loss"].item() / self.images,
+            "top1": 100 * self.sums["correct"].item() / self.images,
+        }
+
+
+def _over_ranks(training: Training, totals: dict[str, float]) -> dict[str, float]:
+    names = sorted(totals)
+    local = torch.tensor([totals[name] for name in names], dtype=torch.float64, device=training.fabric.device)
+    summed = training.fabric.all_reduce(local, reduce_op="sum")
+    assert isinstance(summed, Tensor)
+    return dict(zip(names, summed.tolist(), strict=True))
+
+
+def _save_is_due(training: Training, saved_at: float) -> bool:
+    return time.monotonic() - saved_at >= training.checkpoint_seconds
+
+
+def _save_if_due(training: Training, saved_at: float) -> float:
+    if training.stop.received is not None or _save_is_due(training, saved_at):
+        saved_at = _save(training)
+        training.stop.check()
+    return saved_at
+
+
+def _save(training: Training) -> float:
+    """Write a checkpoint on the first rank; return when."""
+    if training.fabric.is_global_zero:
+        training.logbook.flush()
+        note_sitting(training)
+        training.checkpoints.save(state_of(training))
+    return time.monotonic()
+
+
+def note_sitting(training: Training) -> None:
+    """Keep how long this sitting has lasted with the run's progress."""
+    training.progress.sittings[-1]["seconds"] = round(time.monotonic() - training.began, 1)
+
+
+def state_of(training: Training) -> dict[str, Any]:
+    """Everything that the next step depends on besides the spec; no generator state, for nothing draws from one."""
+    scaler = getattr(training.fabric.strategy.precision, "scaler", None)
+    return {
+        "learner": training.bare.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "ema": None if training.ema is None else training.ema.module.state_dict(),
+        "scaler": None if scaler is None else scaler.state_dict(),
+        "progress": vars(training.progress),
+    }
+
+
+def restore(training: Training, state: dict[str, Any]) -> None:
+    """Continue from a checkpoint's state."""
+    training.bare.load_state_dict(state["learner"])
+    training.optimizer.load_state_dict(state["optimizer"])
+    if training.ema is not None:
+        training.ema.module.load_state_dict(state["ema"])
+    scaler = getattr(training.fabric.strategy.precision, "scaler", None)
+    if scaler is not None:
+        scaler.load_state_dict(state["scaler"])
+    vars(training.progress).update(state["progress"])

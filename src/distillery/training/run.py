@@ -1,0 +1,131 @@
+"""Make one run of a page: train it, or import its weights, and leave the results whole."""
+
+import time
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from distillery.atomic import write_json
+from distillery.config.schema import Preprocess, Recipe
+from distillery.errors import UserError
+from distillery.models import create_model
+from distillery.models.normalize import resolve_statistics
+from distillery.models.weights import import_weights, load_weights, save_weights
+from distillery.reporting.provenance import provenance
+from distillery.training.build import build_training
+from distillery.training.checkpoint import StopSignal
+from distillery.training.devices import start_devices
+from distillery.training.job import Job
+from distillery.training.loop import Training, chosen_weights, fit, note_sitting, restore
+from distillery.training.optim import learning_rate, total_epochs
+
+
+def make_run(job: Job) -> None:
+    """Train or import a run into its results folder.
+
+    Raises:
+        UserError: something it needs is missing or does not fit.
+        Stopped: a signal asked it to stop; what it had done is saved and the next call continues.
+    """
+    if job.spec.recipe is None:
+        _import_weights(job)
+    else:
+        _train(job, job.spec.recipe)
+
+
+def _import_weights(job: Job) -> None:
+    assert job.spec.weights is not None
+    network = create_model(job.spec.model, len(job.manifest.classes), **job.spec.model_args)
+    preprocess = import_weights(network, job.spec.weights, job.spec.model) or job.spec.preprocess
+    if job.spec.preprocess is not None:
+        preprocess = job.spec.preprocess
+    if preprocess is None:
+        raise UserError(
+            f"{job.where}.preprocess: missing; {job.spec.weights} does not say how its images were prepared; "
+            "write e.g. preprocess: {size: 32, normalize: imagenet}"
+        )
+    job.folder.mkdir(parents=True, exist_ok=True)
+    save_weights(network, job.folder / "weights.safetensors")
+    choice = {"selection": "imported", "epoch": None, "weights_kind": "raw"}
+    write_json(job.folder / "run.json", _facts(job, preprocess) | choice | {"provenance": provenance()})
+
+
+def _train(job: Job, recipe: Recipe) -> None:
+    began = time.monotonic()
+    stop = StopSignal()
+    stop.install()
+    fabric = start_devices(recipe, job.machine.threads)
+    training = build_training(job, recipe, fabric, stop, began)
+    state = training.checkpoints.load()
+    if state is not None:
+        restore(training, state)
+        progress = training.progress
+        fabric.print(f"{job.name}: continuing after epoch {progress.epoch}, step {progress.step}")
+    training.progress.sittings.append(_sitting(training, fabric))
+    fit(training)
+    note_sitting(training)
+    if fabric.is_global_zero:
+        _write_results(job, recipe, training)
+    fabric.barrier()
+
+
+def _sitting(training: Training, fabric: Fabric) -> dict[str, Any]:
+    """What one sitting of a run was made with; a run that was stopped has several."""
+    return {
+        "from_epoch": training.progress.epoch,
+        "from_step": training.progress.step,
+        "device": torch.cuda.get_device_name() if fabric.device.type == "cuda" else "cpu",
+        "processes": fabric.world_size,
+        "threads": torch.get_num_threads(),
+        "device_batch": training.recipe.batch // fabric.world_size // training.accumulation,
+        "accumulation": training.accumulation,
+        "provenance": provenance(),
+    }
+
+
+def _write_results(job: Job, recipe: Recipe, training: Training) -> None:
+    """Write the weights and, last of all, the record that says the run is complete."""
+    progress = training.progress
+    if recipe.selection == "best":
+        epoch = progress.best_epoch
+        kind, network = chosen_weights(training, progress.history[epoch - 1])
+        load_weights(network, training.checkpoints.best_path(epoch))
+    else:
+        epoch = len(progress.history)
+        kind, network = chosen_weights(training, progress.history[-1])
+    save_weights(network, job.folder / "weights.safetensors")
+    write_json(
+        job.folder / "run.json",
+        _facts(job, recipe.preprocess)
+        | {
+            "selection": recipe.selection,
+            "epoch": epoch,
+            "weights_kind": kind,
+            "effective": {
+                "batch": recipe.batch,
+                "epochs": total_epochs(recipe),
+                "steps_per_epoch": training.batches.steps,
+                "first_learning_rate": learning_rate(recipe, 0, 0, training.batches.steps),
+                "base_learning_rate": recipe.optimizer.lr,
+            },
+            "sittings": progress.sittings,
+        },
+    )
+    training.checkpoints.remove()
+
+
+def _facts(job: Job, preprocess: Preprocess) -> dict[str, Any]:
+    """What is true of a run however it was made."""
+    mean, std = resolve_statistics(preprocess, job.manifest.statistics)
+    return {
+        "run": job.run,
+        "seed": job.seed,
+        "digest": job.spec.digest,
+        "spec": job.spec.model_dump(mode="json", exclude_defaults=True),
+        "dataset": job.spec.dataset,
+        "manifest_digest": job.manifest.digest,
+        "classes": len(job.manifest.classes),
+        "preprocess": preprocess.model_dump(mode="json"),
+        "statistics": {"mean": list(mean), "std": list(std)},
+    }

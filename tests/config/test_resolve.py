@@ -1,0 +1,247 @@
+"""The page as a whole: names, merging, digests, and the one line that each mistake gets."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from distillery.config import load_page, load_pages
+from distillery.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(tmp_path):
+    shutil.copytree(ROOT / "config", tmp_path / "config")
+    return tmp_path / "config"
+
+
+def edit(path, old, new, count=1):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, count))
+    return path
+
+
+def digests(page):
+    return {(run, seed): page.spec(run, seed).digest for run, seed in page.members()}
+
+
+def test_every_page_of_the_repository_loads_and_has_distinct_digests():
+    for page in load_pages(ROOT / "config").values():
+        found = digests(page)
+        assert found
+        assert len(set(found.values())) == len(found)
+
+
+def test_digests_are_the_same_on_every_machine_and_in_every_release(config):
+    # Changing these numbers retrains every user's runs; do it knowingly.
+    (config / "frozen.yaml").write_text(
+        "frozen:\n"
+        "  dataset: digits\n"
+        "  runs:\n"
+        "    t: {model: cifar_resnet20, recipe: frozen}\n"
+        "    s: {model: cifar_resnet8, recipe: frozen, teacher: t, objective: {ce: {weight: 0.1}, kd: {temperature: 2}}}\n"
+    )
+    (config / "recipes" / "frozen.yaml").write_text(
+        "epochs: 3\nbatch: 8\noptimizer: {name: sgd, lr: 0.1}\nschedule: {name: constant}\npreprocess: {size: 8}\n"
+    )
+    page = load_page(config / "frozen.yaml")
+    assert page.spec("t").digest == "6b9492bc187c7ab8"
+    assert page.spec("s").digest == "a0173fa796a88fc4"
+
+
+def test_comments_order_and_spelt_out_defaults_change_no_digest(config):
+    before = digests(load_page(config / "digits.yaml"))
+    content = yaml.safe_load((config / "digits.yaml").read_text())
+    body = content["digits"]
+    body["runs"] = dict(reversed([(run, dict(reversed(line.items()))) for run, line in body["runs"].items()]))
+    body["runs"]["resnet8"]["objective"] = {"ce": {"weight": 1, "label_smoothing": 0}}
+    (config / "digits.yaml").write_text("# a comment\n" + yaml.safe_dump(content, sort_keys=False))
+    assert digests(load_page(config / "digits.yaml")) == before
+
+
+def test_renaming_runs_moves_no_digest(config):
+    before = digests(load_page(config / "digits.yaml"))
+    path = edit(config / "digits.yaml", "resnet8-kd", "taught", count=9)
+    after = digests(load_page(path))
+    assert {(run.replace("taught", "resnet8-kd"), seed): digest for (run, seed), digest in after.items()} == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "changed"),
+    [
+        ("temperature: 4", "temperature: 3", {"resnet8-kd"}),
+        ("weight: 0.9", "weight: 0.8", {"resnet8-kd"}),
+        (
+            "{model: cifar_resnet20, recipe: digits",
+            "{model: cifar_resnet20, recipe: digits, epochs: 2",
+            {"resnet20", "resnet8-kd"},
+        ),
+        (
+            "{model: cifar_resnet8, recipe: digits}",
+            "{model: cifar_resnet8, recipe: digits, optimizer: {lr: 0.2}}",
+            {"resnet8"},
+        ),
+        ("title: Distilling", "title: distilling", set()),
+        ("columns: [top1,", "columns: [top5, top1,", set()),
+    ],
+)
+def test_a_change_reaches_what_it_can_change_and_nothing_else(config, old, new, changed):
+    before = digests(load_page(config / "digits.yaml"))
+    after = digests(load_page(edit(config / "digits.yaml", old, new)))
+    assert {run for (run, seed) in before if before[run, seed] != after[run, seed]} == changed
+
+
+def test_a_change_of_the_recipe_reaches_every_run_that_uses_it(config):
+    before = digests(load_page(config / "digits.yaml"))
+    edit(config / "recipes/digits.yaml", "weight_decay: 5.0e-4", "weight_decay: 4.0e-4")
+    after = digests(load_page(config / "digits.yaml"))
+    assert all(before[member] != after[member] for member in before)
+
+
+def test_another_seed_is_another_run_but_leaves_its_siblings_alone(config):
+    before = digests(load_page(config / "digits.yaml"))
+    after = digests(load_page(edit(config / "digits.yaml", "seeds: [0, 1, 2]", "seeds: [0, 1, 2, 7]")))
+    assert set(after) - set(before) == {("resnet8", 7), ("resnet8-kd", 7)}
+    assert all(after[member] == before[member] for member in before)
+
+
+@given(lr=st.floats(1e-6, 10), epochs=st.integers(1, 500))
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_equal_values_have_equal_digests_however_they_are_written(config, lr, epochs):
+    shutil.copy(ROOT / "config/digits.yaml", config / "digits.yaml")
+    line = "{model: cifar_resnet8, recipe: digits}"
+    first = load_page(edit(config / "digits.yaml", line, f"{line[:-1]}, epochs: {epochs}, optimizer: {{lr: {lr!r}}}}}"))
+    shutil.copy(ROOT / "config/digits.yaml", config / "digits.yaml")
+    second = load_page(
+        edit(config / "digits.yaml", line, f"{line[:-1]}, optimizer: {{lr: '{lr!r}'}}, epochs: {epochs}}}")
+    )
+    assert first.spec("resnet8", 0).digest == second.spec("resnet8", 0).digest
+
+
+def test_a_teacher_is_the_first_seed_of_its_run(config):
+    page = load_page(config / "digits.yaml")
+    assert page.spec("resnet8-kd", 2).teacher == page.spec("resnet20", 0)
+
+
+def test_an_override_that_renames_a_block_replaces_it_whole(config):
+    line = "{model: cifar_resnet8, recipe: digits}"
+    path = edit(config / "digits.yaml", line, f"{line[:-1]}, optimizer: {{name: adamw, lr: 0.001}}}}")
+    optimizer = load_page(path).recipes["resnet8"].optimizer
+    assert optimizer.name == "adamw"
+    assert optimizer.weight_decay == 0.01
+
+
+RESNET20 = "{model: cifar_resnet20, recipe: digits, seeds: [0]}"
+MISTAKES = [
+    (
+        "temperature: 4",
+        "temprature: 4",
+        "resnet8-kd.objective.kd.temprature: unknown key 'temprature'; did you mean 'temperature'?",
+    ),
+    ("temperature: 4", "temperature: -4", "kd.temperature: -4 is not valid; input should be greater than 0"),
+    ("temperature: 4", "temperature: hot", "kd.temperature: 'hot' is not valid"),
+    ("kd: {", "kdd: {", "objective.kdd: unknown key 'kdd'; did you mean 'kd'?"),
+    ("teacher: resnet20", "teacher: resnet2O", "resnet8-kd.teacher: no run 'resnet2O'; did you mean 'resnet20'"),
+    ("teacher: resnet20, ", "", "resnet8-kd.teacher: missing; the objective's term 'kd' learns from a teacher"),
+    (
+        "objective: {ce: {weight: 0.1}, kd: {weight: 0.9, temperature: 4}}",
+        "objective: {ce: {}}",
+        "no term of the objective uses 'resnet20'",
+    ),
+    (
+        "objective: {ce: {weight: 0.1}, kd: {weight: 0.9, temperature: 4}}",
+        "objective: {}",
+        "an objective needs at least one term",
+    ),
+    (RESNET20, "{model: cifar_resnet20, recipe: digit}", "no file config/recipes/digit.yaml; did you mean 'digits'?"),
+    (
+        RESNET20,
+        "{model: cifar_resnet20, recipe: digits, epoch: 3}",
+        "resnet20.epoch: unknown key 'epoch'; did you mean 'epochs'?",
+    ),
+    (
+        RESNET20,
+        "{model: cifar_resnet20, recipe: digits, optimizer: {lrr: 3}}",
+        "optimizer.lrr: unknown key 'lrr'; did you mean 'lr'?",
+    ),
+    (
+        RESNET20,
+        "{model: cifar_resnet20, recipe: digits, optimizer: {name: sdg}}",
+        "optimizer.name: unknown name 'sdg'; did you mean 'sgd'?",
+    ),
+    (
+        RESNET20,
+        "{model: cifar_resnet20, recipe: digits, schedule: {name: step}}",
+        "a step schedule needs either `drops` or `every`",
+    ),
+    (
+        RESNET20,
+        "{model: cifar_resnet20, recipe: digits, augment: [{padding: 1}]}",
+        "augment.0: missing `name`; valid: color_jitter, ",
+    ),
+    (RESNET20, "{model: cifar_resnet20, recipe: digits, augment: 3}", "augment: 3 is not valid; expected a list"),
+    (
+        RESNET20,
+        "{model: cifar_resnet20, recipe: digits, preprocess: {normalize: imagenets}}",
+        "did you mean 'imagenet'?",
+    ),
+    (RESNET20, "{model: cifar_resnet20}", "needs either `recipe` (to train) or `weights` (to import); found neither"),
+    (RESNET20, "{model: cifar_resnet20, recipe: digits, weights: a.pth}", "found both"),
+    (
+        RESNET20,
+        "{model: cifar_resnet20, weights: a.pth, epochs: 3}",
+        "resnet20.epochs: imported weights are not trained",
+    ),
+    (
+        RESNET20,
+        "{model: cifar_resnet20, recipe: digits, teacher: resnet8-kd, objective: {kd: {}}}",
+        "teach each other in a circle",
+    ),
+    (RESNET20, "5", "digits.runs.resnet20: 5 is not valid; expected a mapping of keys"),
+    ("    resnet8-kd:", "    resnet8:", ":9:5: key 'resnet8' occurs twice"),
+    ("    resnet8-kd:", "    ../up:", "'../up' is not a plain name"),
+    ("rows: [resnet20, resnet8, resnet8-kd]", "rows: [resnet2]", "tables.methods.rows: no run 'resnet2'; did you mean"),
+    ("columns: [top1,", "columns: [topl,", "tables.methods.columns.0: 'topl' is not valid; did you mean 'top5' or 'top1'"),
+    ("dataset: digits", "dataset: digit", "digits.dataset: no data set 'digit'; did you mean 'digits'?"),
+    ("seeds: [0, 1, 2]", "seeds: [0, x]", "digits.seeds.1: 'x' is not valid; input should be a valid integer"),
+    ("seeds: [0, 1, 2]", "seeds: [0, 1, 1]", "seeds: a seed occurs twice"),
+    ("seeds: [0, 1, 2]", "seeds: []", "digits.seeds: [] is not valid"),
+    ("  dataset: digits\n", "", "digits.dataset: missing; this key is required"),
+    ("\ndigits:", "\nnumbers:", "top-level key 'numbers' must be the file's name, 'digits'"),
+    ("  tables:", "  x: [\n  tables:", "config/digits.yaml:"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), MISTAKES)
+def test_a_mistake_gets_one_line_that_names_file_key_and_remedy(config, monkeypatch, old, new, message):
+    edit(config / "digits.yaml", old, new)
+    monkeypatch.chdir(config.parent)
+    with pytest.raises(UserError) as caught:
+        load_page(Path("config/digits.yaml"))
+    line = str(caught.value)
+    assert message in line
+    assert line.startswith("config/digits.yaml")
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"3", b"a: 1\nb: 2\n", b"\xff\xfe", b"{[1]: 2}", b"1: {}", b"digits:\n"]
+)
+def test_what_is_no_experiment_is_refused_in_one_line(tmp_path, content):
+    path = tmp_path / "digits.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_page(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere\.yaml: cannot be read: No such file"):
+        load_page(tmp_path / "nowhere.yaml")

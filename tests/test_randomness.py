@@ -1,0 +1,65 @@
+"""Draws are functions of their address."""
+
+import random
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distillery.randomness import address_key, addressed_bits, addressed_permutation, seed_generators
+
+SEEDS = st.integers(0, 2**31)
+POSITIONS = st.lists(st.integers(0, 2**40), max_size=4)
+
+
+def test_an_address_means_the_same_on_every_machine_and_in_every_release():
+    assert address_key(0, "order", 0) == 7955589716765508323
+    assert addressed_bits(2, 0, "order", 0).tolist() == [6934880323521598754, 17431582774753158237]
+    assert addressed_permutation(6, 0, "order", 0).tolist() == [5, 0, 3, 4, 2, 1]
+
+
+@given(SEEDS, POSITIONS)
+def test_keys_fit_every_generator(seed, position):
+    assert 0 <= address_key(seed, "x", *position) < 2**63
+
+
+@given(SEEDS, st.integers(1, 300), st.integers(0, 9))
+def test_a_permutation_holds_each_number_once_and_is_repeatable(seed, count, epoch):
+    order = addressed_permutation(count, seed, "order", epoch)
+    assert sorted(order.tolist()) == list(range(count))
+    assert (order == addressed_permutation(count, seed, "order", epoch)).all()
+
+
+def test_seeds_streams_and_positions_give_independent_draws():
+    orders = [
+        addressed_permutation(50, *address).tolist() for address in [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1)]
+    ]
+    assert len({tuple(order) for order in orders}) == 4
+
+
+def test_neighbouring_positions_do_not_run_together():
+    assert address_key(1, "a", 12) != address_key(11, "a", 2)
+    assert address_key(0, "a", 1, 23) != address_key(0, "a", 12, 3)
+
+
+def test_permutations_are_uniform():
+    counts = np.zeros((4, 4))
+    for epoch in range(4000):
+        for place, item in enumerate(addressed_permutation(4, 0, "order", epoch)):
+            counts[place, item] += 1
+    assert abs(counts / 4000 - 0.25).max() < 0.03
+
+
+def test_library_generators_follow_the_address_whatever_came_before():
+    def draw():
+        return random.random(), float(np.random.rand()), torch.rand(1).item()
+
+    seed_generators(3, "augment", 1, 2)
+    first = draw()
+    torch.rand(10)
+    random.random()
+    seed_generators(3, "augment", 1, 2)
+    assert draw() == first
+    seed_generators(3, "augment", 1, 3)
+    assert draw() != first
