@@ -45,7 +45,8 @@ def test_digests_are_the_same_on_every_machine_and_in_every_release(config):
         "  dataset: digits\n"
         "  runs:\n"
         "    t: {model: cifar_resnet20, recipe: frozen}\n"
-        "    s: {model: cifar_resnet8, recipe: frozen, teacher: t, objective: {ce: {weight: 0.1}, kd: {temperature: 2}}}\n"
+        "    s: {model: cifar_resnet8, recipe: frozen, teacher: t,\n"
+        "        objective: {ce: {weight: 0.1}, kd: {temperature: 2}}}\n"
     )
     (config / "recipes" / "frozen.yaml").write_text(
         "epochs: 3\nbatch: 8\noptimizer: {name: sgd, lr: 0.1}\nschedule: {name: constant}\npreprocess: {size: 8}\n"
@@ -207,7 +208,11 @@ MISTAKES = [
     ("    resnet8-kd:", "    resnet8:", ":9:5: key 'resnet8' occurs twice"),
     ("    resnet8-kd:", "    ../up:", "'../up' is not a plain name"),
     ("rows: [resnet20, resnet8, resnet8-kd]", "rows: [resnet2]", "tables.methods.rows: no run 'resnet2'; did you mean"),
-    ("columns: [top1,", "columns: [topl,", "tables.methods.columns.0: 'topl' is not valid; did you mean 'top5' or 'top1'"),
+    (
+        "columns: [top1,",
+        "columns: [topl,",
+        "tables.methods.columns.0: 'topl' is not valid; did you mean 'top5' or 'top1'",
+    ),
     ("dataset: digits", "dataset: digit", "digits.dataset: no data set 'digit'; did you mean 'digits'?"),
     ("seeds: [0, 1, 2]", "seeds: [0, x]", "digits.seeds.1: 'x' is not valid; input should be a valid integer"),
     ("seeds: [0, 1, 2]", "seeds: [0, 1, 1]", "seeds: a seed occurs twice"),

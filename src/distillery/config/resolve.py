@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -33,6 +33,7 @@ class RunSpec(Block):
     recipe: Recipe | None = None
     objective: Objective | None = None
     teacher: "RunSpec | None" = None
+    teacher_norm: Literal["eval", "batch"] = "eval"
 
     @cached_property
     def digest(self) -> str:
@@ -105,11 +106,17 @@ class Page:
             recipe=recipe,
             objective=line.objective if recipe else None,
             teacher=self.spec(line.teacher) if line.teacher else None,
+            teacher_norm=(line.teacher_norm or _usual_norm(line.objective)) if line.teacher else "eval",
         )
 
     def _imported_preprocess(self, run: str) -> Preprocess | None:
         raw = read_mapping(self.path)[self.name]["runs"][run].get("preprocess")
         return None if raw is None else validate(Preprocess, raw, self.path, (self.name, "runs", run, "preprocess"))
+
+
+def _usual_norm(objective: Objective) -> Literal["eval", "batch"]:
+    """Overhaul's authors let the teacher normalise by batch statistics; everybody else freezes it."""
+    return "batch" if objective.overhaul is not None else "eval"
 
 
 def load_page(path: Path) -> Page:
@@ -218,6 +225,7 @@ def _check_runs(page: Page, overrides: dict[str, dict[str, Any]]) -> None:
                 f"{where}.{stray[0] if stray else 'teacher'}: imported weights are not trained; remove this key"
             )
         _check_teacher(page, run)
+        _check_sampling(page, run)
         if len(set(page.seeds(run))) != len(page.seeds(run)):
             raise UserError(f"{where}.seeds: a seed occurs twice")
     for table, block in page.experiment.tables.items():
@@ -239,10 +247,27 @@ def _check_teacher(page: Page, run: str) -> None:
         raise UserError(f"{where}.teacher: no run {line.teacher!r}; {nearest(line.teacher, runs)}")
     if not learns:
         raise UserError(
-            f"{where}.teacher: no term of the objective uses {line.teacher!r}; add `kd` or remove the teacher"
+            f"{where}.teacher: no term of the objective uses {line.teacher!r}; add kd, mgd or overhaul, or remove it"
         )
     lineage = [run]
     while (teacher := runs[lineage[-1]].teacher) is not None and teacher in runs:
         if teacher in lineage:
             raise UserError(f"{where}.teacher: {' -> '.join([*lineage, teacher])} teach each other in a circle")
         lineage.append(teacher)
+
+
+def _check_sampling(page: Page, run: str) -> None:
+    """BAKE's partners share their anchor's batch, and leave no room for another way of repeating images."""
+    bake, recipe = page.experiment.runs[run].objective.bake, page.recipes.get(run)
+    if bake is None or recipe is None or bake.partners == 0:
+        return
+    where = f"{page.path}: {page.name}.runs.{run}"
+    if recipe.batch % (bake.partners + 1):
+        group = bake.partners + 1
+        raise UserError(
+            f"{where}.batch: {recipe.batch} is no multiple of {group}, an image and its {group - 1} partners"
+        )
+    if recipe.repeats > 1:
+        raise UserError(
+            f"{where}.repeats: {recipe.repeats} cannot go with BAKE's partners; set repeats: 1 or partners: 0"
+        )

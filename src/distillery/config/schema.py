@@ -190,9 +190,32 @@ class ColorJitter(Block):
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
 
 
+class RandAugment(Block):
+    """timm's RandAugment, by its policy string."""
+
+    name: Literal["rand_augment"]
+    policy: Annotated[str, Field(pattern=r"^rand(-[a-z]+[0-9.]+)*$")] = "rand-m7-mstd0.5-inc1"
+
+
 Augmentation = Annotated[
-    RandomCrop | RandomResizedCrop | HorizontalFlip | Rotation | Grayscale | ColorJitter, Field(discriminator="name")
+    RandomCrop | RandomResizedCrop | HorizontalFlip | Rotation | Grayscale | ColorJitter | RandAugment,
+    Field(discriminator="name"),
 ]
+
+
+class Mix(Block):
+    """Mixup and cutmix, one of them a batch; targets become soft."""
+
+    mixup: NonNegativeFloat = Field(0.0, description="alpha of mixup; 0 is off")
+    cutmix: NonNegativeFloat = Field(0.0, description="alpha of cutmix; 0 is off")
+    p: Probability = Field(1.0, description="share of batches that are mixed")
+    switch: Probability = Field(0.5, description="share of cutmix when both are on")
+
+    @model_validator(mode="after")
+    def _mixes(self) -> Self:
+        if not self.mixup and not self.cutmix:
+            raise ValueError("give `mixup`, `cutmix` or both an alpha above 0")
+        return self
 
 
 class Statistics(Block):
@@ -222,6 +245,8 @@ class Recipe(Block):
     schedule: Schedule
     preprocess: Preprocess
     augment: tuple[Augmentation, ...] = ()
+    mix: Mix | None = None
+    repeats: PositiveInt = Field(1, description="repeated augmentation: times each image occurs in an epoch it is in")
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     channels_last: bool = False
     clip_norm: PositiveFloat | None = Field(None, description="largest gradient norm of one step")
@@ -236,9 +261,11 @@ class Recipe(Block):
 
 
 class TermOptions(Block):
-    """What every term of an objective has: its weight in the sum."""
+    """What every term of an objective has: its weight in the sum, and what it must be shown."""
 
     needs_teacher: ClassVar[bool] = False
+    needs_stages: ClassVar[bool] = False  # feature maps at the ends of the networks' stages
+    needs_vector: ClassVar[bool] = False  # what enters the student's last linear layer
 
     weight: NonNegativeFloat = 1.0
 
@@ -257,11 +284,51 @@ class KDOptions(TermOptions):
     temperature: PositiveFloat = 4.0
 
 
+class StageOptions(TermOptions):
+    """What MGD and Overhaul share: a distance at the end of every stage, before the activation."""
+
+    needs_teacher: ClassVar[bool] = True
+    needs_stages: ClassVar[bool] = True
+
+    ignore: tuple[NonNegativeInt, ...] = Field((), description="stages without a loss, counted from 0")
+    normalize: Literal["reference", "mean"] = Field(
+        "reference", description="reference: sum / batch / loss_factor; mean: mean over channels and pixels"
+    )
+    loss_factor: PositiveFloat = Field(1e4, description="divides the reference's sum; made for 224 x 224 images")
+
+
+class MGDOptions(StageOptions):
+    """Matching Guided Distillation: student channels learn from the teacher channels matched to them."""
+
+    reducer: Literal["amp", "rd", "sm", "sp"] = Field("amp", description="how matched teacher channels become one")
+    update_every: PositiveInt = Field(2, description="epochs between two matchings")
+    update_images: PositiveInt = Field(20_480, description="training images that a matching looks at")
+    compat: Literal["fixed", "reference"] = "fixed"
+
+
+class BAKEOptions(TermOptions):
+    """Batch Knowledge Ensembling: images of a batch teach each other."""
+
+    needs_vector: ClassVar[bool] = True
+
+    omega: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="how much of a target comes from the others")
+    temperature: PositiveFloat = 4.0
+    partners: NonNegativeInt = Field(1, description="images of the same class that join each image in its batch")
+    ensemble: Literal["global", "local"] = Field("global", description="over the images of all devices, or each alone")
+
+
+class OverhaulOptions(StageOptions):
+    """Overhaul: the student's features, widened by a connector, match the teacher's where these are active."""
+
+
 class Objective(Block):
     """The loss of a run: a weighted sum of named terms. One field a term; its options are its keys."""
 
     ce: CrossEntropyOptions | None = None
     kd: KDOptions | None = None
+    mgd: MGDOptions | None = None
+    bake: BAKEOptions | None = None
+    overhaul: OverhaulOptions | None = None
 
     @model_validator(mode="after")
     def _has_terms(self) -> Self:
@@ -285,6 +352,10 @@ class Run(Block):
     recipe: Name | None = Field(None, description="recipes/<recipe>.yaml to train by")
     weights: str | None = Field(None, description="import instead of training: a file, torchvision:TAG or timm:TAG")
     teacher: Name | None = Field(None, description="another run of this experiment; its first seed teaches")
+    teacher_norm: Literal["eval", "batch"] | None = Field(
+        None,
+        description="the teacher's batch norms: running or batch statistics; default batch for overhaul, else eval",
+    )
     objective: Objective = Objective(ce=CrossEntropyOptions())
     seeds: Seeds | None = Field(None, description="instead of the experiment's seeds")
 

@@ -1,0 +1,86 @@
+"""In which order an epoch shows the images: plain shuffling, BAKE's anchors with partners, repeated augmentation.
+
+An order maps an epoch to sample ids; ids may repeat, and the loader gives each repetition its own
+augmentation. It describes the whole epoch for all devices together, so the number of devices cannot change it.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from distillery.errors import UserError
+from distillery.randomness import addressed_bits, addressed_permutation
+
+Ids = npt.NDArray[np.int64]
+Order = Callable[[int], Ids]
+
+
+def shuffled_order(images: int, seed: int) -> Order:
+    """Every image once an epoch, shuffled."""
+    return lambda epoch: addressed_permutation(images, seed, "order", epoch)
+
+
+def repeated_order(images: int, seed: int, repeats: int, multiple: int = 256) -> Order:
+    """Repeated augmentation: each image ``repeats`` times in a row, the epoch cut to about ``images`` samples.
+
+    As in timm's RASampler, an epoch is as long as a plain one, rounded down to a multiple of ``multiple``, and so sees
+    about one in ``repeats`` of the images. Small data sets, shorter than ``multiple``, are not rounded.
+    """
+    length = images // multiple * multiple or images
+    return lambda epoch: np.repeat(addressed_permutation(images, seed, "order", epoch), repeats)[:length]
+
+
+def flow_sample(images: int, seed: int, epoch: int, limit: int) -> Ids:
+    """The images that MGD's channel statistics are taken from before an epoch: at most ``limit``, shuffled."""
+    return addressed_permutation(images, seed, "flow", epoch)[:limit]
+
+
+def partner_order(labels: Ids, seed: int, partners: int) -> Order:
+    """BAKE's order: every image once as an anchor, each anchor followed by ``partners`` other images of its class.
+
+    Partners are drawn uniformly without replacement where the class is large enough, with replacement where it is not;
+    an image alone in its class is its own partner, under another augmentation. Anchor and partners stand together, so a
+    batch that is a multiple of ``partners + 1`` never parts them, on any number of devices. (The reference small-scale
+    sampler lists a batch's anchors first; within a batch the order changes nothing.)
+    """
+    if partners < 1:
+        raise UserError(f"partners: {partners} is not valid; give 1 or more")
+    by_class = np.argsort(labels, kind="stable")
+    sizes = np.bincount(labels)
+    starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    place = np.empty_like(by_class)
+    place[by_class] = np.arange(len(labels)) - starts[labels[by_class]]
+
+    def order(epoch: int) -> Ids:
+        anchors = addressed_permutation(len(labels), seed, "order", epoch)
+        bits = addressed_bits(len(labels) * partners, seed, "partners", epoch).reshape(len(labels), partners)
+        others = sizes[labels[anchors]] - 1
+        picks = _distinct_picks(bits, others)
+        # Places at or after the anchor's own move up by one, which skips the anchor.
+        skipped = picks + (picks >= place[anchors][:, None])
+        skipped[others == 0] = 0
+        chosen = by_class[starts[labels[anchors]][:, None] + skipped]
+        return np.concatenate([anchors[:, None], chosen], axis=1).reshape(-1)
+
+    return order
+
+
+def _distinct_picks(bits: npt.NDArray[np.uint64], counts: Ids) -> Ids:
+    """Per row, uniform picks from ``range(counts[row])``, all distinct where there are enough; shape as ``bits``."""
+    rows, wanted = bits.shape
+    enough = counts >= wanted
+    picks = np.empty((rows, wanted), dtype=np.int64)
+    for column in range(wanted):
+        left = np.where(enough, counts - column, np.maximum(counts, 1)).astype(np.uint64)
+        pick = _scaled(bits[:, column], left)
+        # The pick counts only numbers not taken yet: step over the taken ones in ascending order.
+        for taken in np.sort(picks[:, :column], axis=1).T:
+            pick += enough & (pick >= taken)
+        picks[:, column] = pick
+    return picks
+
+
+def _scaled(words: npt.NDArray[np.uint64], below: npt.NDArray[np.uint64]) -> Ids:
+    """Map random words to integers in [0, below) by the high half of a 32 x 32 bit product."""
+    return (((words >> np.uint64(32)) * below) >> np.uint64(32)).astype(np.int64)

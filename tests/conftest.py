@@ -1,0 +1,99 @@
+"""A page small enough to train in a second, on real files, for whoever needs a trained run."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+PAGE = """
+tiny:
+  dataset: tiny
+  seeds: [0, 1]
+  runs:
+    big:    {model: cifar_resnet14, recipe: tiny, seeds: [0]}
+    small:  {model: cifar_resnet8, recipe: tiny}
+    taught: {model: cifar_resnet8, recipe: tiny, teacher: big,
+             objective: {ce: {weight: 0.5}, kd: {weight: 0.5, temperature: 2}}}
+  tables:
+    methods: {title: Tiny methods, rows: [big, small, taught], columns: [top1, nll, ece, agreement, params, macs, size]}
+"""
+RECIPE = """
+epochs: 2
+batch: 8
+optimizer: {name: sgd, lr: 0.05, momentum: 0.9, nesterov: true, weight_decay: 5.0e-4}
+schedule: {name: cosine, warmup: {name: ratio, epochs: 1}}
+preprocess: {size: 8}
+augment:
+  - {name: random_crop, padding: 1}
+  - {name: horizontal_flip}
+"""
+
+
+def write_images(folder: Path, train: int = 12, val: int = 4) -> None:
+    """Write a class-folder tree of 8 x 8 PNGs of three separable classes."""
+    from PIL import Image
+
+    generator = np.random.Generator(np.random.Philox(key=0))
+    for split, count in (("train", train), ("val", val)):
+        for number, name in enumerate(("ape", "bee", "cow")):
+            target = folder / split / name
+            target.mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 128, (8, 8, 3)) + 60 * np.eye(3, dtype=int)[number]
+                Image.fromarray(pixels.astype(np.uint8)).save(target / f"{index:03d}.png")
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A folder with config/, data/ and results/, as a user has it."""
+
+    folder: Path
+
+    @property
+    def page(self) -> Path:
+        return self.folder / "config" / "tiny.yaml"
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "results"
+
+    def edit(self, old: str, new: str) -> None:
+        """Change the page."""
+        text = self.page.read_text()
+        assert old in text
+        self.page.write_text(text.replace(old, new))
+
+    def edit_recipe(self, text: str) -> None:
+        """Append keys to the recipe, or replace those it has."""
+        path = self.folder / "config" / "recipes" / "tiny.yaml"
+        keys = {line.partition(":")[0] for line in text.splitlines()}
+        kept = [line for line in path.read_text().splitlines() if line.partition(":")[0] not in keys]
+        path.write_text("\n".join([*kept, text, ""]))
+
+
+@pytest.fixture(scope="session")
+def prepared_tiny(tmp_path_factory):
+    """The tiny workplace with its data set prepared; copied by `workplace` for each test."""
+    from distillery.config.resolve import load_dataset
+    from distillery.data.prepare import prepare_dataset
+
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "config" / "recipes").mkdir(parents=True)
+    (folder / "config" / "tiny.yaml").write_text(PAGE)
+    (folder / "config" / "recipes" / "tiny.yaml").write_text(RECIPE)
+    write_images(folder / "data" / "tiny")
+    (folder / "config" / "datasets.yaml").write_text(f"tiny: {{path: {folder / 'data' / 'tiny'}}}\n")
+    dataset = load_dataset(folder / "config" / "datasets.yaml", "tiny")
+    prepare_dataset("tiny", dataset, folder / "results" / "datasets" / "tiny", workers=1)
+    return folder
+
+
+@pytest.fixture
+def workplace(prepared_tiny, tmp_path):
+    """A private copy of the tiny workplace."""
+    shutil.copytree(prepared_tiny, tmp_path / "work")
+    return Workplace(tmp_path / "work")

@@ -1,0 +1,78 @@
+"""Optimizers and the composed learning rates, against the schedules of the reference systems."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from distillery.config.schema import Recipe
+from distillery.training.optim import build_optimizer, learning_rate, total_epochs
+
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "schedules.npz", allow_pickle=False)
+
+
+def recipe(epochs, lr, schedule, **more):
+    optimizer = {"name": "sgd", "lr": lr}
+    return Recipe(epochs=epochs, batch=8, optimizer=optimizer, schedule=schedule, preprocess={"size": 8}, **more)
+
+
+MGD_WARMUP = {"name": "ratio", "epochs": 10, "extends": True}
+REFERENCES = {
+    "mgd_plain": recipe(100, 0.1, {"name": "step", "drops": [31, 61, 81]}),
+    "mgd_warmup": recipe(120, 0.1, {"name": "step", "drops": [31, 61, 81], "warmup": MGD_WARMUP}),
+    "bake_imagenet": recipe(100, 0.4, {"name": "cosine", "warmup": {"name": "ratio", "epochs": 5}}),
+    "bake_imagenet_b": recipe(100, 0.1, {"name": "cosine", "warmup": {"name": "ratio", "epochs": 5}}),
+    "bake_small": recipe(200, 0.1, {"name": "step", "drops": [101, 151]}),
+    "usi": recipe(
+        300,
+        2e-3,
+        {"name": "cosine", "min_lr": 1e-6, "cooldown": 10, "warmup": {"name": "absolute", "epochs": 5, "lr": 1e-4}},
+    ),
+    "ls_teacher_imagenet": recipe(90, 0.1, {"name": "step", "every": 30}),
+    "ls_student_imagenet": recipe(200, 0.1, {"name": "step", "every": 80, "warmup": {"name": "stepwise", "epochs": 5}}),
+    "ls_student_cub": recipe(200, 0.01, {"name": "step", "every": 80}),
+    "ls_teacher_cub": recipe(90, 0.01, {"name": "step", "every": 30}),
+}
+
+
+def test_every_reference_schedule_has_its_recipe():
+    assert set(REFERENCES) == set(GOLDEN.files) - {"meta"}, json.loads(str(GOLDEN["meta"]))
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_recipes_give_the_learning_rates_of_the_reference_systems(name):
+    expected = GOLDEN[name] if GOLDEN[name].ndim == 2 else GOLDEN[name][:, None]
+    epochs, steps = expected.shape
+    assert total_epochs(REFERENCES[name]) == epochs
+    found = [[learning_rate(REFERENCES[name], epoch, step, steps) for step in range(steps)] for epoch in range(epochs)]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_sgd_decays_every_weight():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    optimizer = build_optimizer(REFERENCES["mgd_plain"].optimizer, network)
+    assert len(optimizer.param_groups) == 1
+    assert len(optimizer.param_groups[0]["params"]) == 4
+
+
+def test_adamw_spares_vectors_and_the_models_exemptions():
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2, bias=False))
+    config = Recipe.model_validate(
+        REFERENCES["usi"].model_dump() | {"optimizer": {"name": "adamw", "lr": 0.002, "weight_decay": 0.02}}
+    ).optimizer
+    optimizer = build_optimizer(config, network, exempt={"2.weight"})
+    decayed, spared = optimizer.param_groups
+    assert [parameter.shape for parameter in decayed["params"]] == [torch.Size([4, 3, 1, 1])]
+    assert decayed["weight_decay"] == 0.02
+    assert len(spared["params"]) == 4
+    assert spared["weight_decay"] == 0
+
+
+def test_frozen_weights_are_left_out():
+    network = nn.Linear(2, 2)
+    network.bias.requires_grad_(False)
+    optimizer = build_optimizer(REFERENCES["mgd_plain"].optimizer, network)
+    assert len(optimizer.param_groups[0]["params"]) == 1

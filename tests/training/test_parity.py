@@ -1,0 +1,78 @@
+"""The engine against a plain torch loop, and two processes against one."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from distillery.config import load_page
+from distillery.data.arrow import ArrowImages
+from distillery.data.decode import decode_rgb
+from distillery.data.manifest import load_manifest
+from distillery.models import create_model
+from distillery.randomness import addressed_permutation, seed_generators
+from distillery.training.job import Job, Machine
+from distillery.training.run import make_run
+
+
+def test_the_engine_equals_a_plain_loop(workplace):
+    """SGD with momentum on unaugmented images, written out: the weights agree to the last bit."""
+    workplace.edit_recipe(
+        "epochs: 2\naugment: []\noptimizer: {name: sgd, lr: 0.05, momentum: 0.9, weight_decay: 0.001}\n"
+        "schedule: {name: step, drops: [1]}"
+    )
+    # The recipe's list of operations loses its items with its key.
+    recipe = workplace.folder / "config/recipes/tiny.yaml"
+    recipe.write_text("\n".join(line for line in recipe.read_text().splitlines() if not line.startswith("  - ")))
+    torch.set_num_threads(1)
+    make_run(Job(load_page(workplace.page), "small", 0, workplace.results, Machine(workers=0, threads=1)))
+
+    folder = workplace.results / "datasets" / "tiny"
+    manifest = load_manifest(folder)
+    images = ArrowImages(folder, manifest, "train")
+    pixels = torch.stack([decode_rgb(images.encoded(index)) for index in range(len(images))])
+    labels = torch.as_tensor(images.labels)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (manifest.statistics.mean, manifest.statistics.std))
+    seed_generators(0, "init")
+    network = create_model("cifar_resnet8", 3)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=0.001)
+    for epoch in range(2):
+        optimizer.param_groups[0]["lr"] = 0.05 * 0.1**epoch
+        order = addressed_permutation(len(images), 0, "order", epoch)
+        for step in range(len(images) // 8):
+            index = order[8 * step : 8 * step + 8]
+            logits = network((pixels[index].float() / 255 - mean) / std)
+            optimizer.zero_grad()
+            F.cross_entropy(logits, labels[index]).backward()
+            optimizer.step()
+    trained = load_file(workplace.results / "tiny/small/seed0/weights.safetensors")
+    for name, value in network.state_dict().items():
+        assert torch.allclose(trained[name].to(value.dtype), value, rtol=1e-5, atol=1e-7), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["small", "taught"])
+def test_two_processes_give_the_result_of_one(workplace, run):
+    workplace.edit_recipe("sync_batchnorm: true\ndrop_last: false")
+    page = load_page(workplace.page)
+    if run == "taught":
+        make_run(Job(page, "big", 0, workplace.results, Machine(workers=0, threads=1)))
+    make_run(Job(page, run, 0, workplace.results, Machine(workers=0, threads=1)))
+    folder = workplace.results / "tiny" / run / "seed0"
+    alone, history = load_file(folder / "weights.safetensors"), (folder / "history.csv").read_text()
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "distillery"]
+    arguments = ["train", str(workplace.page), run, "--results", str(workplace.results), "--workers=0", "--threads=1"]
+    done = subprocess.run(
+        command + arguments, check=False, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    together = load_file(folder / "weights.safetensors")
+    assert '"processes": 2' in (folder / "run.json").read_text()
+    for name, value in alone.items():
+        assert torch.allclose(together[name].double(), value.double(), rtol=2e-3, atol=2e-4), name
+    for before, after in zip(history.split(), (folder / "history.csv").read_text().split(), strict=True):
+        assert before.split(",")[0] == after.split(",")[0]

@@ -1,0 +1,197 @@
+"""Whole runs, in process, on real files."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distillery.config import load_page
+from distillery.errors import UserError
+from distillery.training.checkpoint import Stopped
+from distillery.training.job import Job, Machine
+from distillery.training.logbook import Logbook
+from distillery.training.run import make_run
+
+
+def job(workplace, run="small", seed=0, results="results", **machine):
+    machine = {"workers": 0, "threads": 1} | machine
+    return Job(load_page(workplace.page), run, seed, workplace.folder / results, Machine(**machine))
+
+
+def make(workplace, run="small", seed=0, results="results", **machine):
+    """Make a run, by default in the place's own results folder; a further one shares the prepared data."""
+    made = job(workplace, run, seed, results, **machine)
+    if results != "results":
+        made.results.mkdir()
+        (made.results / "datasets").symlink_to(workplace.results / "datasets")
+    make_run(made)
+    return made.folder
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("weights.safetensors", "history.csv")}
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Let a run receive a signal after so many of its steps."""
+
+    def arrange(steps):
+        import signal
+
+        taken = 0
+        original = Logbook.step
+
+        def step(self, *arguments):
+            nonlocal taken
+            taken += 1
+            if taken == steps:
+                signal.raise_signal(signal.SIGTERM)
+            return original(self, *arguments)
+
+        monkeypatch.setattr(Logbook, "step", step)
+
+    return arrange
+
+
+def test_a_run_leaves_whole_results(workplace):
+    folder = make(workplace)
+    record = json.loads((folder / "run.json").read_text())
+    rows = list(csv.DictReader((folder / "history.csv").open()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert set(rows[0]) >= {"lr", "train_loss", "train_ce", "train_top1", "val_loss", "val_top1", "val_top5"}
+    assert record["epoch"] == 2
+    assert record["selection"] == "last"
+    assert record["effective"]["batch"] == 8
+    assert record["effective"]["steps_per_epoch"] == 36 // 8
+    assert record["sittings"][0]["provenance"]["packages"]["torch"] == torch.__version__
+    assert list((folder / "tensorboard").glob("events.*"))
+    assert not list((workplace.results / "work").iterdir())
+
+
+def test_any_number_of_loader_workers_gives_the_same_bytes(workplace):
+    alone = written(make(workplace))
+    assert written(make(workplace, results="one", workers=1)) == alone
+    assert written(make(workplace, results="three", workers=3)) == alone
+
+
+def test_seeds_differ_and_repeat(workplace):
+    first = written(make(workplace))
+    assert written(make(workplace, results="again")) == first
+    assert written(make(workplace, seed=1))["weights.safetensors"] != first["weights.safetensors"]
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 5, 7, 8])
+@pytest.mark.parametrize("extra", ["", "ema: {decay: 0.9}", "selection: best", "drop_last: false"])
+def test_stopped_at_any_step_and_continued_ends_with_the_same_bytes(workplace, stop_after, monkeypatch, steps, extra):
+    workplace.edit_recipe(extra)
+    straight = written(make(workplace, results="straight"))
+    stop_after(steps)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        make(workplace)
+    folder = job(workplace).folder
+    assert not (folder / "weights.safetensors").exists()
+    assert not (folder / "run.json").exists()
+    monkeypatch.undo()
+    assert written(make(workplace)) == straight
+    sittings = json.loads((folder / "run.json").read_text())["sittings"]
+    assert len(sittings) == 2
+    assert sittings[1]["from_epoch"] * (4 + (extra == "drop_last: false")) + sittings[1]["from_step"] == steps
+
+
+def test_a_frequent_checkpoint_changes_nothing(workplace):
+    assert written(make(workplace, checkpoint_seconds=0.0)) == written(make(workplace, results="plain"))
+
+
+def test_a_damaged_checkpoint_is_said_and_left(workplace, stop_after, monkeypatch, capsys):
+    straight = written(make(workplace, results="straight"))
+    stop_after(5)
+    with pytest.raises(Stopped):
+        make(workplace)
+    monkeypatch.undo()
+    (checkpoint,) = (workplace.results / "work").glob("*/checkpoint.pt")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    assert written(make(workplace)) == straight
+    assert "cannot be read" in capsys.readouterr().out
+
+
+def test_another_recipe_never_continues_from_an_old_checkpoint(workplace, stop_after, monkeypatch):
+    stop_after(5)
+    with pytest.raises(Stopped):
+        make(workplace)
+    monkeypatch.undo()
+    workplace.edit_recipe("clip_norm: 0.5")
+    folder = make(workplace)
+    assert len(json.loads((folder / "run.json").read_text())["sittings"]) == 1
+
+
+def test_a_student_learns_from_its_frozen_teacher(workplace):
+    teacher = make(workplace, "big")
+    before = written(teacher)
+    folder = make(workplace, "taught")
+    assert written(teacher) == before
+    assert set(load_file(folder / "weights.safetensors")) == set(load_file(make(workplace) / "weights.safetensors"))
+    rows = list(csv.DictReader((folder / "history.csv").open()))
+    for row in rows:
+        mixed = 0.5 * float(row["train_ce"]) + 0.5 * float(row["train_kd"])
+        assert float(row["train_loss"]) == pytest.approx(mixed, rel=1e-6)
+
+
+def test_a_teacher_that_is_not_what_was_measured_stops_the_run(workplace):
+    teacher = make(workplace, "big")
+    (teacher / "metrics.json").write_text(json.dumps({"top1": 101.0}))
+    with pytest.raises(UserError, match=r"this teacher scores .* but 101\.00 % stands in"):
+        make(workplace, "taught")
+
+
+def test_a_missing_teacher_is_named_with_the_command_that_makes_it(workplace):
+    with pytest.raises(UserError, match=r"big/seed0/run\.json: missing; .*distillery train .*tiny\.yaml big"):
+        make(workplace, "taught")
+
+
+def test_divergence_is_said_in_one_line(workplace):
+    workplace.edit_recipe("optimizer: {name: sgd, lr: 1.0e+30}")
+    with pytest.raises(UserError, match=r"small/seed0: the loss is .* in epoch 1; lower optimizer\.lr"):
+        make(workplace)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "precision: bf16-mixed",
+        "channels_last: true",
+        "optimizer: {name: adamw, lr: 0.001}",
+        "schedule: {name: step, every: 1, warmup: {name: stepwise, epochs: 1}}",
+        "schedule: {name: cosine, cooldown: 1, warmup: {name: absolute, epochs: 1, lr: 0.001}}",
+    ],
+)
+def test_every_kind_of_recipe_trains(workplace, extra):
+    workplace.edit_recipe(extra)
+    rows = list(csv.DictReader((make(workplace) / "history.csv").open()))
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"]) * 1.5
+    assert len(rows) == (3 if "cooldown" in extra else 2)
+
+
+def test_the_best_epoch_is_kept(workplace):
+    workplace.edit_recipe("selection: best\nepochs: 6\noptimizer: {name: sgd, lr: 0.3}")
+    folder = make(workplace)
+    rows = list(csv.DictReader((folder / "history.csv").open()))
+    best = max(rows, key=lambda row: float(row["val_top1"]))
+    assert json.loads((folder / "run.json").read_text())["epoch"] == int(best["epoch"])
+
+
+def test_a_batch_larger_than_the_data_is_refused(workplace):
+    workplace.edit_recipe("batch: 64")
+    with pytest.raises(UserError, match=r"tiny\.runs\.small\.batch: 64 is more than the 36 training images"):
+        make(workplace)
+
+
+def test_the_bar_is_one_line_an_epoch_where_there_is_no_terminal(workplace, capsys):
+    make(workplace)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "epoch" in line]
+    assert len(lines) == 2
+    for word in ("small/seed0", "epoch 2/2", "loss", "top-1", "val", "img/s", "data wait", "ETA"):
+        assert word in lines[1]
