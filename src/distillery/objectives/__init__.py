@@ -6,16 +6,22 @@ import torch
 from torch import Tensor, nn
 
 from distillery.config.schema import Objective
+from distillery.objectives.bake import BAKE
 from distillery.objectives.cross_entropy import CrossEntropy
 from distillery.objectives.kd import KD
-from distillery.objectives.term import Lesson, Outputs, Term
+from distillery.objectives.mgd import MGD
+from distillery.objectives.overhaul import Overhaul
+from distillery.objectives.term import Lesson, Outputs, Setting, StagePair, Survey, Term
 
-__all__ = ["TERMS", "Lesson", "Outputs", "Term", "WeightedTerms", "build_objective"]
+__all__ = ["TERMS", "Lesson", "Outputs", "Setting", "StagePair", "Survey", "Term", "WeightedTerms", "build_objective"]
 
 # The keys are the fields of config.schema.Objective; each term takes its options as keyword arguments.
 TERMS: dict[str, Callable[..., Term]] = {
     "ce": CrossEntropy,
     "kd": KD,
+    "mgd": MGD,
+    "bake": BAKE,
+    "overhaul": Overhaul,
 }
 
 
@@ -29,22 +35,25 @@ class WeightedTerms(nn.Module):
 
     def forward(self, lesson: Lesson) -> dict[str, Tensor]:
         """Return every term's unweighted value by name, and their weighted sum as ``loss``."""
-        values = {name: term(lesson) for name, term in self.terms.items()}
+        with torch.autocast(lesson.student.logits_BC.device.type, enabled=False):
+            lesson = lesson.widened()
+            values = {name: term(lesson) for name, term in self.terms.items()}
         total = torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
         return {"loss": total, **values}
 
-    def begin_epoch(self, epoch: int) -> None:
+    def begin_epoch(self, epoch: int, survey: Survey) -> None:
         """Let every term act before an epoch's first step."""
         for term in self.terms.values():
             assert isinstance(term, Term)
-            term.begin_epoch(epoch)
+            term.begin_epoch(epoch, survey)
 
 
-def build_objective(config: Objective) -> WeightedTerms:
-    """Build the terms that a run's configuration names."""
+def build_objective(config: Objective, setting: Setting | None = None) -> WeightedTerms:
+    """Build the terms that a run's configuration names, settled with the run's networks."""
     terms, weights = {}, {}
     for name, options in config.terms().items():
         keywords = options.model_dump()
         weights[name] = keywords.pop("weight")
         terms[name] = TERMS[name](**keywords)
+        terms[name].settle(setting or Setting())
     return WeightedTerms(terms, weights)
