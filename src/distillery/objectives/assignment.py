@@ -1,0 +1,113 @@
+"""Exact assignment of teacher channels to student channels, as a minimum-cost flow.
+
+S student channels, T teacher channels, G teacher channels for each student channel.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
+
+Integers = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+FIRST_CANDIDATES = 64
+MOST_SWEEPS = 400
+
+
+def assign(cost_ST: Integers, group: int) -> Integers:
+    """Give each row ``group`` distinct columns at the least total cost, serving the columns as evenly as possible.
+
+    Of ``load = S * group`` picks in all, every column gets ``floor(load / T)`` or ``ceil(load / T)``. So no column is
+    picked twice while there are enough of them, and none is left out when there are not.
+
+    A dense problem has S x T arcs of which nearly all are hopeless. The problem is therefore solved on the cheapest
+    arcs of each row and column alone, the solution is then proven optimal over all arcs, and where the proof fails the
+    candidates are widened, in the end to every arc. The result is always a true optimum.
+
+    Args:
+        cost_ST: integer costs, (S, T).
+        group: G, at least 1 and at most T.
+
+    Returns:
+        The columns of each row in ascending order, (S, G).
+    """
+    candidates = FIRST_CANDIDATES
+    while candidates < cost_ST.shape[1]:
+        columns_SG = _solve(cost_ST, group, _cheapest(cost_ST, candidates))
+        if columns_SG is not None and _is_optimal(cost_ST, columns_SG):
+            return columns_SG
+        candidates *= 4
+    columns_SG = _solve(cost_ST, group, np.ones(cost_ST.shape, dtype=bool))
+    assert columns_SG is not None, "a dense assignment always has a solution"
+    return columns_SG
+
+
+def _cheapest(cost_ST: Integers, candidates: int) -> Mask:
+    """The arcs among the ``candidates`` cheapest of their row or half as many of their column, (S, T).
+
+    Costs are compared after taking off column and row means: what counts is how well a pair suits beyond how well
+    each of the two suits everyone.
+    """
+    relative = (cost_ST - cost_ST.mean(axis=0)).astype(np.float32)
+    relative -= relative.mean(axis=1, keepdims=True)
+    of_row = min(candidates, relative.shape[1] - 1)
+    of_column = min(candidates // 2, relative.shape[0] - 1)
+    row_limit = np.partition(relative, of_row, axis=1)[:, of_row]
+    column_limit = np.partition(np.ascontiguousarray(relative.T), of_column, axis=1)[:, of_column]
+    mask_ST: Mask = (relative <= row_limit[:, None]) | (relative <= column_limit)
+    return mask_ST
+
+
+def _solve(cost_ST: Integers, group: int, arcs_ST: Mask) -> Integers | None:
+    """Solve on some arcs only; None where these admit no assignment.
+
+    Nodes: rows supply ``group`` each, columns demand the even share each, one sink takes the rest through arcs of
+    capacity 1.
+    """
+    rows, columns = cost_ST.shape
+    share, rest = divmod(rows * group, columns)
+    tails, heads = np.nonzero(arcs_ST)
+    flow = SimpleMinCostFlow()
+    arcs = flow.add_arcs_with_capacity_and_unit_cost(
+        tails.astype(np.int32), (rows + heads).astype(np.int32), np.ones(len(tails), np.int64), cost_ST[arcs_ST]
+    )
+    column_nodes = np.arange(rows, rows + columns, dtype=np.int32)
+    sink = rows + columns
+    if rest:
+        flow.add_arcs_with_capacity_and_unit_cost(
+            column_nodes, np.full(columns, sink, np.int32), np.ones(columns, np.int64), np.zeros(columns, np.int64)
+        )
+    supplies = np.concatenate([np.full(rows, group), np.full(columns, -share), [-rest]]).astype(np.int64)
+    flow.set_nodes_supplies(np.arange(sink + 1, dtype=np.int32), supplies)
+    status = flow.solve()
+    if status == flow.INFEASIBLE:
+        return None
+    assert status == flow.OPTIMAL, f"the solver ended with {status}"
+    columns_SG: Integers = heads[flow.flows(arcs) > 0].reshape(rows, group)
+    return columns_SG
+
+
+def _is_optimal(cost_ST: Integers, columns_SG: Integers) -> bool:
+    """Prove that no exchange among all arcs is cheaper: shortest distances exist in the residual graph.
+
+    Label-correcting after Bellman and Ford, a sweep at a time over the rows whose distance has changed. False also
+    where the sweeps run out, which a negative cycle makes certain.
+    """
+    share = columns_SG.size // cost_ST.shape[1]
+    spare = np.bincount(columns_SG.ravel(), minlength=cost_ST.shape[1]) == share
+    taken_SG = np.take_along_axis(cost_ST, columns_SG, axis=1)
+    row_distance = -taken_SG.max(axis=1)
+    column_distance = np.full(cost_ST.shape[1], np.iinfo(np.int64).max)
+    changed = np.arange(len(cost_ST))
+    for _ in range(MOST_SWEEPS):
+        reached = (row_distance[changed, None] + cost_ST[changed]).min(axis=0)
+        column_distance = np.minimum(column_distance, reached)
+        if not spare.all():
+            # An unpicked column can hand its place to a picked one through the sink.
+            column_distance[~spare] = np.minimum(column_distance[~spare], column_distance[spare].min())
+        back = (column_distance[columns_SG] - taken_SG).min(axis=1)
+        changed = np.flatnonzero(back < row_distance)
+        if not changed.size:
+            return True
+        row_distance[changed] = back[changed]
+    return False
