@@ -1,0 +1,146 @@
+"""Make a page and its figures, tell how it comes along, then show it and say where to look next.
+
+Only one demo works in a checkout at a time. Its lock is an open file that everything started here inherits as standard
+input, so the lock is held until the last of these processes has ended, even when the demo itself was killed.
+"""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TextIO
+
+from progress import Progress
+
+ROOT = Path(__file__).parents[1]
+LOCK = Path(".snakemake", "demo.lock")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def main(page: str = "digits") -> int:
+    """Make and show a page; 0 if it is made."""
+    os.chdir(ROOT)
+    with one_at_a_time() as lock:
+        if lock.read():
+            remove_stale_locks()
+        note(lock, str(os.getpid()))
+        code = make(page, lock)
+        note(lock, "")
+        if code:
+            return code
+        record_versions(page, lock)
+    show(page)
+    return 0
+
+
+# --- one at a time ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[TextIO]:
+    """Hold the checkout's lock. Text in the file was left by a demo that did not end in order."""
+    LOCK.parent.mkdir(exist_ok=True)
+    LOCK.touch()
+    with LOCK.open("r+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Another demo (process {LOCK.read_text()}) or what it started works in this folder; waiting for it.")
+            sys.stdout.flush()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+
+
+def note(lock: TextIO, text: str) -> None:
+    """Write into the lock who works, or nothing when the work ended in order."""
+    lock.seek(0)
+    lock.truncate()
+    lock.write(text)
+    lock.flush()
+
+
+def remove_stale_locks() -> None:
+    """Remove Snakemake's own locks after a demo was killed. Nothing it started lives any more, or we would wait."""
+    if any(Path(".snakemake", "locks").glob("*")):
+        subprocess.run(["snakemake", "--unlock"], check=True, capture_output=True)
+
+
+# --- making ----------------------------------------------------------------------------------------------------------
+
+
+def make(page: str, lock: TextIO) -> int:
+    """Run Snakemake on all cores; a signal stops it and all that it started. Returns its exit code."""
+    workflow = subprocess.Popen(
+        ["snakemake", f"results/tables/{page}.md", f"results/figures/{page}", "--cores", "all"],
+        stdin=lock,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        process_group=0,
+    )
+    signals: list[int] = []
+
+    def stop(number: int, _: object) -> None:
+        signals.append(number)
+        with suppress(ProcessLookupError):
+            os.killpg(workflow.pid, number)
+
+    for number in SIGNALS:
+        signal.signal(number, stop)
+    progress = Progress()
+    assert workflow.stdout is not None
+    for line in workflow.stdout:
+        progress.read(line.rstrip("\n"))
+    code = workflow.wait()
+    progress.end()
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    if signals:
+        print("Stopped. The next `make demo` continues from here.")
+        return 128 + signals[0]
+    if code:
+        progress.explain()
+    return code
+
+
+def record_versions(page: str, lock: TextIO) -> None:
+    """Let DVC note what was made of what. Raw images are noted only if they are those that data.dvc tells of."""
+
+    def dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["dvc", *arguments], stdin=lock, capture_output=True, text=True)
+
+    if dvc("status", "--quiet").returncode == 0:
+        return
+    known = [] if "modified" in dvc("status", "data.dvc").stdout else ["data.dvc"]
+    for target in [*known, page]:
+        recorded = dvc("commit", "--force", "--quiet", target)
+        if recorded.returncode:
+            print(f"DVC could not record {target}: {recorded.stderr.strip()}")
+
+
+# --- showing ---------------------------------------------------------------------------------------------------------
+
+
+def show(page: str) -> None:
+    """Print the page and where to look next."""
+    table = Path("results", "tables", f"{page}.md")
+    print(f"\n{table.read_text(encoding='utf-8').strip()}\n")
+    print(f"""Where to look next
+  this page       {table}; for papers .tex, for programs .csv
+  figures         results/figures/{page}/
+  TensorBoard     .venv/bin/tensorboard --logdir results/{page}
+  HTML report     .venv/bin/snakemake results/tables/{page}.md --report results/report.html
+  one student     .venv/bin/snakemake --cores 1 results/{page}/resnet8-kd/seed0/metrics.json
+  your own runs   add a line to config/{page}.yaml, then make demo: only what is new is made""")
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

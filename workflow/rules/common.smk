@@ -1,0 +1,269 @@
+# The pages of config/, and what rules ask about them. Rules see the pages through these functions only, so that a job
+# depends on what it uses and on nothing else that stands in the same file.
+import os
+import re
+import sys
+from functools import wraps
+from pathlib import Path
+
+try:
+    from distillery.config import load_pages
+    from distillery.config.reading import nearest, read_mapping
+    from distillery.config.resolve import load_dataset
+    from distillery.errors import UserError
+    from distillery.models.registry import ZOO
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"distillery: {error}; {sys.executable} is not the environment of this project: run `make` in its root, "
+        "then use .venv/bin/snakemake"
+    )
+
+# Jobs find the commands of the environment that Snakemake runs in, whether it is activated or not.
+os.environ.update(
+    PATH=os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    )
+)
+
+CONFIG = Path("config")
+
+
+def one_line_errors(function):
+    """Let a user's mistake end Snakemake with its one line; exceptions would come with a traceback."""
+
+    @wraps(function)
+    def answer(*arguments):
+        try:
+            return function(*arguments)
+        except UserError as error:
+            sys.exit(f"distillery: {error}")
+
+    return answer
+
+
+PAGES = one_line_errors(load_pages)(CONFIG)
+DATASETS = one_line_errors(read_mapping)(CONFIG / "datasets.yaml")
+
+
+# --- which targets there are -----------------------------------------------------------------------------------------
+
+
+def any_of(names):
+    """A pattern that matches these names and nothing else."""
+    return "|".join(map(re.escape, sorted(names))) or "(?!)"
+
+
+def experiments_before(runs):
+    """A pattern for {experiment} in {experiment}/{run}/ that matches only before the given (experiment, run) pairs.
+
+    One name may be a teacher on one page and a student on another, so {experiment} has to look ahead at {run}.
+    """
+    pairs = any_of(f"{experiment}/{run}" for experiment, run in runs)
+    return f"(?=(?:{pairs})/)(?:{any_of(PAGES)})"
+
+
+LINES = [
+    (page.name, run, page) for page in PAGES.values() for run in page.experiment.runs
+]
+IMPORTED = [
+    (name, run) for name, run, page in LINES if page.experiment.runs[run].weights
+]
+TEACHERS = [
+    (name, run)
+    for name, run, page in LINES
+    if run in page.teachers() and (name, run) not in IMPORTED
+]
+STUDENTS = [
+    (name, run)
+    for name, run, page in LINES
+    if (name, run) not in [*IMPORTED, *TEACHERS]
+]
+
+
+wildcard_constraints:
+    dataset=any_of(DATASETS),
+    experiment=any_of(PAGES),
+    run=any_of(run for _, run, _ in LINES),
+    seed="0|[1-9][0-9]*",
+
+
+@one_line_errors
+def chosen_pages(wildcards):
+    """Tables and figures of the pages that `--config pages=...` names."""
+    chosen = config.get("pages", "digits")
+    names = chosen if isinstance(chosen, list) else str(chosen).split(",")
+    for name in names:
+        if name not in PAGES:
+            raise UserError(
+                f"--config pages={chosen}: no page {CONFIG / f'{name}.yaml'}; {nearest(name, PAGES)}"
+            )
+    return [
+        f"results/{kind}"
+        for name in names
+        for kind in (f"tables/{name}.md", f"figures/{name}")
+    ]
+
+
+# --- what a job needs ------------------------------------------------------------------------------------------------
+
+
+def asked_page(wildcards):
+    """The page that a job belongs to; a run or seed that it does not have is the user's mistake."""
+    page = PAGES[wildcards.experiment]
+    page.spec(wildcards.run, int(wildcards.seed))
+    return page
+
+
+@one_line_errors
+def digest(wildcards):
+    """What decides a run's weights, as a hash: equal however the YAML is laid out, commented or ordered."""
+    return asked_page(wildcards).spec(wildcards.run, int(wildcards.seed)).digest
+
+
+@one_line_errors
+def manifest(wildcards):
+    """The prepared data set of a page."""
+    return f"results/datasets/{PAGES[wildcards.experiment].experiment.dataset}/manifest.json"
+
+
+def of_teacher(name):
+    """An input function: this file of the run's teacher, if it has one."""
+
+    @one_line_errors
+    def file(wildcards):
+        page = asked_page(wildcards)
+        teacher = page.teacher(wildcards.run)
+        return (
+            [f"results/{page.name}/{teacher}/seed{page.seeds(teacher)[0]}/{name}"]
+            if teacher
+            else []
+        )
+
+    return file
+
+
+def first_seed(wildcards):
+    """The first seed of a run, which stands for all where only the architecture matters."""
+    return one_line_errors(PAGES[wildcards.experiment].seeds)(wildcards.run)[0]
+
+
+def of_first_seed(name):
+    """An input function: this file of the run's first seed."""
+    return (
+        lambda wildcards: f"results/{wildcards.experiment}/{wildcards.run}/seed{first_seed(wildcards)}/{name}"
+    )
+
+
+def first_digest(wildcards):
+    """The digest of the run's first seed."""
+    return PAGES[wildcards.experiment].spec(wildcards.run).digest
+
+
+def weights_file(wildcards):
+    """The file that a run imports; none if it downloads, or if the file is missing, which the job itself says best."""
+    weights = PAGES[wildcards.experiment].experiment.runs[wildcards.run].weights
+    return weights if Path(weights).is_file() else []
+
+
+@one_line_errors
+def dataset_line(wildcards):
+    """What datasets.yaml says about a data set."""
+    dataset = load_dataset(CONFIG / "datasets.yaml", wildcards.dataset)
+    return dataset.model_dump_json(exclude_defaults=True)
+
+
+@one_line_errors
+def raw_record(wildcards):
+    """What DVC knows of the raw images: this small file changes with `dvc add data`, whenever the images were touched.
+
+    Images outside data/ are not watched; `snakemake --forcerun prepare_dataset` tells that they changed.
+    """
+    raw = Path(load_dataset(CONFIG / "datasets.yaml", wildcards.dataset).path)
+    return "data.dvc" if raw.is_relative_to("data") else []
+
+
+# --- what a page needs -----------------------------------------------------------------------------------------------
+
+# Columns of a table that are measured once a run, for all its seeds.
+PROFILED = {"params", "macs", "size", "latency", "throughput"}
+
+
+def of_members(page, runs, name):
+    """This file of every seed of some runs."""
+    return [
+        f"results/{page.name}/{run}/seed{seed}/{name}"
+        for run in runs
+        for seed in page.seeds(run)
+    ]
+
+
+def table_rows(page):
+    """The runs in a page's tables, each once."""
+    return list(
+        dict.fromkeys(
+            run for table in page.experiment.tables.values() for run in table.rows
+        )
+    )
+
+
+def trained_runs(page):
+    """The runs of a page that have a history."""
+    return [run for run, line in page.experiment.runs.items() if line.weights is None]
+
+
+def table_measurements(wildcards):
+    """The measurements that the cells of a page's tables are filled with."""
+    page = PAGES[wildcards.experiment]
+    profiled = [
+        table.rows
+        for table in page.experiment.tables.values()
+        if PROFILED.intersection(table.columns)
+    ]
+    profiles = [
+        f"results/{page.name}/{run}/profile.json" for rows in profiled for run in rows
+    ]
+    return [
+        *of_members(page, table_rows(page), "metrics.json"),
+        *dict.fromkeys(profiles),
+    ]
+
+
+def published_ledger(wildcards):
+    """The published numbers of a page, if it has any."""
+    ledger = CONFIG / "published" / f"{wildcards.experiment}.csv"
+    return ledger if ledger.is_file() else []
+
+
+def tables_block(wildcards):
+    """How a page lays out its tables, names and order included."""
+    return [
+        (name, table.model_dump_json(exclude_defaults=True))
+        for name, table in PAGES[wildcards.experiment].experiment.tables.items()
+    ]
+
+
+def digests(page, runs):
+    """What decides the weights of some runs."""
+    return sorted(
+        f"{run}/{seed}: {page.spec(run, seed).digest}"
+        for run in runs
+        for seed in page.seeds(run)
+    )
+
+
+def table_digests(wildcards):
+    """The specs behind a page's tables: after a failed training, they tell that the old tables are stale."""
+    page = PAGES[wildcards.experiment]
+    return digests(page, table_rows(page))
+
+
+def training_histories(wildcards):
+    """The learning curves of a page's runs."""
+    page = PAGES[wildcards.experiment]
+    return of_members(page, trained_runs(page), "history.csv")
+
+
+def trained_digests(wildcards):
+    """The specs behind a page's figures."""
+    page = PAGES[wildcards.experiment]
+    return digests(page, trained_runs(page))

@@ -1,0 +1,62 @@
+# Metrics of many runs -> the page: tables and figures.
+localrules:
+    assemble_tables,
+    draw_figures,
+
+
+rule assemble_tables:
+    input:
+        manifest=manifest,
+        measured=table_measurements,
+        published=published_ledger,
+        code=sources("reporting/tables.py"),
+    output:
+        markdown=report(
+            "results/tables/{experiment}.md",
+            category="Tables",
+            labels={"page": "{experiment}", "format": "Markdown"},
+            caption="../report/tables.rst",
+        ),
+        latex="results/tables/{experiment}.tex",
+        csv=report(
+            "results/tables/{experiment}.csv",
+            category="Tables",
+            labels={"page": "{experiment}", "format": "CSV"},
+            caption="../report/tables.rst",
+        ),
+        single=directory("results/tables/{experiment}"),
+    log:
+        "logs/{experiment}/tables.log",
+    benchmark:
+        "logs/{experiment}/tables.benchmark.jsonl"
+    params:
+        tables=tables_block,
+        digests=table_digests,
+    message:
+        "assemble the tables of {wildcards.experiment}"
+    shell:
+        "distillery tabulate config/{wildcards.experiment}.yaml > {log} 2>&1"
+
+
+rule draw_figures:
+    input:
+        histories=training_histories,
+        code=sources("reporting/figures.py"),
+    output:
+        curves=report(
+            directory("results/figures/{experiment}"),
+            patterns=["{figure}.svg"],
+            category="Figures",
+            labels={"page": "{experiment}", "figure": "{figure}"},
+            caption="../report/learning_curves.rst",
+        ),
+    log:
+        "logs/{experiment}/figures.log",
+    benchmark:
+        "logs/{experiment}/figures.benchmark.jsonl"
+    params:
+        digests=trained_digests,
+    message:
+        "draw the figures of {wildcards.experiment}"
+    shell:
+        "distillery plot config/{wildcards.experiment}.yaml > {log} 2>&1"

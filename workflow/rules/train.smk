@@ -1,0 +1,78 @@
+# Networks: trained by a recipe, or imported. Teachers are trained like students; the two rules differ in name, so that a
+# profile can give them different machines.
+#
+# Everything that belongs to the machine (threads, processes, nodes) is no parameter here: changing it retrains nothing.
+
+
+rule train_student:
+    input:
+        manifest=manifest,
+        teacher=of_teacher("weights.safetensors"),
+        teacher_record=of_teacher("run.json"),
+        # Measured before anybody learns from it; measuring it anew, in the same network, is no reason to train again.
+        teacher_metrics=ancient(of_teacher("metrics.json")),
+        code=training_sources,
+    output:
+        weights=ensure(
+            "results/{experiment}/{run}/seed{seed}/weights.safetensors", non_empty=True
+        ),
+        history="results/{experiment}/{run}/seed{seed}/history.csv",
+        record="results/{experiment}/{run}/seed{seed}/run.json",
+        tensorboard=directory("results/{experiment}/{run}/seed{seed}/tensorboard"),
+    log:
+        "logs/{experiment}/{run}/seed{seed}/train.log",
+    benchmark:
+        "logs/{experiment}/{run}/seed{seed}/train.benchmark.jsonl"
+    wildcard_constraints:
+        experiment=experiments_before(STUDENTS),
+    # Sums over threads round differently for different numbers of threads, so the number does not follow the machine.
+    threads: 1
+    resources:
+        nodes=1,
+        gpus=0,
+        workers=1,
+    params:
+        digest=digest,
+    message:
+        "train {wildcards.experiment}/{wildcards.run}, seed {wildcards.seed}"
+    shell:
+        "bash workflow/scripts/launch.sh {resources.nodes} {resources.gpus} "
+        "train config/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed}"
+        " --expect-digest {params.digest} --threads {threads} --workers {resources.workers} > {log} 2>&1"
+
+
+use rule train_student as train_teacher with:
+    wildcard_constraints:
+        experiment=experiments_before(TEACHERS),
+    message:
+        "train {wildcards.experiment}/{wildcards.run}, seed {wildcards.seed}, a teacher"
+
+
+localrules:
+    import_weights,
+
+
+# Local: the machine that starts jobs has the network that a download needs, and computing nodes often have not.
+rule import_weights:
+    input:
+        manifest=manifest,
+        file=weights_file,
+        code=network_sources("models/weights.py", "models/normalize.py"),
+    output:
+        weights=ensure(
+            "results/{experiment}/{run}/seed{seed}/weights.safetensors", non_empty=True
+        ),
+        record="results/{experiment}/{run}/seed{seed}/run.json",
+    log:
+        "logs/{experiment}/{run}/seed{seed}/import.log",
+    benchmark:
+        "logs/{experiment}/{run}/seed{seed}/import.benchmark.jsonl"
+    wildcard_constraints:
+        experiment=experiments_before(IMPORTED),
+    params:
+        digest=digest,
+    message:
+        "import {wildcards.experiment}/{wildcards.run}"
+    shell:
+        "distillery train config/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed}"
+        " --expect-digest {params.digest} > {log} 2>&1"
