@@ -1,0 +1,97 @@
+"""The command line: what it prints, how it ends, and how light it is."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from distillery.cli import main
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    output = capsys.readouterr()
+    return ended.value.code, output.out, output.err
+
+
+def test_check_lists_the_runs_of_a_page(capsys):
+    code, out, _ = run(capsys, "check", ROOT / "config/digits.yaml")
+    assert code == 0
+    assert [line.split("|")[1].strip() for line in out.splitlines()[2:]].count("resnet8-kd") == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("check", "nowhere.yaml"), "nowhere.yaml: cannot be read: No such file or directory"),
+        (("train", "config/tiny.yaml", "smal"), "no run 'smal'; did you mean 'small'"),
+        (("train", "config/tiny.yaml", "small", "--seed", "7"), "no seed 7; valid: 0, 1"),
+        (
+            ("train", "config/tiny.yaml", "small", "--expect-digest", "beef"),
+            "small was changed after this job was planned",
+        ),
+        (("prepare", "tiny2"), "no data set 'tiny2'; did you mean 'tiny'"),
+        (("evaluate", "config/tiny.yaml", "small"), "missing"),
+        (("profile", "config/tiny.yaml", "small"), "missing"),
+        (("tabulate", "config/tiny.yaml"), "missing"),
+        (("plot", "config/tiny.yaml"), "missing"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(workplace, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(workplace.folder)
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    (line,) = err.splitlines()
+    assert line.startswith("distillery: ")
+    assert message in line
+
+
+def test_a_misspelt_model_is_found_by_check(workplace, capsys):
+    workplace.edit("model: cifar_resnet14", "model: cifar_resnet15")
+    code, _, err = run(capsys, "check", workplace.page)
+    assert code == 2
+    assert "tiny.runs.big.model: no model 'cifar_resnet15'; did you mean 'cifar_resnet" in err
+
+
+def test_a_missing_data_folder_says_what_to_put_where(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace.folder)
+    (workplace.folder / "config/datasets.yaml").write_text("tiny: {path: data/none}\n")
+    code, _, err = run(capsys, "prepare", "tiny")
+    assert code == 2
+    (line,) = err.splitlines()
+    assert "data/none" in line
+    assert "train/<class>/" in line
+
+
+def test_every_stage_runs_by_hand(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace.folder)
+    page, hand = "config/tiny.yaml", ("--threads", "1", "--workers", "0")
+    for name, seeds in (("big", (0,)), ("small", (0, 1)), ("taught", (0, 1))):
+        for seed in seeds:
+            assert run(capsys, "train", page, name, "--seed", seed, *hand)[0] == 0
+            assert run(capsys, "evaluate", page, name, "--seed", seed, *hand)[0] == 0
+        assert run(capsys, "profile", page, name, "--threads", "1")[0] == 0
+    assert run(capsys, "tabulate", page)[0] == 0
+    assert run(capsys, "plot", page)[0] == 0
+    table = (workplace.results / "tables/tiny.md").read_text()
+    for name in ("big", "small", "taught"):
+        assert name in table
+    assert "±" in table
+    assert list((workplace.results / "figures/tiny").glob("*.svg"))
+
+
+def test_the_schemas_in_the_repository_are_current(tmp_path, capsys):
+    assert run(capsys, "schema", "--output", tmp_path)[0] == 0
+    for path in tmp_path.iterdir():
+        assert path.read_text() == (ROOT / "workflow/schemas" / path.name).read_text(), "run: distillery schema"
+
+
+def test_the_configuration_and_the_command_line_need_no_torch():
+    """Snakemake reads the configuration in every job of a cluster."""
+    code = "import sys, distillery.cli, distillery.config, distillery.models.registry; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
