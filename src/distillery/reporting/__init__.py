@@ -1,0 +1,1 @@
+"""What a page of runs amounts to: tables with verdicts, figures, and the provenance of each run."""
