@@ -1,0 +1,93 @@
+"""Residual networks for 32 x 32 images: He et al. 2016, "Deep Residual Learning for Image Recognition", section 4.2.
+
+A 3 x 3 convolution, three stages of n basic blocks with 16, 32 and 64 channels at full, half and quarter resolution,
+global average pooling, one linear layer: 6n + 2 layers with weights. Shortcuts carry no weights ("option A").
+Modules bear the names of torchvision's ResNets, so that whatever finds a part of those finds it here.
+
+B batch, C classes, H and W height and width.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PadShortcut(nn.Module):
+    """Option A: take every second pixel and surround the channels with zeros, half before and half after.
+
+    Where the zeros go is not stated in the paper; published CIFAR weights expect them on both sides.
+    """
+
+    def __init__(self, extra_channels: int) -> None:
+        super().__init__()
+        self.before = extra_channels // 2
+        self.after = extra_channels - self.before
+
+    def forward(self, feature_BCHW: Tensor) -> Tensor:
+        """Return ``(B, C + extra_channels, ceil(H / 2), ceil(W / 2))``."""
+        return F.pad(feature_BCHW[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions and a shortcut; the activation follows the sum.
+
+    The activation is not done in place, so that the sum before it can be kept by whoever listens to ``relu``.
+    """
+
+    def __init__(self, in_channels: int, channels: int) -> None:
+        super().__init__()
+        stride = 1 if in_channels == channels else 2
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = None if stride == 1 else PadShortcut(channels - in_channels)
+
+    def forward(self, feature_BCHW: Tensor) -> Tensor:
+        """Return the block's feature after the activation."""
+        shortcut = feature_BCHW if self.downsample is None else self.downsample(feature_BCHW)
+        residual = self.relu(self.bn1(self.conv1(feature_BCHW)))
+        residual = self.bn2(self.conv2(residual))
+        activated: Tensor = self.relu(residual + shortcut)
+        return activated
+
+
+class CifarResNet(nn.Module):
+    """The network; any input of at least 4 x 4 pixels will do.
+
+    Convolutions are drawn from He's normal distribution (variance 2 / fan-out), as in torchvision's ResNets; the linear
+    layer keeps torch's default.
+    """
+
+    def __init__(self, depth: int, num_classes: int) -> None:
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.relu = nn.ReLU()
+        self.layer1 = _stage(16, 16, blocks)
+        self.layer2 = _stage(16, 32, blocks)
+        self.layer3 = _stage(32, 64, blocks)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(64, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """Return logits ``(B, C)`` for normalised images ``(B, 3, H, W)``."""
+        feature = self.relu(self.bn1(self.conv1(images_BCHW)))
+        feature = self.layer3(self.layer2(self.layer1(feature)))
+        logits_BC: Tensor = self.fc(self.avgpool(feature).flatten(1))
+        return logits_BC
+
+
+def cifar_resnet(num_classes: int, depth: int) -> CifarResNet:
+    """Build the network with ``depth`` = 6n + 2 layers."""
+    assert depth >= 8
+    assert (depth - 2) % 6 == 0
+    return CifarResNet(depth, num_classes)
+
+
+def _stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:
+    return nn.Sequential(*(BasicBlock(in_channels if index == 0 else channels, channels) for index in range(blocks)))

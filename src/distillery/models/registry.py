@@ -1,0 +1,263 @@
+"""Every network by its name: the CIFAR zoo of this project, then timm's, then torchvision's.
+
+A new network of the zoo is one builder and one entry of ZOO. Libraries are imported when a name needs them, and no
+sooner: the zoo's names cost nothing, and building one of its networks needs torch alone.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from distillery.config.reading import nearest
+from distillery.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """A network that this project builds itself, and what is known about it.
+
+    ``builder`` is ``module:function``; the function takes the number of classes, then ``fixed`` and the run's
+    ``model_args`` as keywords.
+    """
+
+    builder: str
+    fixed: Mapping[str, int]
+    input_size: int  # side of the images it was designed for, in pixels
+    parameters: int  # learned numbers with ten classes
+    source: str
+
+
+def _cifar_resnet(depth: int, parameters: int) -> ZooEntry:
+    return ZooEntry(
+        builder="distillery.models.cifar_resnet:cifar_resnet",
+        fixed=MappingProxyType({"depth": depth}),
+        input_size=32,
+        parameters=parameters,
+        source="He et al. 2016, Deep Residual Learning for Image Recognition, section 4.2",
+    )
+
+
+ZOO: Mapping[str, ZooEntry] = MappingProxyType(
+    {
+        "cifar_resnet8": _cifar_resnet(8, 75_290),
+        "cifar_resnet14": _cifar_resnet(14, 172_506),
+        "cifar_resnet20": _cifar_resnet(20, 269_722),
+        "cifar_resnet32": _cifar_resnet(32, 464_154),
+        "cifar_resnet44": _cifar_resnet(44, 658_586),
+        "cifar_resnet56": _cifar_resnet(56, 853_018),
+        "cifar_resnet110": _cifar_resnet(110, 1_727_962),
+    }
+)
+
+# What a run says elsewhere (classes: its data set; weights: `weights`), or what would fetch files behind its back.
+RESERVED_ARGUMENTS = frozenset(
+    {
+        "cache_dir",
+        "checkpoint_path",
+        "features_only",
+        "name",
+        "num_classes",
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "pretrained_strict",
+        "progress",
+        "scriptable",
+        "weights",
+        "weights_backbone",
+    }
+)
+
+
+def model_names() -> list[str]:
+    """Every name that `create_model` knows, sorted. Imports timm and torchvision."""
+    return sorted({*ZOO, *_timm_names(), *_torchvision_names()})
+
+
+def is_model(name: str) -> bool:
+    """Whether `create_model` knows a name. Imports nothing for a network of the zoo."""
+    return _library(name) is not None
+
+
+def explain_unknown(name: str) -> str:
+    """Say that there is no model of this name, and which was probably meant."""
+    model, _, tag = name.partition(".")
+    if tag and _library(model) == "timm":
+        instead = f"write `model: {model}` and, to import them, `weights: timm:{tag}`"
+        return f"no model {name!r}; a tag names weights: {instead}"
+    if name.startswith("timm:"):
+        known = _timm_names()
+    elif name.startswith("torchvision:"):
+        known = _torchvision_names()
+    else:
+        known = model_names()
+    close = get_close_matches(bare_name(name), known, n=3, cutoff=0.6)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    return f"no model {name!r}; {hint}valid: {', '.join(ZOO)}, and every classifier of timm and torchvision"
+
+
+def create_model(name: str, num_classes: int, /, **model_args: Any) -> "nn.Module":  # noqa: ANN401
+    """Build a network with fresh weights, drawn from torch's global generator.
+
+    Args:
+        name: a name of the zoo, of timm or of torchvision, looked for in this order; ``timm:NAME`` and
+            ``torchvision:NAME`` choose.
+        num_classes: width of the last layer.
+        model_args: whatever else the network's builder accepts.
+
+    Returns:
+        A module from float images ``(B, 3, H, W)`` to logits ``(B, num_classes)``, in training mode as in evaluation.
+
+    Raises:
+        UserError: the name is unknown, or the network does not accept the arguments.
+    """
+    library = _library(name)
+    if library is None:
+        raise UserError(f"model: {explain_unknown(name)}")
+    reserved = sorted(RESERVED_ARGUMENTS & set(model_args))
+    if reserved:
+        raise UserError(
+            f"model_args.{reserved[0]}: cannot be set here; classes come from the data set, weights from `weights`"
+        )
+    build = {"zoo": _build_zoo, "timm": _build_timm, "torchvision": _build_torchvision}[library]
+    try:
+        return build(bare_name(name), num_classes, model_args)
+    except UserError:
+        raise
+    # Whatever a library's builder raises for arguments it dislikes: from TypeError to AssertionError.
+    except Exception as error:
+        if not model_args:
+            raise UserError(f"model {name!r}: cannot be built: {_first_line(error)}") from error
+        raise UserError(_explain_arguments(name, num_classes, model_args, error, build)) from error
+
+
+def check_input(network: "nn.Module", name: str, size: int, num_classes: int) -> None:
+    """Send one blank image of ``size`` x ``size`` pixels through a network and see that class scores come out.
+
+    Changes nothing: evaluation mode, no gradient, no random draw.
+
+    Raises:
+        UserError: the network cannot take images of this size, or gives something else than ``(1, num_classes)``.
+    """
+    import torch
+
+    parameter = next(network.parameters())
+    training = network.training
+    try:
+        with torch.no_grad():
+            logits_BC = network.eval()(torch.zeros(1, 3, size, size, device=parameter.device, dtype=parameter.dtype))
+    # Each library words a vanished feature map or a fixed input size in an exception of its own.
+    except Exception as error:
+        raise UserError(
+            f"model {name!r} cannot take images of {size} x {size} pixels (preprocess.size): {_first_line(error)}"
+        ) from error
+    finally:
+        network.train(training)
+    found = tuple(logits_BC.shape) if isinstance(logits_BC, torch.Tensor) else type(logits_BC).__name__
+    if found != (1, num_classes):
+        raise UserError(
+            f"model {name!r} gives {found} for one image; expected class scores of shape {(1, num_classes)}"
+        )
+
+
+def bare_name(name: str) -> str:
+    """A name without the prefix that chooses its library."""
+    return name.removeprefix("timm:").removeprefix("torchvision:")
+
+
+def _library(name: str) -> str | None:
+    """Find whose network a name is: zoo, timm or torchvision; None when nobody's."""
+    if name in ZOO:
+        return "zoo"
+    bare = bare_name(name)
+    # timm's tags (resnet50.a1_in1k) and hubs (hf-hub:...) name weights, which are no part of a model's name here.
+    if re.fullmatch(r"[A-Za-z0-9_]+", bare) is None:
+        return None
+    if not name.startswith("torchvision:") and _is_timm(bare):
+        return "timm"
+    if not name.startswith("timm:") and bare in _torchvision_names():
+        return "torchvision"
+    return None
+
+
+def _is_timm(bare: str) -> bool:
+    import timm
+
+    return bool(timm.is_model(bare))
+
+
+def _timm_names() -> list[str]:
+    import timm
+
+    return list(timm.list_models())
+
+
+def _torchvision_names() -> list[str]:
+    """Only classifiers: torchvision also registers detectors, segmenters and quantised networks."""
+    import torchvision
+
+    return list(torchvision.models.list_models(module=torchvision.models))
+
+
+def _build_zoo(name: str, num_classes: int, model_args: Mapping[str, Any]) -> "nn.Module":
+    entry = ZOO[name]
+    for argument in model_args:
+        if argument in entry.fixed:
+            raise UserError(f"model_args.{argument}: cannot be set here; the model's name {name!r} says it")
+    module, _, function = entry.builder.partition(":")
+    builder: Callable[..., nn.Module] = getattr(import_module(module), function)
+    return builder(num_classes, **entry.fixed, **model_args)
+
+
+def _build_timm(name: str, num_classes: int, model_args: Mapping[str, Any]) -> "nn.Module":
+    import timm
+
+    network: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, **model_args)
+    return network
+
+
+def _build_torchvision(name: str, num_classes: int, model_args: Mapping[str, Any]) -> "nn.Module":
+    import torchvision
+
+    # Auxiliary heads make a network return a tuple while it trains; no objective here reads them.
+    fixed = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    arguments = {**fixed, **model_args}
+    network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **arguments)
+    return network
+
+
+def _explain_arguments(
+    name: str,
+    num_classes: int,
+    model_args: Mapping[str, Any],
+    error: Exception,
+    build: Callable[[str, int, Mapping[str, Any]], "nn.Module"],
+) -> str:
+    """Say which of a model's arguments is wrong, and which it might have meant."""
+    unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    if unknown is None or unknown[1] not in model_args:
+        given = ", ".join(f"{key}: {value!r}" for key, value in model_args.items())
+        return f"model_args: {name} cannot be built with {{{given}}}: {_first_line(error)}"
+    where = f"model_args.{unknown[1]}: {name} has no argument {unknown[1]!r}"
+    if name in ZOO:
+        return f"{where}; it has none"
+    signature = inspect.signature(type(build(bare_name(name), num_classes, {})).__init__)
+    accepted = [
+        parameter.name
+        for parameter in list(signature.parameters.values())[1:]
+        if isinstance(parameter.default, bool | int | float | str | None)
+    ]
+    return f"{where}; {nearest(unknown[1], sorted(set(accepted) - RESERVED_ARGUMENTS))}"
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__
