@@ -257,8 +257,10 @@ def _check_teacher(page: Page, run: str) -> None:
 
 
 def _check_sampling(page: Page, run: str) -> None:
-    """BAKE's partners share their anchor's batch, and leave no room for another way of repeating images."""
+    """Mixing pairs a batch's images; BAKE's partners share their anchor's batch and are the only repetitions."""
     bake, recipe = page.experiment.runs[run].objective.bake, page.recipes.get(run)
+    if recipe is not None and recipe.mix is not None and (recipe.batch % 2 or not recipe.drop_last):
+        raise UserError(f"{page.path}: {page.name}.runs.{run}.mix: needs an even `batch` and `drop_last: true`")
     if bake is None or recipe is None or bake.partners == 0:
         return
     where = f"{page.path}: {page.name}.runs.{run}"

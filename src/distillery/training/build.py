@@ -1,63 +1,65 @@
 """Build all that a training needs from what its spec names."""
 
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from distillery.config import RunSpec
 from distillery.config.schema import Preprocess, Recipe
 from distillery.data.arrow import ArrowImages
 from distillery.data.loader import eval_loader, train_loader
-from distillery.data.samplers import GlobalBatches, shuffled_order
+from distillery.data.orders import Order, flow_sample, partner_order, repeated_order, shuffled_order
+from distillery.data.samplers import GlobalBatches
 from distillery.data.transforms import eval_transform, train_transform
 from distillery.errors import UserError
 from distillery.evaluation.metrics import evaluate_model
-from distillery.models import create_model
+from distillery.evaluation.restore import FinishedRun, restore_run
+from distillery.models import check_input, create_model
 from distillery.models.normalize import Normalize, resolve_statistics
 from distillery.models.sync_batchnorm import convert_sync_batchnorm
-from distillery.models.weights import load_weights
-from distillery.objectives import build_objective
+from distillery.models.taps import TapPoint, Taps, common_size, norm_affine, pair_stages, plan_taps
+from distillery.objectives import Lesson, Setting, StagePair, build_objective
+from distillery.objectives.collective import Collective
+from distillery.objectives.partial_l2 import bn_margin
 from distillery.randomness import seed_generators
 from distillery.training.checkpoint import CheckpointFolder, Progress, StopSignal
+from distillery.training.collective import Ranks
 from distillery.training.devices import accumulation_steps
 from distillery.training.job import Job
 from distillery.training.logbook import Logbook
 from distillery.training.loop import Training
-from distillery.training.networks import Learner, Teacher
+from distillery.training.networks import Learner, Size, Teacher, Viewer
 from distillery.training.optim import build_optimizer
 
 # A teacher that scores this many points less than when it was evaluated was not loaded as it was trained.
 TEACHER_TOLERANCE = 0.5
-
-Validate = Callable[[Callable[[Tensor], Tensor], Preprocess], dict[str, float]]
+EVALUATION_BATCH = 256
 
 
 def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, began: float) -> Training:
-    """Build the data, the learner, its optimizer and its teacher, at the run's beginning.
+    """Build the data, the networks, the objective and the optimizer, at the run's beginning.
 
     Raises:
         UserError: a part of the spec does not fit the data, the devices or another part.
     """
+    images = ArrowImages(job.data_folder, job.manifest, "train")
     accumulation = accumulation_steps(job, recipe, fabric.world_size)
-    images, batches = _training_images(job, recipe, fabric, accumulation)
+    batches = _batches(job, recipe, fabric, images, accumulation)
     validate = _validator(job, fabric)
-    learner = _learner(job, recipe, fabric)
-    teacher = None if job.spec.teacher is None else _teacher(job, job.spec.teacher, recipe, fabric, validate)
-    exempt = getattr(learner.student, "no_weight_decay", frozenset)()
+    finished = _finished_teacher(job, fabric, validate)
+    learner, teacher = _parties(job, recipe, fabric, finished)
+    exempt: set[str] = getattr(learner.student, "no_weight_decay", set)()
     optimizer = build_optimizer(recipe.optimizer, learner, (f"student.{name}" for name in exempt))
     ema = _ema(recipe, learner.student)
     wrapped, optimizer = fabric.setup(learner, optimizer)
-    memory_format = learner.memory_format
 
     def validate_student(network: nn.Module) -> dict[str, float]:
         network.eval()
-        return validate(
-            lambda images: network(learner.normalize(images).contiguous(memory_format=memory_format)), recipe.preprocess
-        )
+        view = Viewer(network, learner.normalize, None, [], recipe.channels_last)
+        return validate(lambda shown: view(shown).logits_BC, recipe.preprocess)
 
     return Training(
         name=job.name,
@@ -67,6 +69,7 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         learner=wrapped,
         bare=learner,
         teacher=teacher,
+        mix=_mixer(recipe, len(job.manifest.classes)),
         optimizer=optimizer,
         ema=ema,
         batches=batches,
@@ -79,6 +82,7 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
             workers=job.machine.workers,
             pin_memory=fabric.device.type == "cuda",
         ),
+        survey=_surveyor(job, recipe, fabric, images, learner, teacher),
         validate=validate_student,
         progress=Progress(),
         checkpoints=CheckpointFolder(job.work_folder),
@@ -89,11 +93,11 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
     )
 
 
-def _training_images(job: Job, recipe: Recipe, fabric: Fabric, accumulation: int) -> tuple[ArrowImages, GlobalBatches]:
-    images = ArrowImages(job.data_folder, job.manifest, "train")
+def _batches(job: Job, recipe: Recipe, fabric: Fabric, images: ArrowImages, accumulation: int) -> GlobalBatches:
+    order = _order(job, recipe, images)
     batches = GlobalBatches(
-        shuffled_order(len(images), job.seed),
-        len(images),
+        order,
+        len(order(0)),
         recipe.batch,
         world_size=fabric.world_size,
         rank=fabric.global_rank,
@@ -105,27 +109,99 @@ def _training_images(job: Job, recipe: Recipe, fabric: Fabric, accumulation: int
             f"{job.where}.batch: {recipe.batch} is more than the {len(images)} training images; "
             "lower it or set `drop_last: false`"
         )
-    return images, batches
+    return batches
 
 
-def _learner(job: Job, recipe: Recipe, fabric: Fabric) -> Learner:
+def _order(job: Job, recipe: Recipe, images: ArrowImages) -> Order:
+    assert job.spec.objective is not None
+    bake = job.spec.objective.bake
+    if bake is not None and bake.partners > 0:
+        return partner_order(images.labels, job.seed, bake.partners)
+    if recipe.repeats > 1:
+        return repeated_order(len(images), job.seed, recipe.repeats)
+    return shuffled_order(len(images), job.seed)
+
+
+def _parties(job: Job, recipe: Recipe, fabric: Fabric, finished: FinishedRun | None) -> tuple[Learner, Teacher | None]:
+    """Build the student and its objective, and let student and teacher see the same stages of each other."""
+    assert job.spec.objective is not None
+    terms = job.spec.objective.terms().values()
+    size, classes = recipe.preprocess.size, len(job.manifest.classes)
     seed_generators(job.seed, "init")
-    student = create_model(job.spec.model, len(job.manifest.classes), **job.spec.model_args)
+    student = create_model(job.spec.model, classes, **job.spec.model_args)
+    check_input(student, job.spec.model, size, classes)
     if recipe.sync_batchnorm and fabric.world_size > 1:
         student = convert_sync_batchnorm(student, fabric.device.type)
+    student_taps, teacher_taps = None, None
+    sizes: list[Size] = []
+    pairs: list[StagePair] = []
+    if any(options.needs_stages or options.needs_vector for options in terms):
+        student_plan = plan_taps(student, size, job.spec.model)
+        stages: list[int] = []
+        if any(options.needs_stages for options in terms):
+            assert finished is not None
+            assert job.spec.teacher is not None
+            teacher_plan = plan_taps(finished.network, size, job.spec.teacher.model)
+            matched = pair_stages(teacher_plan, student_plan)
+            sizes = [common_size(*points) for points in matched]
+            pairs = [
+                StagePair(learnt.channels, taught.channels, _margin(finished.network, taught, fabric))
+                for taught, learnt in matched
+            ]
+            stages = [learnt.stage for _, learnt in matched]
+            teacher_plan = teacher_plan.select([taught.stage for taught, _ in matched], penultimate=False)
+            teacher_taps = Taps(finished.network, teacher_plan)
+        wants_vector = any(options.needs_vector for options in terms)
+        student_taps = Taps(student, student_plan.select(stages, penultimate=wants_vector))
+    collective = Ranks() if fabric.world_size > 1 else Collective()
+    objective = build_objective(job.spec.objective, Setting(tuple(pairs), collective))
+    if recipe.sync_batchnorm and fabric.world_size > 1:
+        objective.terms = cast(nn.ModuleDict, convert_sync_batchnorm(objective.terms, fabric.device.type))
     normalize = Normalize(*resolve_statistics(recipe.preprocess, job.manifest.statistics))
-    assert job.spec.objective is not None
-    learner = Learner(student, normalize, build_objective(job.spec.objective), recipe.channels_last)
-    learner.student.to(memory_format=learner.memory_format)
-    return learner.to(fabric.device)
+    learner = Learner(Viewer(student, normalize, student_taps, sizes, recipe.channels_last), objective)
+    student.to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
+    learner.to(fabric.device)
+    if finished is None:
+        return learner, None
+    if recipe.channels_last:
+        finished.network.to(memory_format=torch.channels_last)
+    view = Viewer(finished.network, finished.normalize, teacher_taps, sizes, recipe.channels_last)
+    return learner, Teacher(view, job.spec.teacher_norm)
+
+
+def _margin(network: nn.Module, point: TapPoint, fabric: Fabric) -> Tensor | None:
+    """The margins of a teacher's stage, from the weights it really has, where batch norms feed it."""
+    affine = norm_affine(network, point)
+    return None if affine is None else bn_margin(*affine).to(fabric.device)
 
 
 def _ema(recipe: Recipe, student: nn.Module) -> Any:  # noqa: ANN401
     if recipe.ema is None:
         return None
-    from timm.utils import ModelEmaV3
+    from timm.utils.model_ema import ModelEmaV3
 
     return ModelEmaV3(student, decay=recipe.ema.decay)
+
+
+def _mixer(recipe: Recipe, classes: int) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """Mixup and cutmix of timm, one of them for a whole batch."""
+    if recipe.mix is None:
+        return None
+    from timm.data.mixup import Mixup
+
+    mix = Mixup(  # type: ignore[no-untyped-call]
+        mixup_alpha=recipe.mix.mixup,
+        cutmix_alpha=recipe.mix.cutmix,
+        prob=recipe.mix.p,
+        switch_prob=recipe.mix.switch,
+        mode="batch",
+        label_smoothing=0.0,
+        num_classes=classes,
+    )
+    return lambda images, labels: mix(images.float() / 255, labels)
+
+
+Validate = Callable[[Callable[[Tensor], Tensor], Preprocess], dict[str, float]]
 
 
 def _validator(job: Job, fabric: Fabric) -> Validate:
@@ -136,49 +212,62 @@ def _validator(job: Job, fabric: Fabric) -> Validate:
         loader = eval_loader(
             images,
             eval_transform(preprocess),
-            batch=256,
+            batch=EVALUATION_BATCH,
             workers=job.machine.workers,
             world_size=fabric.world_size,
             rank=fabric.global_rank,
             pin_memory=fabric.device.type == "cuda",
         )
         with fabric.autocast():
-            return evaluate_model(predict, loader, len(job.manifest.classes), fabric.device)
+            measured = evaluate_model(predict, loader, len(job.manifest.classes), fabric.device)
+        return {"loss": measured["nll"], "top1": measured["top1"], "top5": measured["top5"]}
 
     return validate
 
 
-def _teacher(job: Job, spec: RunSpec, recipe: Recipe, fabric: Fabric, validate: Validate) -> Teacher:
+def _surveyor(
+    job: Job, recipe: Recipe, fabric: Fabric, images: ArrowImages, learner: Learner, teacher: Teacher | None
+) -> Callable[[int], Callable[[int], Iterable[Lesson]]]:
+    """For an epoch, a survey: lessons on training images prepared as for evaluation, both networks evaluating."""
+
+    @torch.no_grad()
+    def lessons(epoch: int, limit: int) -> Iterator[Lesson]:
+        assert teacher is not None
+        learner.eval()
+        loader = eval_loader(
+            images,
+            eval_transform(recipe.preprocess),
+            batch=EVALUATION_BATCH,
+            workers=job.machine.workers,
+            world_size=fabric.world_size,
+            rank=fabric.global_rank,
+            pin_memory=fabric.device.type == "cuda",
+            indices=flow_sample(len(images), job.seed, epoch, limit),
+        )
+        with teacher.as_evaluated():
+            for batch in loader:
+                shown = batch.to(fabric.device, non_blocking=True)
+                with fabric.autocast():
+                    lesson = Lesson(learner.view(shown.images), shown.labels, teacher(shown.images))
+                yield lesson.widened()
+
+    return lambda epoch: lambda limit: lessons(epoch, limit)
+
+
+def _finished_teacher(job: Job, fabric: Fabric, validate: Validate) -> FinishedRun | None:
     """Load the teacher and measure it before anybody learns from it."""
-    weights = job.teacher_folder / "weights.safetensors"
-    record = _read_json(job.teacher_folder / "run.json", job)
-    network = create_model(spec.model, len(job.manifest.classes), **spec.model_args)
-    load_weights(network, weights)
-    preprocess = Preprocess.model_validate(record["preprocess"])
-    normalize = Normalize(*resolve_statistics(preprocess, job.manifest.statistics))
-    network.to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
-    teacher = Teacher(network.to(fabric.device), normalize.to(fabric.device), recipe.channels_last)
-    measured = validate(teacher, preprocess)["top1"]
-    fabric.print(
-        f"{job.name}: teacher {job.page.teacher(job.run)} scores {measured:.2f} % top-1 on the validation images"
-    )
-    metrics = job.teacher_folder / "metrics.json"
+    name = job.page.teacher(job.run)
+    if name is None:
+        return None
+    finished = restore_run(job.page, name, job.page.seeds(name)[0], job.results, fabric.device, job.manifest)
+    measured = validate(finished.predict, finished.preprocess)["top1"]
+    fabric.print(f"{job.name}: teacher {name} scores {measured:.2f} % top-1 on the validation images")
+    metrics = finished.weights.with_name("metrics.json")
     if metrics.exists():
-        expected = _read_json(metrics, job)["top1"]
+        expected = json.loads(metrics.read_text(encoding="utf-8"))["top1"]
         if measured < expected - TEACHER_TOLERANCE:
             raise UserError(
-                f"{weights}: this teacher scores {measured:.2f} % top-1 on the validation images, but {expected:.2f} % "
-                f"stands in {metrics}; train or import it anew"
+                f"{finished.weights}: this teacher scores {measured:.2f} % top-1 on the validation images, but "
+                f"{expected:.2f} % stands in {metrics}; train or import it anew"
             )
-    return teacher
-
-
-def _read_json(path: Any, job: Job) -> dict[str, Any]:  # noqa: ANN401
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        teacher = job.page.teacher(job.run)
-        raise UserError(f"{path}: missing; first make it with: distillery train {job.page.path} {teacher}") from None
-    except ValueError:
-        raise UserError(f"{path}: not valid JSON; make it anew") from None
-    return content
+    return finished

@@ -4,8 +4,11 @@ import os
 
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
-from lightning_fabric.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.single_device import SingleDeviceStrategy
+from lightning_fabric.strategies.strategy import Strategy
 
 from distillery.config.schema import Recipe
 from distillery.errors import UserError

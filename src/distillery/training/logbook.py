@@ -26,6 +26,7 @@ class Logbook:
         self.active = active
         self.images = 0
         self.waited = 0.0
+        self.drawn = 0.0
         self.rows: list[dict[str, float]] = []
 
     def begin(self, name: str, epochs: int, steps: int, progress: Progress) -> None:
@@ -37,16 +38,17 @@ class Logbook:
             return
         from torch.utils.tensorboard import SummaryWriter
 
+        self.first_step = self.done_steps = progress.epoch * steps + progress.step
+        self.all_steps = epochs * steps
         self.interactive = sys.stderr.isatty()
         self.bar = tqdm(
-            total=epochs * steps,
-            initial=progress.epoch * steps + progress.step,
+            total=self.all_steps,
+            initial=self.first_step,
             desc=name,
             disable=not self.interactive,
             mininterval=0.2,
             bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}",
         )
-        self.first_step, self.done_steps, self.all_steps = self.bar.initial, self.bar.initial, epochs * steps
         self.started = time.monotonic()
         tensorboard = self.folder / "tensorboard"
         tensorboard.mkdir(parents=True, exist_ok=True)

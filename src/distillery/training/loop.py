@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -19,6 +20,7 @@ from distillery.data.loader import Batch
 from distillery.data.samplers import GlobalBatches
 from distillery.errors import UserError
 from distillery.models.weights import save_weights
+from distillery.objectives import Survey
 from distillery.randomness import seed_generators
 from distillery.training.checkpoint import CheckpointFolder, Progress, StopSignal
 from distillery.training.logbook import Logbook
@@ -34,14 +36,16 @@ class Training:
     fabric: Fabric
     recipe: Recipe
     seed: int
-    learner: nn.Module  # the Learner as precision and DDP wrap it
+    learner: _FabricModule  # the Learner as precision and DDP wrap it
     bare: Learner  # the same, unwrapped
     teacher: Teacher | None
+    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None  # images and labels to mixed images, soft targets
     optimizer: torch.optim.Optimizer
     ema: Any | None  # timm's ModelEmaV3 of the student
     batches: GlobalBatches
     accumulation: int
     train_loader: DataLoader[Batch]
+    survey: Callable[[int], Survey]  # of an epoch
     validate: Callable[[nn.Module], dict[str, float]]
     progress: Progress
     checkpoints: CheckpointFolder
@@ -70,9 +74,9 @@ def fit(training: Training) -> None:
 def _train_epoch(training: Training, saved_at: float) -> float:
     """Take the optimizer steps that are left of the current epoch."""
     progress, sums = training.progress, EpochSums(training.fabric.device, training.progress.sums)
-    training.learner.train()
     if progress.step == 0:
-        training.bare.objective.begin_epoch(progress.epoch)
+        training.bare.objective.begin_epoch(progress.epoch, training.survey(progress.epoch))
+    training.learner.train()
     training.batches.start(progress.epoch, progress.step)
     batches = iter(training.train_loader)
     for step in range(progress.step, training.batches.steps):
@@ -92,25 +96,34 @@ def _train_step(training: Training, step: int, batches: Any, sums: "EpochSums") 
     fabric, recipe, epoch = training.fabric, training.recipe, training.progress.epoch
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(recipe, epoch, step, training.batches.steps)
-    seed_generators(training.seed, "forward", epoch, step, fabric.global_rank)
     images_in_step = training.batches.step_images(step)
     for micro in range(training.accumulation):
         with training.logbook.waiting():
             batch = next(batches).to(fabric.device, non_blocking=True)
+        images, target = _mixed(training, batch, step, micro)
+        seed_generators(training.seed, "forward", epoch, step, micro, fabric.global_rank)
         with fabric.no_backward_sync(training.learner, enabled=micro + 1 < training.accumulation):
             with fabric.autocast():
-                teacher_logits_BC = training.teacher(batch.images) if training.teacher else None
-            values, logits_BC = training.learner(batch.images, batch.labels, teacher_logits_BC)
+                teacher = training.teacher.tensors(images) if training.teacher else None
+            values, logits_BC = training.learner(images, target, teacher, images_in_step / recipe.batch)
             # DDP averages gradients over ranks; the share turns that mean into the mean over the global batch.
-            share = len(batch.labels) * fabric.world_size / images_in_step
+            share = len(images) * fabric.world_size / images_in_step
             fabric.backward(values["loss"] * share)
-        sums.add(values, logits_BC, batch.labels)
+        sums.add(values, logits_BC, target)
     if recipe.clip_norm is not None:
         fabric.clip_gradients(training.learner, training.optimizer, max_norm=recipe.clip_norm)
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     if training.ema is not None:
         training.ema.update(training.bare.student)
+
+
+def _mixed(training: Training, batch: Batch, step: int, micro: int) -> tuple[Tensor, Tensor]:
+    """Images and target of a micro-batch, mixed if the recipe says so."""
+    if training.mix is None:
+        return batch.images, batch.labels
+    seed_generators(training.seed, "mix", training.progress.epoch, step, micro, training.fabric.global_rank)
+    return training.mix(batch.images, batch.labels)
 
 
 def _close_epoch(training: Training) -> dict[str, float]:

@@ -1,12 +1,48 @@
 """The two parties of a lesson: the learner, whose weights move, and the teacher, whose weights do not.
 
-B batch, C classes.
+B batch, C classes, H W pixels.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from distillery.models.taps import Taps, match_size
 from distillery.objectives import Lesson, Outputs, WeightedTerms
+
+Size = tuple[int, int]
+
+
+class Viewer:
+    """Shows images to a network and returns what the objective may see of it.
+
+    Args:
+        network: takes normalised images.
+        normalize: takes uint8 (or [0, 1] float) images (B, 3, H, W).
+        taps: where to take features; None for objectives that look at logits only.
+        sizes: the height and width to which each stage's map is pooled.
+        channels_last: memory format of the images.
+    """
+
+    def __init__(
+        self, network: nn.Module, normalize: nn.Module, taps: Taps | None, sizes: list[Size], channels_last: bool
+    ) -> None:
+        self.network, self.normalize, self.taps, self.sizes = network, normalize, taps, sizes
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __call__(self, images: Tensor) -> Outputs:
+        """Return logits, and the stages and vector that the taps give."""
+        pixels = self.normalize(images).contiguous(memory_format=self.memory_format)
+        if self.taps is None:
+            return Outputs(self.network(pixels))
+        with self.taps.record() as features:
+            logits_BC = self.network(pixels)
+        stages = tuple(match_size(feature, size) for feature, size in zip(features.maps, self.sizes, strict=True))
+        return Outputs(logits_BC, stages, features.penultimate)
 
 
 class Learner(nn.Module):
@@ -15,36 +51,63 @@ class Learner(nn.Module):
     Tensors come in and go out as plain arguments, because precision and DDP wrappers look inside those only.
     """
 
-    def __init__(self, student: nn.Module, normalize: nn.Module, objective: WeightedTerms, channels_last: bool) -> None:
+    def __init__(self, view: Viewer, objective: WeightedTerms) -> None:
         super().__init__()
-        self.student = student
-        self.normalize = normalize
-        self.objective = objective
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.student, self.normalize, self.objective = view.network, view.normalize, objective
+        self.view = view
 
     def forward(
-        self, images: Tensor, target: Tensor, teacher_logits_BC: Tensor | None
+        self, images: Tensor, target: Tensor, teacher: tuple[Tensor, ...] | None, fullness: float = 1.0
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the objective's values (``loss`` is what to minimise) and the student's logits (B, C)."""
-        logits_BC = self.student(self.normalize(images).contiguous(memory_format=self.memory_format))
-        teacher = None if teacher_logits_BC is None else Outputs(teacher_logits_BC)
-        return self.objective(Lesson(student=Outputs(logits_BC), target=target, teacher=teacher)), logits_BC
+        """Return the objective's values (``loss`` is what to minimise) and the student's logits (B, C).
+
+        ``teacher`` holds its logits and then its stages.
+        """
+        student = self.view(images)
+        taught = None if teacher is None else Outputs(teacher[0], teacher[1:])
+        return self.objective(Lesson(student, target, taught, fullness)), student.logits_BC
 
 
 class Teacher:
     """A frozen network that only answers.
 
-    It is no submodule of anything: DDP never wraps it, the optimizer never sees it, no checkpoint holds it. It stays in
-    evaluation mode whatever the learner does, and normalises its input by its own statistics.
+    It is no submodule of anything: DDP never wraps it, the optimizer never sees it, no checkpoint holds it, and nothing
+    that the learner does puts it into another mode. It normalises its input by its own statistics.
+
+    Args:
+        view: shows images to it.
+        norm: whether its batch norms use their running statistics (``eval``), or those of the batch (``batch``) as
+            Overhaul's authors do; the running ones never move.
     """
 
-    def __init__(self, network: nn.Module, normalize: nn.Module, channels_last: bool) -> None:
-        self.network = network.eval().requires_grad_(False)
-        self.normalize = normalize
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    def __init__(self, view: Viewer, norm: Literal["eval", "batch"]) -> None:
+        self.view = view
+        view.network.eval().requires_grad_(False)
+        self.batch_norms = [module for module in view.network.modules() if isinstance(module, _BatchNorm)]
+        for module in self.batch_norms:
+            module.momentum = 0.0
+        self._use_batch_statistics(norm == "batch")
+        self.norm = norm
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return the logits (B, C) for uint8 images (B, 3, H, W), without gradient."""
-        logits_BC: Tensor = self.network(self.normalize(images).contiguous(memory_format=self.memory_format))
-        return logits_BC
+    def __call__(self, images: Tensor) -> Outputs:
+        """Answer for uint8 images (B, 3, H, W), without gradient."""
+        return self.view(images)
+
+    def tensors(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The answer as plain tensors: logits (B, C), then the stages."""
+        outputs = self(images)
+        return (outputs.logits_BC, *outputs.stages)
+
+    @contextmanager
+    def as_evaluated(self) -> Iterator[None]:
+        """Use the running statistics for a while, whatever ``norm`` is."""
+        self._use_batch_statistics(False)
+        try:
+            yield
+        finally:
+            self._use_batch_statistics(self.norm == "batch")
+
+    def _use_batch_statistics(self, batch: bool) -> None:
+        for module in self.batch_norms:
+            module.train(batch)
