@@ -104,6 +104,15 @@ def profile(options: argparse.Namespace) -> None:
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
 
 
+def taps(options: argparse.Namespace) -> None:
+    """Show where the features of a teacher and a student would be taken, and how they pair up."""
+    from distillery.models import create_model
+    from distillery.models.taps import describe_pair, plan_taps
+
+    plans = [plan_taps(create_model(name, 1000), options.size, name) for name in (options.teacher, options.student)]
+    print(describe_pair(*plans))
+
+
 def tabulate(options: argparse.Namespace) -> None:
     """Write the tables of a page."""
     from distillery.config import load_page
@@ -176,6 +185,11 @@ def _parser() -> argparse.ArgumentParser:
     _run(add)
     _results(add)
     _threads(add)
+
+    add = _command(commands, "taps", taps)
+    add.add_argument("teacher", metavar="TEACHER", help="a model's name, e.g. resnet50")
+    add.add_argument("student", metavar="STUDENT", help="a model's name, e.g. mobilenet_v2")
+    add.add_argument("--size", type=_positive, default=224, help="side of the images in pixels [%(default)s]")
 
     for name, function in (("tabulate", tabulate), ("plot", plot)):
         add = _command(commands, name, function)
