@@ -1,0 +1,150 @@
+"""The ledger of published numbers, config/published/<experiment>.csv; its README tells how to write it."""
+
+import csv
+import io
+from dataclasses import dataclass, replace
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Literal, get_args
+
+from distillery.config.reading import nearest
+from distillery.errors import UserError
+from distillery.reporting.columns import COLUMNS
+
+HEADER = ("run", "metric", "value", "std", "n", "selection", "source")
+Selection = Literal["last", "best"]
+
+
+@dataclass(frozen=True)
+class Published:
+    """One published number, with the digits it was printed with.
+
+    ``std`` is a sample standard deviation over ``n`` runs; ``n`` and ``selection`` are None where the source is silent.
+    ``row`` is the line of the ledger, for error messages.
+    """
+
+    run: str
+    metric: str
+    value: Decimal
+    std: Decimal | None
+    n: int | None
+    selection: Selection | None
+    source: str
+    row: int
+
+    @property
+    def rounding(self) -> float:
+        """Half a unit of the last printed digit: how far the true number may lie from the printed one."""
+        exponent = self.value.as_tuple().exponent
+        assert isinstance(exponent, int)
+        return float(Decimal((0, (5,), exponent - 1)))
+
+    def in_column(self, metric: str) -> "Published":
+        """The same number as another column prints it: an accuracy as an error or the reverse, all digits kept."""
+        if metric == self.metric:
+            return self
+        assert COLUMNS[self.metric].complement == metric
+        return replace(self, metric=metric, value=100 - self.value)
+
+
+def load_published(path: Path) -> list[Published]:
+    """Read a ledger; one that does not exist is empty.
+
+    Raises:
+        UserError: a cell is wrong; the line names file, row, column, value and what would be right.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UserError(f"{path}: cannot be read: {reason}") from None
+    found: list[Published] = []
+    seen: dict[tuple[str, str], int] = {}
+    for row, cells in _rows(path, text):
+        number = _parse(path, row, cells)
+        key = number.run, min(number.metric, COLUMNS[number.metric].complement or number.metric)
+        if key in seen:
+            raise UserError(f"{path}: row {row}: {number.run} has its {number.metric} in row {seen[key]} already")
+        seen[key] = row
+        found.append(number)
+    return found
+
+
+def _rows(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
+    """The filled rows of a CSV text by column, each with the number of its line; the header is row 1."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows = []
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        _check_header(path, header)
+        end = reader.line_num
+        for cells in reader:
+            start, end = end + 1, reader.line_num
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(header):
+                raise UserError(
+                    f"{path}: row {start}: {len(cells)} cells instead of {len(header)}; quote a cell that has a comma"
+                )
+            rows.append((start, {name: cell.strip() for name, cell in zip(header, cells, strict=True)}))
+    except csv.Error as error:
+        raise UserError(f"{path}: row {reader.line_num}: not valid CSV: {error}") from None
+    return rows
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    for name in header:
+        if name not in HEADER:
+            raise UserError(f"{path}: row 1: unknown column {name!r}; {nearest(name, list(HEADER))}")
+    for name in HEADER:
+        if header.count(name) != 1:
+            found = "is missing" if name not in header else "occurs twice"
+            raise UserError(f"{path}: row 1: column {name!r} {found}; the header is {','.join(HEADER)}")
+
+
+def _parse(path: Path, row: int, cells: dict[str, str]) -> Published:
+    def fault(column: str, reason: str) -> UserError:
+        return UserError(f"{path}: row {row}, {column}: {cells[column]!r} is not valid; {reason}")
+
+    metric = cells["metric"]
+    valid = [name for name, column in COLUMNS.items() if not column.timed]
+    if metric not in valid:
+        timed = metric in COLUMNS
+        raise fault("metric", "times of another machine are not compared" if timed else nearest(metric, valid))
+    for column in ("run", "source"):
+        if not cells[column]:
+            raise fault(column, "name the run of the page" if column == "run" else "say where the number is printed")
+    value = _decimal(cells["value"])
+    limit = 100 if COLUMNS[metric].share or metric == "ece" else None
+    if value is None or value < 0 or (limit is not None and value > limit):
+        span = "from 0 to 100" if limit else "not below 0"
+        raise fault("value", f"expected a number {span}, with the digits it was printed with, e.g. 76.10")
+    std, n = None, None
+    if cells["n"]:
+        if not cells["n"].isdecimal() or int(cells["n"]) < 1:
+            raise fault("n", "expected the number of runs behind the value, 1 or more, or nothing if it is unknown")
+        n = int(cells["n"])
+    if cells["std"]:
+        std = _decimal(cells["std"])
+        if std is None or std < 0:
+            raise fault("std", "expected a standard deviation, 0 or more, or nothing if it is unknown")
+        if n is None or n < 2:
+            raise fault("std", f"a spread needs the number of runs behind it, 2 or more, in n; found {cells['n']!r}")
+    selection: Selection | None = None
+    for rule in get_args(Selection):
+        if cells["selection"] == rule:
+            selection = rule
+    if selection is None and cells["selection"]:
+        raise fault("selection", "expected last or best (epoch), or nothing if the source does not say")
+    return Published(cells["run"], metric, value, std, n, selection, cells["source"], row)
+
+
+def _decimal(text: str) -> Decimal | None:
+    """A finite number with its digits; None if it is none. What Python alone reads, such as 1_000, is none."""
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        return None
+    return number if number.is_finite() and "_" not in text else None
