@@ -27,7 +27,7 @@ PACKAGES = (
 def provenance() -> dict[str, Any]:
     """Tell what this process runs on, as plain JSON data.
 
-    Keys: ``git`` (commit and dirty, or None when the package does not come from a repository), ``python``, ``platform``,
+    Keys: ``git`` (commit and dirty; None when the package does not come from a repository), ``python``, ``platform``,
     ``packages`` (versions; None for what is not installed), ``cuda``, ``cudnn``, ``gpus`` (names), ``cpu`` and
     ``threads`` (of torch).
     """

@@ -1,0 +1,114 @@
+"""What a table says, before it is laid out: values, the best of each column, published numbers, verdicts."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from distillery.config import Page
+from distillery.config.reading import nearest
+from distillery.config.schema import Table
+from distillery.errors import UserError
+from distillery.reporting.columns import COLUMNS
+from distillery.reporting.measurements import Measured
+from distillery.reporting.published import Published, load_published
+from distillery.reporting.summary import Summary
+from distillery.reporting.verdict import Verdict, judge
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a table knows of one run and one metric."""
+
+    run: str
+    metric: str
+    summary: Summary | None
+    best: bool = False
+    published: Published | None = None
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True)
+class Content:
+    """A table before it is laid out: its entries by run and metric, and what is known of its runs."""
+
+    name: str
+    table: Table
+    entries: dict[tuple[str, str], Entry]
+    teachers: dict[str, str | None]
+    runs: Mapping[str, Measured]
+
+    @property
+    def timed(self) -> bool:
+        """Whether it holds times, which differ from machine to machine and from day to day."""
+        return any(COLUMNS[metric].timed for metric in self.table.columns)
+
+    @property
+    def title(self) -> str:
+        """Its caption."""
+        return " ".join((self.table.title or self.name).split())
+
+    @property
+    def scored(self) -> bool:
+        """Whether any column depends on the weights, and so on seeds and on the choice of an epoch."""
+        return any(COLUMNS[metric].file == "metrics.json" for metric in self.table.columns)
+
+    @property
+    def judged(self) -> list[str]:
+        """The metrics with published numbers, in the order of the columns."""
+        found = {entry.metric for entry in self.entries.values() if entry.published is not None}
+        return [metric for metric in self.table.columns if metric in found]
+
+
+def read_ledger(page: Page, path: Path) -> dict[tuple[str, str], Published]:
+    """Read the published numbers of a page by run and metric.
+
+    Raises:
+        UserError: a row is wrong, or names a run that the page does not have.
+    """
+    ledger = {}
+    for number in load_published(path):
+        if number.run not in page.experiment.runs:
+            known = nearest(number.run, page.experiment.runs)
+            raise UserError(f"{path}: row {number.row}, run: {page.path} has no run {number.run!r}; {known}")
+        ledger[number.run, number.metric] = number
+    return ledger
+
+
+def gather(
+    page: Page, name: str, table: Table, runs: Mapping[str, Measured], ledger: Mapping[tuple[str, str], Published]
+) -> Content:
+    """Collect what a table says: values, the best of each metric, published numbers and verdicts.
+
+    A row that teaches another row of the table does not compete for the best value. Values that print alike are equally
+    good, and a value without competitor is not called best.
+    """
+    teachers = {run: page.teacher(run) for run in table.rows}
+    competing = [run for run in dict.fromkeys(table.rows) if run not in teachers.values()]
+    entries: dict[tuple[str, str], Entry] = {}
+    for metric in dict.fromkeys(table.columns):
+        summaries = {run: runs[run].summary(metric) if run in runs else None for run in table.rows}
+        best = _best(metric, [summaries[run] for run in competing])
+        for run, summary in summaries.items():
+            number = _published(ledger, run, metric)
+            verdict = None
+            if number is not None:
+                measured = runs.get(run, Measured())
+                verdict = judge(COLUMNS[metric], summary, measured.selection, measured.images, number)
+            is_best = run in competing and summary is not None and COLUMNS[metric].show(summary.mean) == best
+            entries[run, metric] = Entry(run, metric, summary, is_best, number, verdict)
+    return Content(name, table, entries, teachers, runs)
+
+
+def _best(metric: str, summaries: Iterable[Summary | None]) -> str | None:
+    column = COLUMNS[metric]
+    means = [summary.mean for summary in summaries if summary is not None]
+    if column.better is None or len(means) < 2:
+        return None
+    return column.show(max(means) if column.better == "higher" else min(means))
+
+
+def _published(ledger: Mapping[tuple[str, str], Published], run: str, metric: str) -> Published | None:
+    """The published number for a column, whether the ledger has it as an accuracy or as an error."""
+    complement = COLUMNS[metric].complement
+    number = ledger.get((run, metric)) or (ledger.get((run, complement)) if complement else None)
+    return None if number is None else number.in_column(metric)

@@ -1,0 +1,112 @@
+"""The words around the tables of a page: what it is about, and how to read it."""
+
+from collections.abc import Iterable, Sequence
+
+from distillery.config import Page
+from distillery.data.manifest import Manifest
+from distillery.reporting.columns import COLUMNS
+from distillery.reporting.content import Content, Entry
+from distillery.reporting.markup import escape_markdown
+
+SELECTIONS = {"last": "last epoch", "best": "best epoch", "imported": "imported"}
+_SELECTION_RULES = {
+    "last": "*last epoch*: the weights after the last epoch, whatever they score.",
+    "best": "*best epoch*: the weights of the epoch with the highest validation top-1, scored on the images they were "
+    "chosen by, which flatters them.",
+    "imported": "*imported*: weights that were trained elsewhere.",
+}
+_FINDING_RULES = {
+    "reproduced": "*reproduced*: our mean is at least as good as the published number, by the digits of the latter.",
+    "within noise": "*within noise*: our mean is worse, but not significantly, by a one-sided t-test at 5 %.",
+    "not reproduced": "*not reproduced*: our mean is worse than that.",
+    "not comparable": "*not comparable*: the source and this page select their epoch by different rules.",
+    "not run": "*not run*: published, but not measured here.",
+}
+_NOISE = (
+    "Noise is the spread over our n runs and over the published ones (one run where the source does not say). A spread "
+    "known on one side stands for both. Where none is known, accuracies get that of independent images, "
+    "√(p (1 − p) / images), which is more than networks really differ by, and other measures get none."
+)
+_EXACT = "Parameters, operations and size are *reproduced* if they equal the published ones by the digits printed."
+
+
+def introduce(page: Page, manifest: Manifest) -> str:
+    """One paragraph: the data set, its images and classes, the seeds."""
+    train, val = (manifest.splits[split].images for split in ("train", "val"))
+    seeds = page.experiment.seeds
+    text = (
+        f"Data set {escape_markdown(page.experiment.dataset)}: {len(manifest.classes):,} classes, {train:,} training "
+        f"images, and {val:,} validation images, on which every score is taken. "
+        f"Seed{'s' * (len(seeds) > 1)} {_enumerate(map(str, seeds))}, unless n says otherwise."
+    )
+    overlap = len({validation for _, validation in manifest.duplicates.across_splits})
+    if overlap:
+        which = "image is" if overlap == 1 else "images are"
+        text += f" **{overlap:,} validation {which} also among the training images.**"
+    return f"{text}\n"
+
+
+def legend(contents: Sequence[Content]) -> str:
+    """How to read these tables; explains what occurs in them and nothing else. Empty if nothing needs it."""
+    entries = [entry for content in contents for entry in content.entries.values()]
+    items = [*_measures(contents), *_values(entries), *_selections(contents), *_verdicts(entries), *_sources(entries)]
+    return "\n".join(["## How to read this", "", *items, ""]) if items else ""
+
+
+def _measures(contents: Sequence[Content]) -> list[str]:
+    shown = dict.fromkeys(metric for content in contents for metric in content.table.columns)
+    meanings = [f"  - *{COLUMNS[metric].heading}*: {COLUMNS[metric].meaning}." for metric in shown]
+    return ["- **Columns.**", *meanings] if meanings else []
+
+
+def _values(entries: Sequence[Entry]) -> list[str]:
+    sentences = []
+    if any(entry.summary is not None and entry.summary.std is not None for entry in entries):
+        sentences.append("Mean ± sample standard deviation over n seeds; a value without ± is of one network.")
+    if any(entry.best for entry in entries):
+        sentences.append(
+            "The best value of a column is **bold**; networks that teach others in the table do not compete."
+        )
+    return [f"- **Values.** {' '.join(sentences)}"] if sentences else []
+
+
+def _selections(contents: Sequence[Content]) -> list[str]:
+    used = {
+        content.runs[run].selection
+        for content in contents
+        if content.scored
+        for run in content.table.rows
+        if run in content.runs
+    }
+    rules = [rule for selection, rule in _SELECTION_RULES.items() if selection in used]
+    return ["- **Selection.** Which weights the scores are of.", *(f"  - {rule}" for rule in rules)] if rules else []
+
+
+def _verdicts(entries: Sequence[Entry]) -> list[str]:
+    judged = [entry for entry in entries if entry.verdict is not None]
+    if not judged:
+        return []
+    # The scale is understood as a whole; the exceptions only where they occur.
+    exceptions = {"not comparable", "not run"} - {entry.verdict.finding for entry in judged if entry.verdict}
+    rules = [rule for finding, rule in _FINDING_RULES.items() if finding not in exceptions]
+    rules.append(_NOISE)
+    if any(COLUMNS[entry.metric].better is None for entry in judged):
+        rules.append(_EXACT)
+    return ["- **Verdict.** Difference is ours minus published.", *(f"  - {rule}" for rule in rules)]
+
+
+def _sources(entries: Sequence[Entry]) -> list[str]:
+    """Where published numbers come from, each source once with the runs it is cited for."""
+    cited: dict[str, dict[str, None]] = {}
+    for entry in entries:
+        if entry.published is not None:
+            cited.setdefault(entry.published.source, {})[entry.run] = None
+    lines = [
+        f"  - {escape_markdown(source)}: {', '.join(map(escape_markdown, runs))}." for source, runs in cited.items()
+    ]
+    return ["- **Published numbers.**", *lines] if lines else []
+
+
+def _enumerate(words: Iterable[str]) -> str:
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last

@@ -1,0 +1,118 @@
+"""A table as Markdown and as LaTeX. What it says is decided elsewhere; here is only how each format writes it."""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+# Greek letters stand in this field's titles as they do in its formulas.
+_GREEK = {
+    letter: unicodedata.name(letter).removeprefix("GREEK SMALL LETTER ").replace("LAMDA", "LAMBDA").lower()
+    for letter in "αβγδεζηθικλμνξπρστυφχψω"
+}
+_LATEX = (
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {letter: f"$\\{name}$" for letter, name in _GREEK.items()}
+    | {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        '"': r"\char34{}",
+        "<": "$<$",
+        ">": "$>$",
+        "|": "$|$",
+        "±": r"$\pm$",
+        "×": r"$\times$",
+        "→": r"$\rightarrow$",
+        "≤": r"$\leq$",
+        "≥": r"$\geq$",
+        "−": "$-$",
+        "–": "--",
+        "—": "---",
+        "²": "$^2$",
+    }
+)
+_SIGN = re.compile(r"^([+-])(?=\d)")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One field of a table, as plain text."""
+
+    text: str
+    bold: bool = False
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table ready to be written: every text plain, every row as long as the headings.
+
+    ``numeric`` says which columns are set flush right; ``notes`` are sentences that belong under the table.
+    """
+
+    name: str
+    title: str
+    headings: tuple[str, ...]
+    numeric: tuple[bool, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+
+
+def to_markdown(sheet: Sheet) -> str:
+    """A pipe table under its title, with its notes."""
+    from tabulate import tabulate
+
+    body = tabulate(
+        [[_markdown_cell(cell) for cell in row] for row in sheet.rows],
+        headers=[escape_markdown(heading) for heading in sheet.headings],
+        tablefmt="pipe",
+        colalign=["right" if numeric else "left" for numeric in sheet.numeric],
+        disable_numparse=True,
+    )
+    parts = [f"## {escape_markdown(sheet.title)}", body, *map(escape_markdown, sheet.notes)]
+    return "\n\n".join(parts) + "\n"
+
+
+def to_latex(sheet: Sheet, label: str) -> str:
+    """A booktabs table in a float, with its title and notes as caption; needs the package booktabs and nothing else."""
+    import pandas
+
+    frame = pandas.DataFrame(
+        [[_latex_cell(cell) for cell in row] for row in sheet.rows],
+        columns=[escape_latex(heading) for heading in sheet.headings],
+    )
+    caption = " ".join([_sentence(sheet.title), *sheet.notes])
+    latex: str = frame.style.hide(axis="index").to_latex(
+        hrules=True,
+        column_format="".join("r" if numeric else "l" for numeric in sheet.numeric),
+        caption=escape_latex(caption),
+        label=label,
+        position="htbp",
+        position_float="centering",
+    )
+    return latex
+
+
+def escape_latex(text: str) -> str:
+    """Plain text as LaTeX source, for any engine and without packages."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def escape_markdown(text: str) -> str:
+    """Plain text as Markdown that looks the same: no accidental emphasis, link, HTML, formula or table column."""
+    text = re.sub(r"([\\`*\[\]<|~$]|&(?=[#\w]+;))", r"\\\1", text)
+    # An underscore inside a word is only an underscore; escaping it would spoil names for those who read the source.
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
+
+
+def _markdown_cell(cell: Cell) -> str:
+    return f"**{escape_markdown(cell.text)}**" if cell.bold else escape_markdown(cell.text)
+
+
+def _latex_cell(cell: Cell) -> str:
+    signed = _SIGN.match(cell.text)
+    text = f"${signed[1]}${escape_latex(cell.text[1:])}" if signed else escape_latex(cell.text)
+    return rf"\textbf{{{text}}}" if cell.bold else text
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else f"{text}."

@@ -1,0 +1,210 @@
+"""The tables of a page: what each cell says, and the files results/tables/<page>.{md,tex,csv} and <page>/<table>.*."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from distillery.atomic import write_text
+from distillery.config import Page
+from distillery.data.manifest import load_manifest
+from distillery.layout import dataset_folder, table_folder
+from distillery.reporting.columns import COLUMNS
+from distillery.reporting.content import Content, Entry, gather, read_ledger
+from distillery.reporting.legend import SELECTIONS, introduce, legend
+from distillery.reporting.markup import Cell, Sheet, escape_markdown, to_latex, to_markdown
+from distillery.reporting.measurements import Measured, Profile, read_measurements
+
+NOTHING = "–"
+CSV_HEADER = (
+    "table",
+    "run",
+    "teacher",
+    "metric",
+    "mean",
+    "std",
+    "n",
+    "selection",
+    "published",
+    "published_std",
+    "published_n",
+    "published_selection",
+    "difference",
+    "tolerance",
+    "verdict",
+    "source",
+)
+
+
+def tabulate_page(page: Page, results: Path, published: Path) -> list[Path]:
+    """Write the tables of a page from the metrics and profiles of its runs, and return the files.
+
+    The page's own three files have the same bytes whenever and wherever they are made from the same results. A table
+    with times cannot have that, so it is only written alone, and the page links to it.
+
+    Args:
+        page: the experiment.
+        results: the results folder.
+        published: the ledger of published numbers; need not exist.
+
+    Raises:
+        UserError: a measurement is missing or stale, or the ledger is wrong. Nothing is written then.
+    """
+    manifest = load_manifest(dataset_folder(results, page.experiment.dataset))
+    ledger = read_ledger(page, published)
+    runs = read_measurements(page, results)
+    contents = [gather(page, name, table, runs, ledger) for name, table in page.experiment.tables.items()]
+    stable = [content for content in contents if not content.timed]
+
+    folder = table_folder(results)
+    alone = folder / page.name
+    top = [f"# {page.name}\n", introduce(page, manifest)]
+    files = {
+        folder / f"{page.name}.md": _join([*top, *(_section(page, content) for content in contents), legend(stable)]),
+        folder / f"{page.name}.tex": _latex(page, stable),
+        folder / f"{page.name}.csv": _csv(stable),
+    }
+    for content in contents:
+        files |= {
+            alone / f"{content.name}.md": _join([*top, to_markdown(lay_out(content)), legend([content])]),
+            alone / f"{content.name}.tex": _latex(page, [content]),
+            alone / f"{content.name}.csv": _csv([content]),
+        }
+    for path, text in files.items():
+        write_text(path, text)
+    # Snakemake declares the folder as an output, so it has to exist even for a page without tables.
+    alone.mkdir(parents=True, exist_ok=True)
+    _remove_former(alone, keep=files)
+    return list(files)
+
+
+def lay_out(content: Content) -> Sheet:
+    """One row a run, one column a metric; beside them what tells how far the numbers can be trusted and compared."""
+    has_teacher = any(content.teachers.values())
+    headings = ["Run"] + ["Teacher"] * has_teacher + [COLUMNS[metric].heading for metric in content.table.columns]
+    numeric = [False] + [False] * has_teacher + [True] * len(content.table.columns)
+    if content.scored:
+        headings += ["n", "Selection"]
+        numeric += [True, False]
+    for metric in content.judged:
+        headings += [f"Published {COLUMNS[metric].heading}", "Difference", "Verdict"]
+        numeric += [True, True, False]
+    rows = [_row(content, run, has_teacher) for run in content.table.rows]
+    return Sheet(content.name, content.title, tuple(headings), tuple(numeric), tuple(rows), _notes(content))
+
+
+def _row(content: Content, run: str, has_teacher: bool) -> tuple[Cell, ...]:
+    cells = [Cell(run)] + [Cell(content.teachers[run] or NOTHING)] * has_teacher
+    cells += [_value_cell(content.entries[run, metric]) for metric in content.table.columns]
+    if content.scored:
+        measured = content.runs.get(run, Measured())
+        cells += [Cell(str(len(measured.metrics) or NOTHING)), Cell(SELECTIONS.get(measured.selection, NOTHING))]
+    for metric in content.judged:
+        cells += _verdict_cells(content.entries[run, metric])
+    return tuple(cells)
+
+
+def _value_cell(entry: Entry) -> Cell:
+    column, summary = COLUMNS[entry.metric], entry.summary
+    if summary is None:
+        return Cell(NOTHING)
+    spread = "" if summary.std is None else f" ± {column.show(summary.std)}"
+    return Cell(column.show(summary.mean) + spread, entry.best)
+
+
+def _verdict_cells(entry: Entry) -> list[Cell]:
+    number, verdict = entry.published, entry.verdict
+    if number is None or verdict is None:
+        return [Cell(NOTHING)] * 3
+    spread = "" if number.std is None else f" ± {number.std}"
+    column = COLUMNS[entry.metric]
+    value = column.show(float(number.value)) if column.decimals is None else f"{number.value:f}"
+    difference = NOTHING
+    if verdict.difference is not None:
+        difference = column.show_difference(verdict.difference)
+    return [Cell(value + spread), Cell(difference), Cell(verdict.finding)]
+
+
+def _notes(content: Content) -> tuple[str, ...]:
+    """On what machine times were taken."""
+    if not content.timed:
+        return ()
+    measured = [content.runs[run].profile for run in content.table.rows if run in content.runs]
+    profiles = [profile for profile in measured if profile is not None]
+    text = f"Measured on {' and '.join(dict.fromkeys(map(_machine, profiles)))}, float32"
+    if "throughput" in content.table.columns:
+        batches = dict.fromkeys(str(profile.throughput_batch) for profile in profiles)
+        text += f"; images a second in batches of {' or '.join(batches)}"
+    return (f"{text}.",)
+
+
+def _machine(profile: Profile) -> str:
+    if profile.threads is None:
+        return profile.device
+    return f"{profile.device} ({profile.threads} CPU thread{'s' * (profile.threads > 1)})"
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _section(page: Page, content: Content) -> str:
+    """A table on its page, or the way to it."""
+    if not content.timed:
+        return to_markdown(lay_out(content))
+    link = f"[{page.name}/{content.name}.md]({page.name}/{content.name}.md)"
+    why = "Times differ from machine to machine and from day to day, so they stand apart"
+    return f"## {escape_markdown(content.title)}\n\n{why}: {link}.\n"
+
+
+def _latex(page: Page, contents: list[Content]) -> str:
+    head = f"% Tables of the page {page.name}. \\input this file in a document with \\usepackage{{booktabs}}.\n"
+    return _join([head, *(to_latex(lay_out(content), f"tab:{page.name}-{content.name}") for content in contents)])
+
+
+def _join(parts: Iterable[str]) -> str:
+    """Parts that end their last lines, with an empty line between them."""
+    return "\n".join(part for part in parts if part)
+
+
+def _csv(contents: list[Content]) -> str:
+    import pandas
+
+    records = [
+        _record(content, content.entries[run, metric])
+        for content in contents
+        for run in content.table.rows
+        for metric in content.table.columns
+    ]
+    # As objects, counts stay whole numbers and floats keep their shortest exact form.
+    text: str = pandas.DataFrame(records, columns=list(CSV_HEADER), dtype=object).to_csv(
+        index=False, lineterminator="\n"
+    )
+    return text
+
+
+def _record(content: Content, entry: Entry) -> dict[str, Any]:
+    record: dict[str, Any] = {"table": content.name, "run": entry.run, "metric": entry.metric}
+    record["teacher"] = content.teachers[entry.run]
+    if entry.summary is not None:
+        record |= {"mean": entry.summary.mean, "std": entry.summary.std, "n": entry.summary.n}
+        if COLUMNS[entry.metric].file == "metrics.json":
+            record["selection"] = content.runs[entry.run].selection
+    if entry.published is not None and entry.verdict is not None:
+        record |= {
+            "published": entry.published.value,
+            "published_std": entry.published.std,
+            "published_n": entry.published.n,
+            "published_selection": entry.published.selection,
+            "difference": entry.verdict.difference,
+            "tolerance": entry.verdict.tolerance,
+            "verdict": entry.verdict.finding,
+            "source": entry.published.source,
+        }
+    return record
+
+
+def _remove_former(folder: Path, keep: Iterable[Path]) -> None:
+    """Remove tables that the page no longer has; they would pass for current ones."""
+    kept = set(keep)
+    for path in folder.iterdir():
+        if path.suffix in (".md", ".tex", ".csv") and path not in kept:
+            path.unlink()

@@ -1,0 +1,90 @@
+"""What a table says: the best of each column, published numbers in the column's terms, verdicts."""
+
+import re
+
+import pytest
+
+from distillery.errors import UserError
+from distillery.reporting.content import gather, read_ledger
+from distillery.reporting.measurements import read_measurements
+
+
+@pytest.fixture
+def content(desk):
+    """The page's table of methods, after the test has written results."""
+
+    def of(columns=None, rows=None, runs=None):
+        page = desk.page
+        table = page.experiment.tables["methods"]
+        table = table.model_copy(update={"columns": columns or table.columns, "rows": rows or table.rows})
+        runs = read_measurements(page, desk.results) if runs is None else runs
+        return gather(page, "methods", table, runs, read_ledger(page, desk.ledger))
+
+    return of
+
+
+def best(content, metric):
+    return {run for (run, name), entry in content.entries.items() if name == metric and entry.best}
+
+
+def test_the_best_is_the_highest_or_the_lowest_as_the_metric_has_it(desk, content):
+    desk.write_results()
+    desk.write_metrics("small", 0, top1=80.0, nll=0.1, ece=9.0)
+    columns = ("top1", "error1", "nll", "ece")
+    found = content(columns)
+    assert [best(found, metric) for metric in columns] == [{"small-kd"}, {"small-kd"}, {"small"}, {"small-kd"}]
+
+
+def test_a_teacher_in_the_table_does_not_compete(desk, content):
+    desk.write_results()
+    assert best(content(), "top1") == {"small-kd"}
+    # Without its pupil it is a row like others.
+    assert best(content(rows=("big", "small")), "top1") == {"big"}
+
+
+def test_what_prints_alike_is_equally_good(desk, content):
+    desk.write_results()
+    for seed in (0, 1, 2):
+        desk.write_metrics("small", seed, top1=92.0 + seed + 0.0001)
+    assert best(content(), "top1") == {"small", "small-kd"}
+    desk.write_metrics("small", 0, top1=92.1)
+    assert best(content(), "top1") == {"small"}
+
+
+def test_a_value_without_competitor_is_not_called_best(desk, content):
+    desk.write_results()
+    assert best(content(), "agreement") == set()
+
+
+def test_what_the_architecture_decides_is_not_called_best(desk, content):
+    desk.write_results()
+    columns = ("params", "macs", "size")
+    found = content(columns, rows=("big", "small"))
+    assert [best(found, metric) for metric in columns] == [set(), set(), set()]
+
+
+def test_a_published_accuracy_is_shown_as_the_error_that_a_column_asks_for(desk, content):
+    desk.write_results()
+    desk.write_ledger("small,top1,91.50,,,last,here")
+    entry = content(("error1", "top1")).entries["small", "error1"]
+    assert str(entry.published.value) == "8.50"
+    assert (entry.verdict.finding, entry.verdict.difference) == ("within noise", 0.5)
+    assert content(("error1", "top1")).judged == ["error1", "top1"]
+    assert content(("nll",)).judged == []
+
+
+def test_a_published_run_without_results_is_not_run(desk, content):
+    desk.write_results()
+    desk.write_ledger("small,top1,91.50,,,last,here")
+    runs = read_measurements(desk.page, desk.results)
+    del runs["small"]
+    found = content(runs=runs)
+    assert found.entries["small", "top1"].verdict.finding == "not run"
+    assert best(found, "top1") == set()
+
+
+def test_a_published_run_that_the_page_does_not_have_is_a_mistake(desk):
+    desk.write_ledger("small,top1,91.5,,,,here", "smal-kd,top1,92,,,,here")
+    line = f"{desk.ledger}: row 3, run: {desk.page.path} has no run 'smal-kd'; did you mean 'small-kd'"
+    with pytest.raises(UserError, match=re.escape(line)):
+        read_ledger(desk.page, desk.ledger)

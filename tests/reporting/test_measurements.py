@@ -1,0 +1,114 @@
+"""Measurements are read whole and fresh, or the command that makes them is named."""
+
+import re
+
+import pytest
+
+from distillery.errors import UserError
+from distillery.layout import profile_path, run_folder
+from distillery.reporting.measurements import Measured, read_measurements
+from distillery.reporting.summary import Summary
+
+
+def read(desk):
+    return read_measurements(desk.page, desk.results)
+
+
+def test_values_come_from_every_seed(desk):
+    desk.write_results()
+    small = read(desk)["small"]
+    assert small.summary("top1") == Summary(91.0, 1.0, 3)
+    assert small.summary("error1") == Summary(9.0, 1.0, 3)
+    assert small.summary("error5").mean == pytest.approx(1.0)
+    assert small.summary("params") == Summary(77850, None, 1)
+    assert small.summary("latency") == Summary(1.25, None, 1)
+    assert (small.selection, small.images) == ("last", 360)
+
+
+def test_a_run_without_teacher_agrees_with_nobody(desk):
+    desk.write_results()
+    runs = read(desk)
+    assert runs["small"].summary("agreement") is None
+    assert runs["small-kd"].summary("agreement") == Summary(95.0, 0.0, 3)
+
+
+def test_what_no_table_shows_is_not_asked_for(desk):
+    desk.write_page(desk.text.partition("    speed:")[0].replace("params, size", "ece"))
+    desk.write_results()
+    for run in ("big", "small", "small-kd"):
+        profile_path(desk.results, "toy", run).unlink()
+    assert set(read(desk)) == {"big", "small", "small-kd"}
+
+
+def test_what_is_not_known_of_a_run_is_none():
+    assert Measured().summary("top1") is None
+    assert Measured().summary("params") is None
+
+
+def fault(desk):
+    with pytest.raises(UserError) as caught:
+        read(desk)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_missing_file_is_named_with_the_command_that_makes_it(desk):
+    desk.write_results()
+    path = run_folder(desk.results, "toy", "small", 2) / "metrics.json"
+    path.unlink()
+    command = f"distillery evaluate {desk.page.path} small --seed 2 --results {desk.results}"
+    assert fault(desk) == f"{path}: missing; first make it with: {command}"
+    desk.write_metrics("small", 2)
+    profile_path(desk.results, "toy", "big").unlink()
+    assert fault(desk).endswith(f"distillery profile {desk.page.path} big --results {desk.results}")
+
+
+def test_the_usual_results_folder_need_not_be_named(desk, monkeypatch):
+    from pathlib import Path
+
+    monkeypatch.chdir(desk.folder)
+    with pytest.raises(UserError, match=re.escape("config/toy.yaml big --seed 0") + "$"):
+        read_measurements(desk.page, Path("results"))
+
+
+def test_what_was_measured_before_the_run_changed_is_refused(desk):
+    desk.write_results()
+    desk.write_page(desk.text.replace("temperature: 4", "temperature: 2"))
+    line = fault(desk)
+    assert line.startswith(f"{run_folder(desk.results, 'toy', 'small-kd', 0) / 'metrics.json'}: measured another")
+    assert desk.page.spec("small-kd", 0).digest in line
+    desk.write_page(desk.text)
+    desk.write_profile("big", digest="0" * 16)
+    assert fault(desk).startswith(f"{profile_path(desk.results, 'toy', 'big')}: measured another configuration")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('{"top1":', "cannot be read: not valid JSON; make it anew with: distillery evaluate"),
+        ("[1]", "not a mapping of names to values; make it anew with"),
+        ("\udcff", "cannot be read: not valid JSON"),
+    ],
+)
+def test_a_damaged_file_is_named(desk, text, told):
+    desk.write_results()
+    path = run_folder(desk.results, "toy", "small", 0) / "metrics.json"
+    path.write_text(text, errors="surrogateescape")
+    line = fault(desk)
+    assert line.startswith(f"{path}: ")
+    assert told in line
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"top1": 101.0}, "top1: 101.0 is not valid; input should be less than or equal to 100"),
+        ({"nll": None}, "nll: None is not valid"),
+        ({"images": 0}, "images: 0 is not valid"),
+        ({"selection": "lucky"}, "selection: 'lucky' is not valid; valid: best, imported, last"),
+    ],
+)
+def test_an_impossible_value_is_named(desk, values, told):
+    desk.write_results()
+    desk.write_metrics("small", 0, **values)
+    assert told in fault(desk)

@@ -1,0 +1,214 @@
+"""From measurements on disk to the files of a page."""
+
+import csv
+import re
+import shutil
+import subprocess
+
+import pytest
+
+from distillery.errors import UserError
+from distillery.layout import run_folder, table_folder
+from distillery.reporting.tables import CSV_HEADER, tabulate_page
+
+LEDGER = (
+    'small,top1,91.5,,,last,"Author 2020, Table 3"',
+    "small-kd,error1,6.90,0.2,5,best,Other 2021",
+    'big,top1,95.0,,,,"Author 2020, Table 3"',
+)
+
+
+def tabulate(desk):
+    return tabulate_page(desk.page, desk.results, desk.ledger)
+
+
+def snapshot(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def judged(desk):
+    desk.write_results()
+    desk.write_ledger(*LEDGER)
+    return desk
+
+
+def test_the_table_in_markdown(judged):
+    tabulate(judged)
+    text = (table_folder(judged.results) / "toy.md").read_text()
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert [re.sub(r" +", " ", line) for line in table if "---" not in line] == [
+        "| Run | Teacher | Top-1 (%) | NLL | Agreement (%) | Params | Size | n | Selection | Published Top-1 (%) "
+        "| Difference | Verdict |",
+        "| big | – | 95.00 | 0.200 | – | 272 k | 1.10 MB | 1 | last epoch | 95.0 | 0.00 | reproduced |",
+        "| small | – | 91.00 ± 1.00 | 0.310 ± 0.010 | – | 77.8 k | 320 kB | 3 | last epoch | 91.5 | -0.50 "
+        "| within noise |",
+        "| small-kd | big | **93.00 ± 1.00** | **0.308 ± 0.010** | 95.00 ± 0.00 | 77.8 k | 320 kB | 3 | last epoch "
+        "| 93.10 ± 0.2 | – | not comparable |",
+    ]
+
+
+def test_the_table_in_latex(judged):
+    tabulate(judged)
+    lines = (table_folder(judged.results) / "toy.tex").read_text().splitlines()
+    assert r"\caption{Teaching a small network.}" in lines
+    assert r"\label{tab:toy-methods}" in lines
+    assert r"\begin{tabular}{llrrrrrrlrrl}" in lines
+    cells = [r"\textbf{93.00 $\pm$ 1.00}", r"\textbf{0.308 $\pm$ 0.010}", r"95.00 $\pm$ 0.00", "77.8 k", "320 kB", "3"]
+    cells += ["last epoch", r"93.10 $\pm$ 0.2", "--", "not comparable"]
+    assert " & ".join(["small-kd", "big", *cells]) + r" \\" in lines
+
+
+def test_the_table_for_machines_has_every_digit(judged):
+    judged.write_metrics("small", 0, top1=100 / 3)
+    tabulate(judged)
+    with (table_folder(judged.results) / "toy.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == CSV_HEADER
+    assert len(rows) == 3 * 5
+    by_key = {(row["table"], row["run"], row["metric"]): row for row in rows}
+    small = by_key["methods", "small", "top1"]
+    values = [100 / 3, 91.0, 92.0]
+    assert float(small["mean"]) == pytest.approx(sum(values) / 3, rel=1e-15)
+    assert float(small["difference"]) == float(small["mean"]) - 91.5
+    assert (small["n"], small["selection"], small["published"], small["verdict"]) == (
+        "3",
+        "last",
+        "91.5",
+        "within noise",
+    )
+    assert small["source"] == "Author 2020, Table 3"
+    kd = by_key["methods", "small-kd", "top1"]
+    assert (kd["teacher"], kd["published"], kd["published_std"], kd["published_n"]) == ("big", "93.10", "0.2", "5")
+    assert (kd["published_selection"], kd["difference"], kd["verdict"]) == ("best", "", "not comparable")
+    assert by_key["methods", "big", "top1"]["std"] == ""
+    assert by_key["methods", "big", "agreement"]["mean"] == ""
+    assert by_key["methods", "big", "params"]["mean"] == "272474"
+
+
+def test_without_published_numbers_no_column_and_no_word_is_spent_on_them(desk):
+    desk.write_results()
+    tabulate(desk)
+    for path in table_folder(desk.results).rglob("*.[mt]*"):
+        assert not re.search("published|verdict|difference", path.read_text(), re.IGNORECASE), path
+
+
+def test_a_table_of_untaught_runs_has_no_column_for_teachers(desk):
+    desk.write_page(desk.text.replace("rows: [big, small, small-kd]", "rows: [big, small]"))
+    desk.write_results()
+    tabulate(desk)
+    assert "Teacher" not in (table_folder(desk.results) / "toy.md").read_text()
+
+
+def test_times_stand_apart_and_leave_the_page_as_it_was(judged):
+    tabulate(judged)
+    folder = table_folder(judged.results)
+    before = snapshot(folder)
+    judged.write_profile("small", latency_ms=99.0, throughput=1.0, device="Other CPU", threads=8)
+    tabulate(judged)
+    changed = {str(path) for path, content in snapshot(folder).items() if content != before[path]}
+    assert changed == {"toy/speed.md", "toy/speed.tex", "toy/speed.csv"}
+    page = (folder / "toy.md").read_text()
+    link = re.search(r"\[.*?\]\((toy/speed\.md)\)", page)[1]
+    speed = (folder / link).read_text()
+    assert re.search(r"\| small +\| +99\.00 \| +1 \|", speed)
+    assert "Measured on Imaginary CPU (1 CPU thread) and Other CPU (8 CPU threads), float32" in speed
+    assert "99.00" not in page
+    assert "Imaginary" not in page + (folder / "toy.tex").read_text() + (folder / "toy.csv").read_text()
+
+
+def test_the_same_results_give_the_same_bytes(judged, tmp_path):
+    tabulate(judged)
+    folder = table_folder(judged.results)
+    first = snapshot(folder)
+    shutil.rmtree(folder)
+    tabulate(judged)
+    assert snapshot(folder) == first
+
+
+def test_the_order_of_seeds_changes_nothing_but_the_sentence_that_names_them(judged):
+    tabulate(judged)
+    folder = table_folder(judged.results)
+    first = snapshot(folder)
+    judged.write_page(judged.text.replace("seeds: [0, 1, 2]", "seeds: [2, 0, 1]"))
+    judged.write_profile("small", digest=judged.page.spec("small").digest)
+    judged.write_profile("small-kd", digest=judged.page.spec("small-kd").digest)
+    tabulate(judged)
+    for path, content in snapshot(folder).items():
+        assert content.decode().replace("Seeds 2, 0 and 1", "Seeds 0, 1 and 2") == first[path].decode()
+
+
+def test_each_table_is_also_written_alone(judged):
+    files = tabulate(judged)
+    folder = table_folder(judged.results)
+    assert {path.relative_to(folder) for path in files} == set(snapshot(folder))
+    assert {str(path.relative_to(folder)) for path in files} == {
+        f"{stem}.{kind}" for stem in ("toy", "toy/methods", "toy/speed") for kind in ("md", "tex", "csv")
+    }
+    page, alone = (folder / "toy.md").read_text(), (folder / "toy" / "methods.md").read_text()
+    table = alone.partition("## ")[2].partition("## How")[0]
+    assert "| small-kd |" in table
+    assert table in page
+    assert alone.startswith("# toy\n")
+
+
+def test_tables_that_the_page_no_longer_has_disappear(judged):
+    tabulate(judged)
+    alone = table_folder(judged.results) / "toy"
+    (alone / "notes.txt").write_text("mine")
+    judged.write_page(judged.text.partition("    speed:")[0])
+    tabulate(judged)
+    assert sorted(path.name for path in alone.iterdir()) == ["methods.csv", "methods.md", "methods.tex", "notes.txt"]
+
+
+def test_a_page_without_tables_is_a_page(desk):
+    desk.write_page(desk.text.partition("  tables:")[0])
+    tabulate(desk)
+    folder = table_folder(desk.results)
+    assert (folder / "toy.md").read_text().startswith("# toy\n\nData set toy:")
+    assert (folder / "toy.csv").read_text() == ",".join(CSV_HEADER) + "\n"
+    assert (folder / "toy").is_dir()
+
+
+@pytest.mark.parametrize("fault", ["metrics", "ledger", "manifest"])
+def test_nothing_is_written_when_something_is_wrong(judged, fault):
+    tabulate(judged)
+    before = snapshot(table_folder(judged.results))
+    judged.write_metrics("small", 1, top1=12.0)
+    if fault == "metrics":
+        (run_folder(judged.results, "toy", "small-kd", 2) / "metrics.json").unlink()
+    elif fault == "ledger":
+        judged.write_ledger("small,top1,?,,,,here")
+    else:
+        (judged.results / "datasets" / "toy" / "manifest.json").unlink()
+    with pytest.raises(UserError):
+        tabulate(judged)
+    assert snapshot(table_folder(judged.results)) == before
+
+
+def test_titles_may_hold_anything(desk):
+    title = "R_50 | 100 % & <b> α → $x$ *T*"
+    desk.write_page(desk.text.replace("Teaching a small network", f"'{title}'"))
+    desk.write_results()
+    tabulate(desk)
+    folder = table_folder(desk.results)
+    assert r"## R_50 \| 100 % & \<b> α → \$x\$ \*T\*" in (folder / "toy.md").read_text()
+    assert (
+        r"\caption{R\_50 $|$ 100 \% \& $<$b$>$ $\alpha$ $\rightarrow$ \$x\$ *T*.}" in (folder / "toy.tex").read_text()
+    )
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed (texlive-latex-recommended)")
+def test_the_page_compiles_with_booktabs_alone(judged):
+    tabulate(judged)
+    folder = table_folder(judged.results)
+    paper = folder / "paper.tex"
+    paper.write_text(
+        "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\\input{toy}\\input{toy/speed}\\end{document}\n"
+    )
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", paper.name]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, errors="replace", check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (folder / "paper.pdf").stat().st_size > 1000
