@@ -1,0 +1,119 @@
+"""From what was found in the shards to the manifest."""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from distillery.data.manifest import (
+    Duplicates,
+    Manifest,
+    PixelStatistics,
+    Shard,
+    SkippedImage,
+    Split,
+)
+from distillery.data.shards import ShardFacts
+from distillery.data.sources import RawImage, RawImages
+
+
+@dataclass(frozen=True)
+class WrittenShard:
+    """A shard that holds images, its final name, what was planned for it and what was found."""
+
+    file: str
+    images: tuple[RawImage, ...]
+    facts: ShardFacts
+
+    def kept(self) -> Iterator[tuple[RawImage, bytes]]:
+        """The images in it and the SHA-256 of their files, in order."""
+        for position, digest in zip(self.facts.kept, self.facts.hashes, strict=True):
+            yield self.images[position], digest
+
+
+def describe(
+    name: str, images: RawImages, written: dict[str, list[WrittenShard]], skipped: Sequence[tuple[str, str]]
+) -> Manifest:
+    """Assemble the manifest of a data set from its shards, by split.
+
+    Raises:
+        ValidationError: a class has no images left; the caller has checked that.
+    """
+    splits = {split: _describe_split(images, split, shards) for split, shards in written.items()}
+    identity = {"classes": images.classes} | {split: described.content for split, described in splits.items()}
+    return Manifest.model_validate(
+        {
+            "name": name,
+            "digest": hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+            "classes": images.classes,
+            "statistics": pixel_statistics(sum(shard.facts.histogram for shard in written["train"])),
+            "splits": splits,
+            "duplicates": _find_duplicates(written["train"], written["val"]),
+            "ignored": images.ignored,
+            "skipped": [SkippedImage(path=path, reason=reason) for path, reason in skipped],
+        }
+    )
+
+
+def pixel_statistics(histogram: npt.NDArray[np.int64] | int) -> PixelStatistics:
+    """Mean and population standard deviation of each channel, from its counts of values, shape (3, 256).
+
+    The sums are exact integers, so the order of images and the number of processes cannot change a digit.
+    """
+    means, deviations = [], []
+    for counts in np.asarray(histogram).tolist():
+        pixels = sum(counts)
+        total = sum(value * count for value, count in enumerate(counts))
+        squares = sum(value * value * count for value, count in enumerate(counts))
+        means.append(total / (255 * pixels))
+        deviations.append(math.sqrt((pixels * squares - total * total) / (255 * pixels) ** 2))
+    return PixelStatistics.model_validate({"mean": means, "std": deviations})
+
+
+def _describe_split(images: RawImages, split: str, shards: list[WrittenShard]) -> Split:
+    modes: Counter[str] = Counter()
+    formats: Counter[str] = Counter()
+    content = hashlib.sha256()
+    per_class = [0] * len(images.classes)
+    for shard in shards:
+        modes += shard.facts.modes
+        formats += shard.facts.formats
+        for image, digest in shard.kept():
+            per_class[image.label] += 1
+            content.update(image.label.to_bytes(8, "little") + digest)
+    widths = [width for shard in shards for width in shard.facts.widths]
+    heights = [height for shard in shards for height in shard.facts.heights]
+    return Split(
+        folder=images.folders[split],
+        images=sum(per_class),
+        images_per_class=tuple(per_class),
+        width=(min(widths), max(widths)),
+        height=(min(heights), max(heights)),
+        modes=dict(sorted(modes.items())),
+        formats=dict(sorted(formats.items())),
+        content=content.hexdigest(),
+        shards=tuple(
+            Shard(file=shard.file, images=len(shard.facts.kept), bytes=shard.facts.size, sha256=shard.facts.sha256)
+            for shard in shards
+        ),
+    )
+
+
+def _find_duplicates(train: list[WrittenShard], val: list[WrittenShard]) -> Duplicates:
+    first_path: dict[bytes, str] = {}
+    within_train = within_val = 0
+    for image, digest in (row for shard in train for row in shard.kept()):
+        within_train += digest in first_path
+        first_path.setdefault(digest, image.path)
+    across, seen = [], set()
+    for image, digest in (row for shard in val for row in shard.kept()):
+        within_val += digest in seen
+        seen.add(digest)
+        if digest in first_path:
+            across.append((first_path[digest], image.path))
+    return Duplicates(across_splits=tuple(across), within_train=within_train, within_val=within_val)

@@ -1,0 +1,152 @@
+"""From raw images, as they were published, to Arrow shards and a manifest."""
+
+import sys
+from itertools import count
+from pathlib import Path
+
+from distillery.atomic import write_json, write_text
+from distillery.config.schema import Dataset
+from distillery.data import shards
+from distillery.data.decode import DEEP_MODES
+from distillery.data.describe import WrittenShard, describe
+from distillery.data.digits import write_digits
+from distillery.data.manifest import FILE_NAME, SPLITS, Manifest
+from distillery.data.parallel import Progress, write_shards
+from distillery.data.shards import ShardFacts, ShardTask, split_into_shards
+from distillery.data.sources import RawImages, find_images, missing_message
+from distillery.data.staging import staged_folder
+from distillery.data.trees import open_tree, shown
+from distillery.errors import UserError
+
+# What was planned for each shard, and what came of it, by split.
+Outcome = dict[str, list[tuple[ShardTask, ShardFacts]]]
+
+
+def prepare_dataset(name: str, dataset: Dataset, output: Path, workers: int) -> Manifest:
+    """Turn a data set's raw images into shards and a manifest in the folder ``output``, which appears whole.
+
+    The same images give the same bytes, from a folder or a tar, with any number of ``workers`` (processes). Raw files
+    are kept as they are; each is decoded once, to check it. An older ``output`` is replaced.
+
+    Raises:
+        UserError: the raw images are missing or not laid out as classes; some cannot be decoded (all of them are then
+            listed in ``<output>.corrupt.txt``) and the data set does not say `on_corrupt: skip`; or ``output`` cannot
+            be written or holds something else.
+    """
+    path = Path(dataset.path)
+    if dataset.bundled == "digits":
+        write_digits(path)
+    if not path.exists():
+        raise UserError(missing_message(path, name))
+    _refuse_strange(output)
+    with staged_folder(output) as staging:
+        tree = open_tree(path, staging)
+        images = find_images(tree, name, dataset)
+        outcome = _write(name, images, staging, workers)
+        if tree.source.parent == staging:
+            tree.source.unlink()
+        faults = [fault for shards_of in outcome.values() for _, facts in shards_of for fault in facts.faults]
+        _check_faults(name, dataset, output, faults, sum(map(len, images.splits.values())))
+        _check_classes(dataset, images, outcome)
+        manifest = describe(name, images, _give_names(outcome), faults)
+        write_json(staging / FILE_NAME, manifest.model_dump(mode="json"))
+    for line in summary(manifest, output):
+        print(line, file=sys.stderr)
+    return manifest
+
+
+def summary(manifest: Manifest, folder: Path) -> list[str]:
+    """What a person should know about a prepared data set, a line each."""
+    train, val, name = manifest.splits["train"], manifest.splits["val"], manifest.name
+    lines = [
+        f"{name}: {len(manifest.classes):,} classes, {train.images:,} training and {val.images:,} validation images "
+        f"in {folder}"
+    ]
+    pairs = manifest.duplicates.across_splits
+    if pairs:
+        lines.append(
+            f"{name}: warning: {len(pairs):,} validation images are also training images, e.g. {shown(pairs[0][1])} "
+            f"and {shown(pairs[0][0])}"
+        )
+    if manifest.skipped:
+        lines.append(f"{name}: warning: {len(manifest.skipped):,} images cannot be decoded and were skipped")
+    deep = sum(number for split in (train, val) for mode, number in split.modes.items() if mode in DEEP_MODES)
+    if deep:
+        lines.append(f"{name}: warning: {deep:,} images have more than 8 bits a channel; values above 255 become white")
+    ignored = {
+        f"{extension or 'without extension'}": number for extension, number in manifest.ignored.extensions.items()
+    }
+    ignored |= {"hidden": manifest.ignored.hidden} if manifest.ignored.hidden else {}
+    if ignored:
+        kinds = ", ".join(f"{number:,} {kind}" for kind, number in ignored.items())
+        lines.append(f"{name}: {sum(ignored.values()):,} files are no images and were ignored ({kinds})")
+    return lines
+
+
+def _refuse_strange(output: Path) -> None:
+    """A folder with anything but an older data set in it is not ours to replace."""
+    if not output.is_dir():
+        if output.exists():
+            raise UserError(f"{output}: is a file, but the prepared data set goes there; move it away")
+        return
+    for path in sorted(output.iterdir()):
+        if not (path.suffix == ".arrow" or path.name == FILE_NAME or path.name.startswith(".")):
+            raise UserError(f"{output}: holds {path.name}, which is no part of a prepared data set; move it away")
+
+
+def _write(name: str, images: RawImages, staging: Path, workers: int) -> Outcome:
+    number = count()
+    planned = {
+        split: [
+            ShardTask(images.source, part, images.classes, staging / f"{next(number)}.shard")
+            for part in split_into_shards(images.splits[split])
+        ]
+        for split in SPLITS
+    }
+    total = sum(map(len, images.splits.values()))
+    # Starting a process takes as long as reading some two thousand small images.
+    processes = min(workers, next(number), total // shards.IMAGES_PER_SHARD)
+    progress = Progress(name, total)
+    try:
+        found = iter(write_shards([task for split in SPLITS for task in planned[split]], processes, progress))
+    finally:
+        progress.close()
+    return {split: [(task, next(found)) for task in planned[split]] for split in SPLITS}
+
+
+def _check_faults(name: str, dataset: Dataset, output: Path, faults: list[tuple[str, str]], total: int) -> None:
+    """Stop for images that cannot be decoded, with all of them listed in a file beside the output."""
+    listing = output.with_name(f"{output.name}.corrupt.txt")
+    if not faults or dataset.on_corrupt == "skip":
+        listing.unlink(missing_ok=True)
+        return
+    write_text(listing, "".join(f"{shown(path)}\t{reason}\n" for path, reason in faults))
+    first = "; ".join(f"{shown(path)}: {reason}" for path, reason in faults[:3])
+    raise UserError(
+        f"{dataset.path}: {len(faults):,} of {total:,} images cannot be decoded: {first}"
+        f"{'; ...' if len(faults) > 3 else ''} (all are listed in {listing}); mend or remove them, "
+        f"or set `on_corrupt: skip` for {name!r} in datasets.yaml"
+    )
+
+
+def _check_classes(dataset: Dataset, images: RawImages, outcome: Outcome) -> None:
+    """Skipping must not empty a class."""
+    for split, shards_of in outcome.items():
+        left = {task.images[position].label for task, facts in shards_of for position in facts.kept}
+        for label, class_name in enumerate(images.classes):
+            if label not in left:
+                folder = f"{images.folders[split]}/{shown(class_name)}/"
+                raise UserError(f"{dataset.path}: {folder}: none of its images can be decoded; a class needs some")
+
+
+def _give_names(outcome: Outcome) -> dict[str, list[WrittenShard]]:
+    """Number the shards that hold images."""
+    named: dict[str, list[WrittenShard]] = {}
+    for split, shards_of in outcome.items():
+        filled = [(task, facts) for task, facts in shards_of if facts.kept]
+        named[split] = []
+        for position, (task, facts) in enumerate(filled):
+            file = f"{split}-{position:05d}-of-{len(filled):05d}.arrow"
+            task.target.rename(task.target.with_name(file))
+            named[split].append(WrittenShard(file, task.images, facts))
+    return named

@@ -1,0 +1,172 @@
+"""Write Arrow shards: the unit of parallel work, and of what is read back.
+
+A shard is an Arrow IPC stream of one record batch with the columns ``image`` (the file's own bytes, and its path) and
+``label``, and the schema of the `datasets` library's Image and ClassLabel, so ``load_dataset("arrow", data_files=...)``
+reads it too. Every image is decoded once here, to check it and to count its pixels.
+
+This module runs in worker processes and does not import torch.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from PIL import Image, UnidentifiedImageError
+
+from distillery.data.decode import as_rgb
+from distillery.data.sources import RawImage
+from distillery.data.trees import read_raw
+
+IMAGES_PER_SHARD = 2048
+BYTES_PER_SHARD = 256 * 2**20
+
+# Progress is told after so many images: often enough for a moving bar, seldom enough to cost nothing.
+_REPORT_EVERY = 32
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """What one shard is to hold, and where to write it."""
+
+    source: Path
+    images: tuple[RawImage, ...]
+    classes: tuple[str, ...]
+    target: Path
+
+
+@dataclass
+class ShardFacts:
+    """What was found and written: the file's size in bytes, a row for each kept image, and counts over them.
+
+    ``histogram`` counts the values of each channel, shape (3, 256): exact sums for mean and deviation, in any order.
+    """
+
+    size: int = 0
+    sha256: str = ""
+    kept: list[int] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+    faults: list[tuple[str, str]] = field(default_factory=list)
+    modes: Counter[str] = field(default_factory=Counter)
+    formats: Counter[str] = field(default_factory=Counter)
+    widths: list[int] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+    histogram: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), np.int64))
+
+
+class BadImageError(Exception):
+    """An image file that cannot be decoded; the text says why."""
+
+
+def split_into_shards(images: Sequence[RawImage]) -> Iterator[tuple[RawImage, ...]]:
+    """Cut a split into runs of at most IMAGES_PER_SHARD images and BYTES_PER_SHARD bytes (a larger image alone)."""
+    begin = size = 0
+    for position, image in enumerate(images):
+        if position - begin == IMAGES_PER_SHARD or (position > begin and size + image.file.size > BYTES_PER_SHARD):
+            yield tuple(images[begin:position])
+            begin, size = position, 0
+        size += image.file.size
+    if begin < len(images):
+        yield tuple(images[begin:])
+
+
+def write_shard(task: ShardTask, report: Callable[[int], None]) -> ShardFacts:
+    """Check a shard's images, write those that are sound, and tell what was found.
+
+    ``report`` is called with a number of images as they are done. Without sound images no file is written.
+
+    Raises:
+        UserError: a file cannot be read.
+        OSError: the shard cannot be written.
+    """
+    facts, encoded = ShardFacts(), []
+    descriptor = os.open(task.source, os.O_RDONLY) if task.source.is_file() else None
+    try:
+        with warnings.catch_warnings():
+            # Pillow's warnings are about metadata, and about sizes that `examine` refuses itself.
+            warnings.simplefilter("ignore")
+            for position, image in enumerate(task.images):
+                content = read_raw(task.source, image.file, descriptor)
+                try:
+                    _count(facts, *examine(content))
+                except BadImageError as fault:
+                    facts.faults.append((image.path, str(fault)))
+                else:
+                    facts.kept.append(position)
+                    facts.hashes.append(hashlib.sha256(content).digest())
+                    encoded.append(content)
+                if (position + 1) % _REPORT_EVERY == 0:
+                    report(_REPORT_EVERY)
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+    if encoded:
+        _write_arrow(task, facts, encoded)
+    report(len(task.images) % _REPORT_EVERY)
+    return facts
+
+
+def examine(content: bytes) -> tuple[Image.Image, Image.Image]:
+    """Decode an image file wholly; return it as opened (mode, format, size) and as RGB.
+
+    Raises:
+        BadImageError: the file is empty, no image, truncated, damaged, or so large that it may be a decompression bomb.
+    """
+    if not content:
+        raise BadImageError("the file is empty")
+    try:
+        image = Image.open(BytesIO(content))
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and image.width * image.height > limit:
+            raise BadImageError(f"{image.width} x {image.height} pixels are more than the limit of {limit:,}")
+        if image.format == "PNG":
+            # Decoding alone passes over damaged checksums and a missing end. It uses the file up.
+            image.verify()
+            image = Image.open(BytesIO(content))
+        image.load()
+        return image, as_rgb(image)
+    except BadImageError:
+        raise
+    except UnidentifiedImageError:
+        raise BadImageError("not an image, or of an unknown kind") from None
+    except Exception as error:  # Pillow's readers raise anything, from SyntaxError to struct.error
+        raise BadImageError(str(error).partition("\n")[0] or type(error).__name__) from None
+
+
+def arrow_schema(classes: Sequence[str]) -> pa.Schema:
+    """The columns of a shard; the metadata is how the `datasets` library keeps its feature types."""
+    features = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"}}
+    image = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
+    return pa.schema(
+        [pa.field("image", image), pa.field("label", pa.int64())],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+
+
+def _count(facts: ShardFacts, image: Image.Image, rgb: Image.Image) -> None:
+    facts.modes[image.mode] += 1
+    facts.formats[image.format or "unknown"] += 1
+    facts.widths.append(image.width)
+    facts.heights.append(image.height)
+    facts.histogram += np.array(rgb.histogram(), dtype=np.int64).reshape(3, 256)
+
+
+def _write_arrow(task: ShardTask, facts: ShardFacts, encoded: list[bytes]) -> None:
+    schema = arrow_schema(task.classes)
+    images = [task.images[position] for position in facts.kept]
+    columns = [pa.array(encoded, pa.binary()), pa.array([image.path for image in images], pa.string())]
+    image_column = pa.StructArray.from_arrays(columns, fields=list(schema.field("image").type))
+    label_column = pa.array([image.label for image in images], pa.int64())
+    with pa.OSFile(str(task.target), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        writer.write_batch(pa.record_batch([image_column, label_column], schema=schema))
+    facts.size = task.target.stat().st_size
+    with task.target.open("rb") as file:
+        facts.sha256 = hashlib.file_digest(file, "sha256").hexdigest()

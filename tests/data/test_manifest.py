@@ -1,0 +1,66 @@
+"""A data set that is missing, incomplete or of another version is never taken for a whole one."""
+
+import json
+import re
+
+import pytest
+
+from distillery.data.arrow import ArrowImages
+from distillery.data.manifest import load_manifest
+from distillery.errors import UserError
+
+
+@pytest.fixture
+def prepared(place):
+    place.fill().prepare()
+    return place.output
+
+
+def change(folder, edit):
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+def refused(folder, message):
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        load_manifest(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_data_set_is_named_with_the_command_that_makes_it(tmp_path):
+    refused(tmp_path / "toy", "toy/manifest.json: missing; first make it with: distillery prepare toy")
+
+
+def test_another_format_is_refused(prepared):
+    change(prepared, lambda content: content.update(format=2))
+    refused(prepared, "manifest.json: format: 2, but this version reads 1; make it anew with: distillery prepare toy")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"x"', "null"])
+def test_damaged_json_is_refused(prepared, text):
+    (prepared / "manifest.json").write_text(text)
+    refused(prepared, "make it anew with: distillery prepare toy")
+
+
+def test_a_wrong_key_is_named(prepared):
+    change(prepared, lambda content: content["splits"]["val"].update(images=-3))
+    refused(prepared, "manifest.json: splits.val.images: -3 is not valid")
+
+
+def test_missing_and_cut_shards_are_named(prepared):
+    shard = prepared / "val-00000-of-00001.arrow"
+    size = shard.stat().st_size
+    shard.write_bytes(shard.read_bytes()[:-1])
+    refused(prepared, f"val-00000-of-00001.arrow: {size - 1} bytes instead of {size}; make it anew with")
+    shard.unlink()
+    refused(prepared, "val-00000-of-00001.arrow: cannot be read: No such file or directory; make it anew with")
+
+
+def test_a_damaged_shard_is_named_when_it_is_read(prepared):
+    shard = prepared / "train-00000-of-00001.arrow"
+    shard.write_bytes(b"x" * shard.stat().st_size)
+    images = ArrowImages(prepared, load_manifest(prepared), "train")
+    with pytest.raises(UserError, match=r"train-00000-of-00001\.arrow: cannot be read: .*distillery prepare toy"):
+        images.encoded(0)

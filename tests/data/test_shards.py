@@ -1,0 +1,64 @@
+"""Shards are cut by count and bytes, and sound images are told from broken ones."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from distillery.data import shards
+from distillery.data.shards import BadImageError, examine, split_into_shards
+from distillery.data.sources import RawImage
+from distillery.data.trees import RawFile
+
+SIZES = st.lists(st.one_of(st.integers(0, 100), st.just(2**28 + 1), st.just(2**27)), max_size=60)
+
+
+@given(SIZES, st.integers(1, 9))
+def test_shards_are_contiguous_bounded_and_no_fewer_than_needed(sizes, most):
+    images = [RawImage(RawFile(str(index), size), str(index), 0) for index, size in enumerate(sizes)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "IMAGES_PER_SHARD", most)
+        parts = list(split_into_shards(images))
+    assert [image for part in parts for image in part] == images
+    weights = [sum(image.file.size for image in part) for part in parts]
+    for part, weight in zip(parts, weights, strict=True):
+        assert 1 <= len(part) <= most
+        assert len(part) == 1 or weight <= 256 * 2**20
+    for part, weight, following in zip(parts, weights, parts[1:], strict=False):
+        assert len(part) == most or weight + following[0].file.size > 256 * 2**20
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["png", "jpeg", "bmp", "webp", "tiff"])
+def test_a_file_cut_anywhere_is_broken(encode, noise, kind):
+    content = encode(noise(3, (40, 30)), kind)
+    examine(content)
+    # Of a PNG, only the checksum of the empty last chunk may be lacking.
+    whole = len(content) - (4 if kind == "png" else 0)
+    for length in [*range(0, whole, 41), *range(whole - 30, whole)]:
+        with pytest.raises(BadImageError):
+            examine(content[:length])
+
+
+def test_every_flipped_bit_of_a_pngs_pixels_is_found(noise_png):
+    content = noise_png(3)
+    begin = content.index(b"IDAT")
+    end = content.index(b"IEND") - 4
+    for position in range(begin, end):
+        with pytest.raises(BadImageError):
+            examine(content[:position] + bytes([content[position] ^ 4]) + content[position + 1 :])
+
+
+def test_faults_are_told_in_one_line_without_addresses():
+    for content, reason in ((b"", "the file is empty"), (b"not an image", "not an image, or of an unknown kind")):
+        with pytest.raises(BadImageError, match=f"^{reason}$"):
+            examine(content)
+
+
+def test_workers_do_not_import_torch():
+    import subprocess
+    import sys
+
+    code = "import distillery.data.parallel, distillery.data.prepare, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0
