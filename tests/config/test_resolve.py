@@ -79,8 +79,8 @@ def test_renaming_runs_moves_no_digest(config):
         ("temperature: 4", "temperature: 3", {"resnet8-kd"}),
         ("weight: 0.9", "weight: 0.8", {"resnet8-kd"}),
         (
-            "{model: cifar_resnet20, recipe: digits",
-            "{model: cifar_resnet20, recipe: digits, epochs: 2",
+            "recipe: digits, epochs: 30",
+            "recipe: digits, epochs: 2",
             {"resnet20", "resnet8-kd"},
         ),
         (
@@ -88,7 +88,7 @@ def test_renaming_runs_moves_no_digest(config):
             "{model: cifar_resnet8, recipe: digits, optimizer: {lr: 0.2}}",
             {"resnet8"},
         ),
-        ("title: Distilling", "title: distilling", set()),
+        ("title: A ResNet-8", "title: The ResNet-8", set()),
         ("columns: [top1,", "columns: [top5, top1,", set()),
     ],
 )
@@ -138,7 +138,7 @@ def test_an_override_that_renames_a_block_replaces_it_whole(config):
     assert optimizer.weight_decay == 0.01
 
 
-RESNET20 = "{model: cifar_resnet20, recipe: digits, seeds: [0]}"
+RESNET20 = "{model: cifar_resnet20, recipe: digits, epochs: 30, seeds: [0]}"
 MISTAKES = [
     (
         "temperature: 4",
