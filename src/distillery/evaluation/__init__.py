@@ -1,0 +1,1 @@
+"""What a network is worth: its accuracy and calibration, and its cost."""

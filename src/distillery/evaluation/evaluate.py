@@ -1,0 +1,100 @@
+"""Measure a finished run on the validation images."""
+
+import math
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from tqdm import tqdm
+
+from distillery.atomic import write_json
+from distillery.config import Page
+from distillery.config.schema import Preprocess
+from distillery.data.arrow import ArrowImages
+from distillery.data.loader import eval_loader
+from distillery.data.manifest import load_manifest
+from distillery.data.transforms import eval_transform
+from distillery.errors import UserError
+from distillery.evaluation.metrics import evaluate_model
+from distillery.evaluation.restore import FinishedRun, default_device, restore_run
+from distillery.layout import dataset_folder, run_folder
+
+SPLIT: Final = "val"
+BATCH = 256
+
+
+def evaluate_run(
+    page: Page, run: str, seed: int, results: Path, workers: int = 0, device: torch.device | None = None
+) -> dict[str, Any]:
+    """Evaluate a trained or imported run, and its agreement with its teacher, and write metrics.json beside it.
+
+    Each network sees the images prepared as its own run.json says.
+
+    Raises:
+        UserError: the run, its teacher or the data set is missing, damaged or stale; or the network's scores are not
+            finite.
+    """
+    device = device or default_device()
+    data_folder = dataset_folder(results, page.experiment.dataset)
+    manifest = load_manifest(data_folder)
+    finished = restore_run(page, run, seed, results, device, manifest)
+    teacher_name = page.teacher(run)
+    teacher = None
+    if teacher_name is not None:
+        teacher = restore_run(page, teacher_name, page.seeds(teacher_name)[0], results, device, manifest)
+
+    images = ArrowImages(data_folder, manifest, SPLIT)
+    loader = _loader(images, finished.preprocess, workers, device)
+    measured = evaluate_model(
+        finished.predict,
+        tqdm(loader, desc=f"{run}/seed{seed}", unit="batch", disable=None, leave=False),
+        len(manifest.classes),
+        device,
+        teacher_predict=None if teacher is None else teacher.predict,
+        teacher_loader=_teacher_loader(images, finished, teacher, workers, device),
+    )
+    if not math.isfinite(measured["nll"]):
+        raise UserError(f"{finished.weights}: the network's scores are NaN or infinite; train it anew")
+    metrics = {
+        "run": run,
+        "seed": seed,
+        "split": SPLIT,
+        "images": int(measured["images"]),
+        "selection": finished.record["selection"],
+        "epoch": finished.record["epoch"],
+        "top1": measured["top1"],
+        "top5": measured["top5"],
+        "nll": measured["nll"],
+        "ece": measured["ece"],
+        "agreement": measured.get("agreement"),
+        "teacher": teacher_name,
+        "digest": finished.record["digest"],
+        "weights_sha256": finished.weights_sha256,
+    }
+    write_json(run_folder(results, page.name, run, seed) / "metrics.json", metrics)
+    return metrics
+
+
+def _loader(images: ArrowImages, preprocess: Preprocess, workers: int, device: torch.device) -> Any:  # noqa: ANN401
+    return eval_loader(
+        images,
+        eval_transform(preprocess),
+        batch=BATCH,
+        workers=workers,
+        world_size=1,
+        rank=0,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def _teacher_loader(
+    images: ArrowImages, student: FinishedRun, teacher: FinishedRun | None, workers: int, device: torch.device
+) -> Any:  # noqa: ANN401
+    """Decode the images a second time only where the teacher wants another size or crop than the student."""
+    if teacher is None or _geometry(teacher.preprocess) == _geometry(student.preprocess):
+        return None
+    return _loader(images, teacher.preprocess, workers, device)
+
+
+def _geometry(preprocess: Preprocess) -> tuple[int, int, str]:
+    return preprocess.size, preprocess.resize or preprocess.size, preprocess.interpolation

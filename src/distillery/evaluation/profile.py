@@ -1,0 +1,141 @@
+"""What a network costs: parameters, operations, size on disk, and time on this machine."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from distillery.atomic import write_json
+from distillery.config import Page
+from distillery.evaluation.restore import default_device, restore_run
+from distillery.layout import profile_path
+
+# The batch for throughput: these, or fewer where a pass would take longer than PASS_SECONDS or not fit the memory.
+LARGEST_BATCH = {"cpu": 32, "cuda": 256}
+PASS_SECONDS = 2.0
+
+# Each measurement lasts this long, and takes at least so many passes, after some that do not count.
+MEASURE_SECONDS = 1.0
+LEAST_PASSES = 5
+WARM_UP_PASSES = 3
+
+
+def profile_run(page: Page, run: str, results: Path, device: torch.device | None = None) -> dict[str, Any]:
+    """Profile the network of a run's first seed on this machine, and write profile.json beside the seeds.
+
+    Times are those of the network alone in float32, without decoding or normalising images, on as many CPU threads as
+    torch is set to. ``latency_ms`` is the median time of one image; ``throughput`` is images a second by the median
+    time of a batch of ``throughput_batch``.
+
+    Raises:
+        UserError: the run was not made yet, is stale or damaged.
+    """
+    device = device or default_device()
+    finished = restore_run(page, run, page.seeds(run)[0], results, device)
+    size = finished.preprocess.size
+    latency = measure_latency(finished.network, size, device)
+    batch, throughput = measure_throughput(finished.network, size, device, latency)
+    profile = {
+        "run": run,
+        "digest": finished.record["digest"],
+        "input": [3, size, size],
+        "params": count_parameters(finished.network),
+        "macs": count_macs(finished.network, size),
+        "size_bytes": finished.weights.stat().st_size,
+        "latency_ms": round(1000 * latency, 3),
+        "throughput": round(throughput, 1),
+        "throughput_batch": batch,
+        "device": device_name(device),
+        "threads": torch.get_num_threads() if device.type == "cpu" else None,
+    }
+    write_json(profile_path(results, page.name, run), profile)
+    return profile
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Count the numbers that training adjusts; weights used twice count once."""
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def count_macs(network: nn.Module, size: int) -> int:
+    """Count the multiplications with addition for one image of ``size`` x ``size`` pixels.
+
+    As in the field's tables: of convolutions, linear layers and other matrix products (attention's included), not of
+    normalisation, activation, pooling and sums.
+    """
+    images = _images(network, 1, size)
+    was_fast = torch.backends.mha.get_fastpath_enabled()
+    # Fused attention hides its products from the counter, so it is taken apart.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            network(images)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(was_fast)
+    return int(counter.get_total_flops()) // 2
+
+
+def measure_latency(network: nn.Module, size: int, device: torch.device) -> float:
+    """Median seconds from one image to its scores."""
+    return _median_seconds(network, _images(network, 1, size), device)
+
+
+def measure_throughput(network: nn.Module, size: int, device: torch.device, latency: float) -> tuple[int, float]:
+    """Find a batch that this machine takes in good time; return it and the images a second."""
+    batch = LARGEST_BATCH[device.type]
+    while batch > 1 and device.type == "cpu" and batch * latency > PASS_SECONDS:
+        batch //= 2
+    while True:
+        try:
+            return batch, batch / _median_seconds(network, _images(network, batch, size), device)
+        except torch.cuda.OutOfMemoryError:
+            if batch == 1:
+                raise
+            batch //= 2
+
+
+def device_name(device: torch.device) -> str:
+    """The product name of a GPU or CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text(encoding="utf-8", errors="replace").splitlines() if facts.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _median_seconds(network: nn.Module, images: Tensor, device: torch.device) -> float:
+    """Median time of a forward pass, each one waited for."""
+    synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else _nothing_to_wait_for
+    fast_convolutions = torch.backends.cudnn.flags(benchmark=True) if device.type == "cuda" else nullcontext()
+    times: list[float] = []
+    with torch.inference_mode(), fast_convolutions:
+        for _ in range(WARM_UP_PASSES):
+            network(images)
+        synchronize()
+        began = time.perf_counter()
+        while len(times) < LEAST_PASSES or time.perf_counter() - began < MEASURE_SECONDS:
+            start = time.perf_counter()
+            network(images)
+            synchronize()
+            times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def _nothing_to_wait_for() -> None:
+    """CPU kernels are done when they return."""
+
+
+def _images(network: nn.Module, batch: int, size: int) -> Tensor:
+    """Random normalised images where the network is."""
+    parameter = next(network.parameters())
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, 3, size, size, generator=generator).to(parameter.device, parameter.dtype)

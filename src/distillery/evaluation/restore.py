@@ -1,0 +1,105 @@
+"""Take a finished run from the results folder, ready to predict, whether it was trained or imported."""
+
+import json
+from dataclasses import dataclass
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distillery.config import Page
+from distillery.config.schema import Preprocess
+from distillery.data.manifest import Manifest
+from distillery.errors import UserError
+from distillery.layout import run_folder
+from distillery.models import check_input, create_model
+from distillery.models.normalize import Normalize
+from distillery.models.weights import load_weights
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A network with its weights, in evaluation mode, and how images must be prepared for it."""
+
+    network: nn.Module
+    normalize: Normalize
+    preprocess: Preprocess
+    record: dict[str, Any]  # run.json
+    weights: Path
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hash of the weights file, 64 hex digits."""
+        with self.weights.open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Return logits (B, C) for uint8 images (B, 3, H, W)."""
+        logits_BC: Tensor = self.network(self.normalize(images))
+        return logits_BC
+
+
+def restore_run(
+    page: Page, run: str, seed: int, results: Path, device: torch.device, manifest: Manifest | None = None
+) -> FinishedRun:
+    """Read run.json and weights.safetensors of a run.
+
+    Args:
+        page: the experiment.
+        run: a line of it.
+        seed: one of its seeds.
+        results: the results folder.
+        device: where the network goes.
+        manifest: the data set it is to be used on, if it is to be used on one.
+
+    Raises:
+        UserError: the run was not made yet, was made from another configuration or other data, or is damaged.
+    """
+    spec = page.spec(run, seed)
+    folder = run_folder(results, page.name, run, seed)
+    elsewhere = "" if results == Path("results") else f" --results {results}"
+    command = f"distillery train {page.path} {run} --seed {seed}{elsewhere}"
+    record = _read_record(folder / "run.json", command)
+    if record["digest"] != spec.digest:
+        raise UserError(
+            f"{folder / 'run.json'}: made from another configuration (digest {record['digest']}, but {page.path} now "
+            f"gives {spec.digest}); make it anew with: {command}"
+        )
+    if manifest is not None and record["manifest_digest"] != manifest.digest:
+        raise UserError(
+            f"{folder / 'run.json'}: made from other images than {spec.dataset} now holds (manifest digest "
+            f"{record['manifest_digest'][:16]}, now {manifest.digest[:16]}); make it anew with: {command}"
+        )
+    preprocess = Preprocess.model_validate(record["preprocess"])
+    network = create_model(spec.model, record["classes"], **spec.model_args)
+    load_weights(network, folder / "weights.safetensors")
+    check_input(network, spec.model, preprocess.size, record["classes"])
+    statistics = record["statistics"]
+    return FinishedRun(
+        network=network.to(device).eval().requires_grad_(False),
+        normalize=Normalize(statistics["mean"], statistics["std"]).to(device),
+        preprocess=preprocess,
+        record=record,
+        weights=folder / "weights.safetensors",
+    )
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _read_record(path: Path, command: str) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; first make it with: {command}") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); make it anew with: {command}") from None
+    needed = ("digest", "manifest_digest", "classes", "preprocess", "statistics", "selection", "epoch")
+    lacking = [key for key in needed if not isinstance(record, dict) or key not in record]
+    if lacking:
+        raise UserError(f"{path}: lacks {lacking[0]!r}; make it anew with: {command}")
+    return record

@@ -1,0 +1,224 @@
+"""Finished runs, trained and imported, measured on real files."""
+
+import csv
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from distillery.config import load_page
+from distillery.config.schema import Preprocess
+from distillery.data.arrow import ArrowImages
+from distillery.data.decode import decode_rgb
+from distillery.data.manifest import load_manifest
+from distillery.data.transforms import eval_transform
+from distillery.errors import UserError
+from distillery.evaluation.evaluate import evaluate_run
+from distillery.models import create_model
+from distillery.training.job import Job, Machine
+from distillery.training.run import make_run
+
+
+def make(place, run, seed=0):
+    page = load_page(place.page)
+    make_run(Job(page, run, seed, place.results, Machine(workers=0, threads=1)))
+
+
+def evaluate(place, run, seed=0, **more):
+    return evaluate_run(load_page(place.page), run, seed, place.results, **more)
+
+
+def folder(place, run):
+    return place.results / "tiny" / run / "seed0"
+
+
+def validation_images(place):
+    data = place.results / "datasets" / "tiny"
+    manifest = load_manifest(data)
+    images = ArrowImages(data, manifest, "val")
+    pixels = torch.stack([decode_rgb(images.encoded(index)) for index in range(len(images))])
+    return pixels, torch.as_tensor(images.labels), manifest.statistics
+
+
+def scores(place, run, model, pixels, mean, std):
+    """What a network says, from its weights file alone."""
+    network = create_model(model, 3).eval()
+    network.load_state_dict(load_file(folder(place, run) / "weights.safetensors"))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+    with torch.no_grad():
+        return network((pixels.float() / 255 - mean) / std)
+
+
+@pytest.fixture(scope="module")
+def trained(prepared_tiny, tmp_path_factory):
+    """One trained teacher and student for all tests of this file, which must leave them as they are."""
+    copy = tmp_path_factory.mktemp("trained") / "work"
+    shutil.copytree(prepared_tiny, copy)
+    place = SimpleNamespace(page=copy / "config" / "tiny.yaml", results=copy / "results")
+    make(place, "big")
+    make(place, "taught")
+    return place
+
+
+def test_a_trained_run_is_measured_as_its_last_epoch_was(trained):
+    metrics = evaluate(trained, "big")
+    last = list(csv.DictReader((folder(trained, "big") / "history.csv").open()))[-1]
+    assert metrics["top1"] == pytest.approx(float(last["val_top1"]))
+    assert metrics["nll"] == pytest.approx(float(last["val_loss"]), rel=1e-5)
+    assert metrics["top5"] == 100
+    assert (metrics["run"], metrics["seed"], metrics["split"], metrics["images"]) == ("big", 0, "val", 12)
+    assert (metrics["selection"], metrics["epoch"]) == ("last", 2)
+    assert metrics["teacher"] is metrics["agreement"] is None
+    record = json.loads((folder(trained, "big") / "run.json").read_text())
+    assert metrics["digest"] == record["digest"] == load_page(trained.page).spec("big").digest
+    assert len(metrics["weights_sha256"]) == 64
+    assert json.loads((folder(trained, "big") / "metrics.json").read_text()) == metrics
+
+
+def test_a_students_agreement_is_with_its_teacher(trained):
+    metrics = evaluate(trained, "taught")
+    pixels, labels, statistics = validation_images(trained)
+    student = scores(trained, "taught", "cifar_resnet8", pixels, statistics.mean, statistics.std).argmax(1)
+    teacher = scores(trained, "big", "cifar_resnet14", pixels, statistics.mean, statistics.std).argmax(1)
+    assert metrics["teacher"] == "big"
+    assert metrics["agreement"] == pytest.approx(100 * (student == teacher).double().mean().item())
+    assert metrics["top1"] == pytest.approx(100 * (student == labels).double().mean().item())
+
+
+def test_the_same_run_gives_the_same_bytes_with_any_number_of_workers(trained):
+    path = folder(trained, "taught") / "metrics.json"
+    evaluate(trained, "taught")
+    first = path.read_bytes()
+    evaluate(trained, "taught", workers=2)
+    assert path.read_bytes() == first
+
+
+def test_imported_weights_are_measured_by_their_own_preparation(workplace, tmp_path):
+    torch.manual_seed(0)
+    network = create_model("cifar_resnet8", 3)
+    torch.save({"state_dict": {f"module.{n}": v for n, v in network.state_dict().items()}}, tmp_path / "w.pth")
+    preprocess = "preprocess: {size: 8, normalize: {mean: [0.5, 0.4, 0.3], std: [0.2, 0.3, 0.4]}}"
+    workplace.edit("runs:", f"runs:\n    got: {{model: cifar_resnet8, weights: {tmp_path / 'w.pth'}, {preprocess}}}")
+    make(workplace, "got")
+    metrics = evaluate(workplace, "got")
+    pixels, labels, _ = validation_images(workplace)
+    expected = scores(workplace, "got", "cifar_resnet8", pixels, [0.5, 0.4, 0.3], [0.2, 0.3, 0.4])
+    assert metrics["nll"] == pytest.approx(torch.nn.functional.cross_entropy(expected, labels).item(), rel=1e-5)
+    assert metrics["top1"] == pytest.approx(100 * (expected.argmax(1) == labels).double().mean().item())
+    assert (metrics["selection"], metrics["epoch"]) == ("imported", None)
+
+
+def test_a_teacher_that_wants_another_size_sees_it(workplace, tmp_path):
+    """The teacher cuts the middle out of enlarged images; the student does not."""
+    pixels, _, statistics = validation_images(workplace)
+    torch.save(undecided_network(pixels).state_dict(), tmp_path / "w.pth")
+    preprocess = "preprocess: {size: 8, resize: 16, normalize: none}"
+    line = f"old: {{model: cifar_resnet14, weights: {tmp_path / 'w.pth'}, {preprocess}}}"
+    workplace.edit("runs:", f"runs:\n    {line}")
+    workplace.edit("teacher: big", "teacher: old")
+    make(workplace, "old")
+    make(workplace, "taught")
+    metrics = evaluate(workplace, "taught")
+    enlarge = eval_transform(Preprocess(size=8, resize=16))
+    prepared = torch.stack([enlarge(image) for image in pixels])
+    teacher = scores(workplace, "old", "cifar_resnet14", prepared, [0, 0, 0], [1, 1, 1]).argmax(1)
+    student = scores(workplace, "taught", "cifar_resnet8", pixels, statistics.mean, statistics.std).argmax(1)
+    assert metrics["agreement"] == pytest.approx(100 * (student == teacher).double().mean().item())
+    as_student_sees = scores(workplace, "old", "cifar_resnet14", pixels, [0, 0, 0], [1, 1, 1]).argmax(1)
+    assert (student == teacher).sum() != (student == as_student_sees).sum(), "this test could not fail"
+
+
+def undecided_network(pixels):
+    """Fresh weights whose choices vary from image to image."""
+    torch.manual_seed(0)
+    network = create_model("cifar_resnet14", 3)
+    for _ in range(20):
+        network.train()(pixels / 255)
+    with torch.no_grad():
+        network.fc.bias -= network.eval()(pixels / 255).mean(dim=0)
+    return network
+
+
+# --- what stops it -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_not_made_is_named_with_its_command(workplace):
+    line = (
+        r"small/seed1/run\.json: missing; first make it with: distillery train \S+tiny\.yaml small --seed 1 --results"
+    )
+    with pytest.raises(UserError, match=line):
+        evaluate(workplace, "small", seed=1)
+
+
+def test_a_teacher_that_was_not_made_is_named(workplace, trained):
+    shutil.copytree(folder(trained, "taught"), folder(workplace, "taught"))
+    with pytest.raises(UserError, match=r"big/seed0/run\.json: missing; .* big --seed 0"):
+        evaluate(workplace, "taught")
+
+
+@pytest.fixture
+def copied(workplace, trained):
+    """A private copy of the trained teacher."""
+    shutil.copytree(folder(trained, "big"), folder(workplace, "big"))
+    evaluate(workplace, "big")
+    return workplace
+
+
+def spoil_record(path, **changes):
+    record = json.loads((path / "run.json").read_text())
+    for key, value in changes.items():
+        record.pop(key) if value is None else record.update({key: value})
+    (path / "run.json").write_text(json.dumps(record))
+
+
+def spoil_weights(path):
+    weights = load_file(path / "weights.safetensors")
+    weights["fc.bias"][0] = float("nan")
+    save_file(weights, path / "weights.safetensors")
+
+
+SPOILS = {
+    "another data set": (
+        lambda path: spoil_record(path, manifest_digest="0" * 64),
+        r"run\.json: made from other images than tiny now holds .*make it anew with: distillery train",
+    ),
+    "another configuration": (
+        lambda path: spoil_record(path, digest="0" * 16),
+        r"run\.json: made from another configuration \(digest 0{16}, but \S+ now gives \w{16}\); make it anew",
+    ),
+    "a lost key": (lambda path: spoil_record(path, statistics=None), r"run\.json: lacks 'statistics'; make it anew"),
+    "no JSON": (lambda path: (path / "run.json").write_text("{"), r"run\.json: cannot be read .*; make it anew"),
+    "no mapping": (lambda path: (path / "run.json").write_text("[]"), r"run\.json: lacks 'digest'; make it anew"),
+    "lost weights": (lambda path: (path / "weights.safetensors").unlink(), r"weights\.safetensors: no such file"),
+    "broken weights": (spoil_weights, r"weights\.safetensors: weights that are NaN or infinite: fc\.bias"),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_stale_and_damaged_runs_stop_and_keep_the_old_metrics(spoil, copied):
+    change, line = SPOILS[spoil]
+    before = (folder(copied, "big") / "metrics.json").read_bytes()
+    change(folder(copied, "big"))
+    with pytest.raises(UserError, match=line) as caught:
+        evaluate(copied, "big")
+    assert "\n" not in str(caught.value)
+    assert (folder(copied, "big") / "metrics.json").read_bytes() == before
+
+
+def test_a_changed_recipe_makes_the_run_stale(copied):
+    copied.edit_recipe("clip_norm: 1.0")
+    with pytest.raises(UserError, match="made from another configuration"):
+        evaluate(copied, "big")
+
+
+def test_weights_that_overflow_are_said(copied):
+    path = folder(copied, "big") / "weights.safetensors"
+    save_file({name: value * 1e30 if name == "fc.weight" else value for name, value in load_file(path).items()}, path)
+    weights = load_file(path)
+    weights["layer3.1.bn2.weight"].fill_(1e30)
+    save_file(weights, path)
+    with pytest.raises(UserError, match=r"weights\.safetensors: the network's scores are NaN or infinite"):
+        evaluate(copied, "big")
