@@ -1,0 +1,151 @@
+"""From prepared images to batches, the same ones with any number of worker processes.
+
+Images leave the loader as uint8 and go to the device as such; the networks' own normalisation happens there.
+"""
+
+import random
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from distillery.data.arrow import ArrowImages
+from distillery.data.decode import decode_rgb
+from distillery.data.orders import Ids
+from distillery.data.samplers import GlobalBatches, Sample
+from distillery.data.transforms import Transform
+from distillery.randomness import address_key
+
+
+class Batch(NamedTuple):
+    """Images uint8 (B, 3, H, W), labels long (B,), and the images' sample ids long (B,)."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """Copy the batch to a device."""
+        return Batch(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
+
+
+def train_loader(
+    images: ArrowImages, transform: Transform, batches: GlobalBatches, seed: int, workers: int, pin_memory: bool
+) -> "DataLoader[Batch]":
+    """Load this rank's part of each batch of ``batches``, augmented.
+
+    Before a sample is augmented, the generators are seeded from its address (seed, "augment", epoch, index, copy), so
+    neither workers nor restarts can change it. The process's own generators are left as they were.
+    """
+    return _loader(TrainImages(images, transform, seed), batches, workers, pin_memory, persistent=True)
+
+
+def eval_loader(
+    images: ArrowImages,
+    transform: Transform,
+    batch: int,
+    workers: int,
+    world_size: int,
+    rank: int,
+    pin_memory: bool,
+    indices: Ids | None = None,
+) -> "DataLoader[Batch]":
+    """Load this rank's share of the images in order: each image once over all ranks, none repeated to pad.
+
+    ``indices`` names the images and their order; all of the split by default.
+    """
+    chosen = np.arange(len(images)) if indices is None else indices
+    low, high = len(chosen) * rank // world_size, len(chosen) * (rank + 1) // world_size
+    parts = [chosen[begin : min(begin + batch, high)].tolist() for begin in range(low, high, batch)]
+    return _loader(EvalImages(images, transform), parts, workers, pin_memory, persistent=False)
+
+
+class TrainImages(Dataset[Batch]):
+    """Augmented batches by their samples' addresses."""
+
+    def __init__(self, images: ArrowImages, transform: Transform, seed: int) -> None:
+        self._images, self._transform, self._seed = images, transform, seed
+
+    def __getitem__(self, samples: Sequence[Sample]) -> Batch:
+        with _generators_kept():
+            return _collate(self._images, [sample.index for sample in samples], [self._load(s) for s in samples])
+
+    def _load(self, sample: Sample) -> Tensor:
+        image_CHW = decode_rgb(self._images.encoded(sample.index))
+        _seed_cpu_generators(address_key(self._seed, "augment", *sample))
+        return self._transform(image_CHW)
+
+
+class EvalImages(Dataset[Batch]):
+    """Batches by sample ids."""
+
+    def __init__(self, images: ArrowImages, transform: Transform) -> None:
+        self._images, self._transform = images, transform
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch:
+        tensors = [self._transform(decode_rgb(self._images.encoded(index))) for index in indices]
+        return _collate(self._images, indices, tensors)
+
+
+def _collate(images: ArrowImages, indices: Sequence[int], tensors: list[Tensor]) -> Batch:
+    ids = np.asarray(indices, dtype=np.int64)
+    return Batch(torch.stack(tensors), torch.from_numpy(images.labels[ids]), torch.from_numpy(ids))
+
+
+def _loader(
+    dataset: Dataset[Batch],
+    batches: GlobalBatches | list[list[int]],
+    workers: int,
+    pin_memory: bool,
+    persistent: bool,
+) -> "DataLoader[Batch]":
+    """A DataLoader whose every item is a whole batch: nothing is collated twice."""
+    return DataLoader(
+        dataset,
+        sampler=batches,
+        batch_size=None,
+        collate_fn=_whole,  # type: ignore[arg-type]  # declared for lists of samples
+        num_workers=workers,
+        pin_memory=pin_memory,
+        persistent_workers=persistent and workers > 0,
+        worker_init_fn=_leave_signals_to_parent,
+        # Without a generator of its own, the loader would draw from the process's.
+        generator=torch.Generator(),
+    )
+
+
+def _whole(batch: Batch) -> Batch:
+    return batch
+
+
+def _leave_signals_to_parent(worker: int) -> None:
+    """Warnings to stop go to whole process groups; workers must serve until the parent has saved, and end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _seed_cpu_generators(key: int) -> None:
+    """What ``randomness.seed_generators`` does, less the GPUs' generators, which would take most of a sample's time."""
+    random.seed(key)
+    np.random.seed(key & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(key)
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Leave the process's generators as they were; a worker's belong to nobody."""
+    if get_worker_info() is not None:
+        yield
+        return
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

@@ -1,0 +1,116 @@
+"""Which images a process loads next: an epoch's order, cut into global batches, micro-batches and ranks."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from distillery.data.orders import Ids, Order, shuffled_order
+from distillery.errors import UserError
+
+__all__ = ["GlobalBatches", "Sample", "copy_numbers", "shuffled_order"]
+
+
+class Sample(NamedTuple):
+    """One use of an image: the address of its augmentation."""
+
+    epoch: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on it
+    copy: int  # how often the image came before in this epoch
+
+
+class GlobalBatches(Sampler[list[Sample]]):
+    """A rank's part of every global batch of an epoch, one list of samples a micro-batch.
+
+    Global batch b is ``order(epoch)[b * batch : (b + 1) * batch]``. It is split contiguously into ``accumulation``
+    micro-batches and each of them contiguously over ``world_size`` ranks, so all ranks and micro-batches together see
+    the same images for any number of either. An iteration goes from where ``start`` has put it to the end of that
+    epoch.
+
+    Args:
+        order: the sample ids of an epoch, of length ``images``; ids may repeat.
+        images: how many samples an epoch has.
+        batch: images in one optimizer step, over all ranks.
+        world_size: how many processes train together.
+        rank: which of them this is.
+        accumulation: micro-batches in one step.
+        drop_last: leave out the last, smaller batch of an epoch.
+
+    Raises:
+        UserError: a batch, or the last one, has fewer images than ranks times micro-batches.
+    """
+
+    def __init__(
+        self,
+        order: Order,
+        images: int,
+        batch: int,
+        *,
+        world_size: int = 1,
+        rank: int = 0,
+        accumulation: int = 1,
+        drop_last: bool = True,
+    ) -> None:
+        assert 0 <= rank < world_size
+        assert batch > 0
+        assert accumulation > 0
+        self._order, self._images, self._batch = order, images, batch
+        self._world_size, self._rank, self._accumulation = world_size, rank, accumulation
+        self._epoch = self._first_step = 0
+        self.steps = images // batch if drop_last else -(-images // batch)
+        parts = world_size * accumulation
+        if batch < parts:
+            raise UserError(
+                f"batch: {batch} images cannot be split over {world_size} processes x {accumulation} micro-batches; "
+                f"use at least {parts}"
+            )
+        last = self.step_images(self.steps - 1) if self.steps else batch
+        if last < parts:
+            raise UserError(
+                f"batch: with {batch}, the last of an epoch's {images} images make a batch of {last}, too few for "
+                f"{world_size} processes x {accumulation} micro-batches; set `drop_last: true` or change `batch`"
+            )
+
+    def start(self, epoch: int, step: int = 0) -> None:
+        """Set where the next iteration begins."""
+        assert 0 <= step <= self.steps
+        self._epoch, self._first_step = epoch, step
+
+    def step_images(self, step: int) -> int:
+        """How many images a step's global batch has."""
+        return min(self._batch, self._images - step * self._batch)
+
+    def __len__(self) -> int:
+        return (self.steps - self._first_step) * self._accumulation
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        epoch = self._epoch
+        order = self._order(epoch)
+        assert len(order) == self._images
+        copies = copy_numbers(order)
+        for step in range(self._first_step, self.steps):
+            begin, size = step * self._batch, self.step_images(step)
+            for micro in range(self._accumulation):
+                low, high = _part(begin, size, micro, self._accumulation)
+                low, high = _part(low, high - low, self._rank, self._world_size)
+                rows = zip(order[low:high].tolist(), copies[low:high].tolist(), strict=True)
+                yield [Sample(epoch, index, copy) for index, copy in rows]
+
+
+def copy_numbers(order: Ids) -> Ids:
+    """For each place in an order, how often its id occurred before."""
+    by_id = np.argsort(order, kind="stable")
+    grouped = order[by_id]
+    places = np.arange(len(order))
+    begins = (
+        np.maximum.accumulate(np.where(np.r_[True, grouped[1:] != grouped[:-1]], places, 0)) if len(order) else places
+    )
+    copies = np.empty_like(order)
+    copies[by_id] = places - begins
+    return copies
+
+
+def _part(begin: int, size: int, number: int, parts: int) -> tuple[int, int]:
+    """Bounds of one of several contiguous parts, whose sizes differ by at most one."""
+    return begin + size * number // parts, begin + size * (number + 1) // parts

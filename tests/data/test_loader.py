@@ -1,0 +1,166 @@
+"""The same batches with any number of workers, at any place, without touching anybody's generators."""
+
+import os
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from distillery.config.schema import HorizontalFlip, Preprocess, RandomCrop, RandomResizedCrop
+from distillery.data import shards
+from distillery.data.arrow import ArrowImages
+from distillery.data.decode import decode_rgb
+from distillery.data.loader import eval_loader, train_loader
+from distillery.data.orders import repeated_order, shuffled_order
+from distillery.data.samplers import GlobalBatches
+from distillery.data.transforms import eval_transform, train_transform
+from distillery.randomness import seed_generators
+
+PREPROCESS = Preprocess(size=6)
+AUGMENT = (RandomCrop(name="random_crop", padding=2), HorizontalFlip(name="horizontal_flip"))
+
+
+@pytest.fixture
+def images(place, monkeypatch):
+    monkeypatch.setattr(shards, "IMAGES_PER_SHARD", 8)
+    manifest = place.fill(train=11, val=5).prepare()
+    return ArrowImages(place.output, manifest, "train")
+
+
+def loader(images, workers=0, seed=3, order=None, transform=None, **options):
+    order = order or shuffled_order(len(images), seed)
+    batches = GlobalBatches(order, len(images), 4, **({"drop_last": False} | options))
+    transform = transform or train_transform(PREPROCESS, AUGMENT)
+    return train_loader(images, transform, batches, seed, workers, pin_memory=False), batches
+
+
+def epoch(made, number, step=0):
+    made[1].start(number, step)
+    return list(made[0])
+
+
+def same(first, second):
+    assert len(first) == len(second)
+    for left, right in zip(first, second, strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(left, right, strict=True))
+
+
+def test_a_batch_is_bytes_labels_and_ids(images):
+    (batch, *_) = epoch(loader(images), 0)
+    assert (batch.images.dtype, batch.images.shape) == (torch.uint8, (4, 3, 6, 6))
+    assert (batch.labels.dtype, batch.indices.dtype) == (torch.int64, torch.int64)
+    assert batch.labels.tolist() == images.labels[batch.indices].tolist()
+    assert batch.indices.tolist() == shuffled_order(len(images), 3)(0)[:4].tolist()
+    moved = batch.to("cpu", non_blocking=True)
+    assert all(torch.equal(one, other) for one, other in zip(moved, batch, strict=True))
+
+
+def test_each_sample_is_what_its_address_says(images):
+    transform = train_transform(PREPROCESS, AUGMENT)
+    for batch in epoch(loader(images, transform=transform), 2):
+        for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
+            picture = decode_rgb(images.encoded(index))
+            seed_generators(3, "augment", 2, index, 0)
+            assert torch.equal(image, transform(picture))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_any_number_of_workers_gives_the_same_batches_in_every_epoch(images):
+    alone = loader(images)
+    for workers in (1, 3):
+        several = loader(images, workers)
+        for number in range(3):
+            same(epoch(several, number), epoch(alone, number))
+
+
+def test_epochs_and_seeds_differ(images):
+    made = loader(images)
+    first = torch.cat([batch.images for batch in epoch(made, 0)])
+    assert not torch.equal(first, torch.cat([batch.images for batch in epoch(made, 1)]))
+    assert not torch.equal(first, torch.cat([batch.images for batch in epoch(loader(images, seed=4), 0)]))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_start_at_a_step_gives_the_tail_of_the_epoch(images, workers):
+    made = loader(images, workers)
+    whole = epoch(made, 1)
+    same(epoch(made, 1, step=4), whole[4:])
+
+
+def test_an_epoch_left_in_the_middle_does_not_leak_into_the_next(images):
+    expected = epoch(loader(images), 1)
+    made = loader(images, workers=2)
+    made[1].start(0)
+    next(iter(made[0]))
+    same(epoch(made, 1), expected)
+
+
+def test_ranks_and_micro_batches_share_out_the_same_pixels(images):
+    whole = epoch(loader(images, drop_last=True), 0)
+    parts = [epoch(loader(images, drop_last=True, world_size=2, rank=rank, accumulation=2), 0) for rank in range(2)]
+    for step, batch in enumerate(whole):
+        pieces = [parts[rank][2 * step + micro].images for micro in range(2) for rank in range(2)]
+        assert torch.equal(torch.cat(pieces), batch.images)
+
+
+def test_copies_of_an_image_are_augmented_each_in_its_own_way(images):
+    order = repeated_order(len(images), 0, 11)
+    crop = train_transform(PREPROCESS, (RandomResizedCrop(name="random_resized_crop"),))
+    drawn = torch.cat([batch.images for batch in epoch(loader(images, order=order, transform=crop), 0)])
+    indices = order(0)
+    assert len(set(indices.tolist())) == 2
+    assert len({image.numpy().tobytes() for image in drawn}) == len(drawn)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_process_keeps_its_generators(images, workers):
+    def states():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+
+    made = loader(images, workers)
+    seed_generators(1, "forward", 0)
+    before = states()
+    made[1].start(0)
+    batches = iter(made[0])
+    for _ in range(len(made[1])):
+        next(batches)
+        assert states() == before
+
+
+def test_workers_outlive_a_warning_to_stop_that_reaches_the_whole_group(images):
+    made = loader(images, workers=2)
+    expected = epoch(loader(images), 0)
+    made[1].start(0)
+    batches = iter(made[0])
+    found = [next(batches)]
+    for worker in batches._workers:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            os.kill(worker.pid, number)
+    same([*found, *batches], expected)
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (2, 0), (3, 1), (7, 0)])
+def test_evaluation_sees_every_image_once_in_order(images, world_size, workers):
+    transform = eval_transform(PREPROCESS)
+    batches = [
+        batch
+        for rank in range(world_size)
+        for batch in eval_loader(images, transform, 4, workers, world_size, rank, pin_memory=False)
+    ]
+    indices = torch.cat([batch.indices for batch in batches])
+    assert indices.tolist() == list(range(len(images)))
+    assert torch.cat([batch.labels for batch in batches]).tolist() == images.labels.tolist()
+    expected = torch.stack([transform(decode_rgb(images.encoded(index))) for index in range(len(images))])
+    assert torch.equal(torch.cat([batch.images for batch in batches]), expected)
+
+
+def test_more_ranks_than_images_leaves_some_without(images):
+    transform = eval_transform(PREPROCESS)
+    counts = [
+        sum(len(batch.labels) for batch in eval_loader(images, transform, 4, 0, 30, rank, pin_memory=False))
+        for rank in range(30)
+    ]
+    assert sum(counts) == len(images)
+    assert set(counts) == {0, 1}

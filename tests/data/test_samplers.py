@@ -1,0 +1,111 @@
+"""Every global batch is the same for any number of processes and micro-batches."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from distillery.data.orders import partner_order, repeated_order, shuffled_order
+from distillery.data.samplers import GlobalBatches, Sample, copy_numbers
+from distillery.errors import UserError
+
+
+def collect(images, batch, world_size, accumulation, drop_last, epoch=0, step=0, order=None):
+    """By step, micro-batch and rank: the samples."""
+    ranks = []
+    for rank in range(world_size):
+        batches = GlobalBatches(
+            order or shuffled_order(images, 5),
+            images,
+            batch,
+            world_size=world_size,
+            rank=rank,
+            accumulation=accumulation,
+            drop_last=drop_last,
+        )
+        batches.start(epoch, step)
+        lists = list(batches)
+        assert len(lists) == len(batches) == (batches.steps - step) * accumulation
+        ranks.append([lists[begin : begin + accumulation] for begin in range(0, len(lists), accumulation)])
+    return [
+        [[rank[number][micro] for rank in ranks] for micro in range(accumulation)] for number in range(len(ranks[0]))
+    ]
+
+
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 5), st.integers(1, 4), st.booleans(), st.integers(0, 3))
+def test_ranks_and_micro_batches_partition_the_global_batch(images, batch, world_size, accumulation, drop_last, epoch):
+    last = images % batch or batch
+    assume(batch >= world_size * accumulation and (drop_last or last >= world_size * accumulation))
+    order = shuffled_order(images, 5)(epoch)
+    steps = collect(images, batch, world_size, accumulation, drop_last, epoch)
+    assert len(steps) == (images // batch if drop_last else -(-images // batch))
+    for number, step in enumerate(steps):
+        flat = [sample for micro in step for part in micro for sample in part]
+        assert [sample.index for sample in flat] == order[number * batch : (number + 1) * batch].tolist()
+        assert {sample.epoch for sample in flat} == {epoch}
+        assert {sample.copy for sample in flat} == {0}
+        sizes = [len(part) for micro in step for part in micro]
+        assert min(sizes) >= 1
+        if len(flat) % (world_size * accumulation) == 0:
+            assert set(sizes) == {len(flat) // (world_size * accumulation)}
+        for micro in step:
+            assert max(map(len, micro)) - min(map(len, micro)) <= 1
+
+
+@given(st.integers(1, 100), st.integers(1, 30), st.integers(0, 100))
+def test_a_start_in_the_middle_gives_the_tail_of_the_epoch(images, batch, step):
+    whole = collect(images, batch, 1, 1, False, epoch=2)
+    step = min(step, len(whole))
+    assert collect(images, batch, 1, 1, False, epoch=2, step=step) == whole[step:]
+
+
+@given(st.integers(1, 100), st.integers(1, 30), st.booleans())
+def test_step_images_is_the_size_of_the_global_batch(images, batch, drop_last):
+    batches = GlobalBatches(shuffled_order(images, 0), images, batch, drop_last=drop_last)
+    assert [batches.step_images(step) for step in range(batches.steps)] == [len(samples) for samples in batches]
+
+
+@given(st.lists(st.integers(0, 5), max_size=50))
+def test_copies_are_counted(ids):
+    seen: dict[int, int] = {}
+    expected = []
+    for index in ids:
+        expected.append(seen.get(index, 0))
+        seen[index] = seen.get(index, 0) + 1
+    assert copy_numbers(np.array(ids, dtype=np.int64)).tolist() == expected
+
+
+def test_repeated_ids_are_separate_samples():
+    batches = GlobalBatches(repeated_order(20, 0, 3), 20, 4)
+    samples = [sample for samples in batches for sample in samples]
+    assert len(set(samples)) == 20
+    assert max(sample.copy for sample in samples) == 2
+    labels = np.arange(12) % 3
+    anchors = GlobalBatches(partner_order(labels, 0, 1), 24, 8)
+    assert len({sample for samples in anchors for sample in samples}) == 24
+
+
+def test_iterating_twice_gives_the_same_until_started_elsewhere():
+    batches = GlobalBatches(shuffled_order(10, 0), 10, 3, drop_last=False)
+    first = list(batches)
+    assert list(batches) == first
+    batches.start(1)
+    assert list(batches) != first
+    assert isinstance(first[0][0], Sample)
+
+
+def test_a_last_batch_too_small_for_its_parts_is_refused():
+    order = shuffled_order(17, 0)
+    with pytest.raises(
+        UserError, match=r"make a batch of 1, too few for 2 processes x 2 micro-batches; set `drop_last: true"
+    ):
+        GlobalBatches(order, 17, 8, world_size=2, accumulation=2, drop_last=False)
+    assert GlobalBatches(order, 17, 8, world_size=2, accumulation=2, drop_last=True).steps == 2
+    assert GlobalBatches(order, 17, 8, drop_last=False).steps == 3
+
+
+def test_a_batch_too_small_for_its_parts_is_refused():
+    with pytest.raises(
+        UserError, match="batch: 3 images cannot be split over 2 processes x 2 micro-batches; use at least 4"
+    ):
+        GlobalBatches(shuffled_order(17, 0), 17, 3, world_size=2, accumulation=2)
