@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
@@ -73,8 +73,13 @@ def test_the_ends_of_the_bins_are_bins():
     assert certain["ece"] == pytest.approx(50)
     uniform = measure(torch.zeros(3, 20), [1, 2, 3])
     assert uniform["ece"] == pytest.approx(5)
+    # Confidences 0.06, right, and 0.1, wrong: the first two bins, which must not even each other out.
+    probabilities = torch.tensor([[0.06, *[0.94 / 19] * 19], [0.1, *[0.9 / 19] * 19]], dtype=torch.float64)
+    apart = measure(probabilities.log(), [0, 1])
+    assert apart["ece"] == pytest.approx(100 * (0.94 + 0.1) / 2, rel=1e-5)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.randoms(use_true_random=False))
 def test_neither_order_nor_batches_matter(sizes, shuffler):
     scores, labels = random_scores(sum(sizes), 7)

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distillery.config.schema import Preprocess
@@ -15,6 +15,7 @@ TRAINING_IMAGES = SimpleNamespace(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
 positive = st.floats(0.01, 10)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1, 1), min_size=3, max_size=3), st.lists(positive, min_size=3, max_size=3))
 def test_bytes_and_floats_are_normalised_alike(mean, std):
     images = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
