@@ -125,9 +125,22 @@ def test_each_of_many_runs_has_a_panel_with_its_teacher():
     assert (envelope[:, 1].min(), envelope[:, 1].max()) == (50, 84)
 
 
+@pytest.mark.parametrize("count", [8, 25])
+def test_the_legend_of_panels_is_not_cut_off(count):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    runs = [curve("big", [70, 80], teaches=True)]
+    runs += [curve(f"small{index}", [[50, 60], [50, 62]], teacher="big") for index in range(count - 1)]
+    figure = draw(runs, TOP1)
+    FigureCanvasAgg(figure).draw()
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 3
+    assert legend.get_window_extent().x1 <= figure.bbox.x1
+
+
 def test_panels_that_are_not_needed_are_not_shown():
-    figure = draw([curve(f"run{index}", [1, 2]) for index in range(8)], TOP1)
-    assert [axes.get_visible() for axes in figure.axes] == [True] * 8 + [False]
+    figure = draw([curve(f"run{index}", [1, 2]) for index in range(11)], TOP1)
+    assert [axes.get_visible() for axes in figure.axes] == [True] * 11 + [False]
 
 
 def test_the_scale_of_top1_is_made_for_the_later_epochs():

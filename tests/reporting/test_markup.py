@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from distillery.reporting.markup import Cell, Sheet, escape_latex, escape_markdown, to_latex, to_markdown
+from distillery.reporting.markup import LATEX_HEAD, Cell, Sheet, escape_latex, escape_markdown, to_latex, to_markdown
 
 NASTY = r"R_50 & 8% of #1: a^b ~ {x} \y $z$ <i> a|b *c* `d` [e](f) ± – → α √" + '"'
 AWKWARD = Sheet(
@@ -70,6 +70,7 @@ def test_latex_of_a_sheet():
         r"\caption{100 \% of R\_50 \& $\alpha$/T $\rightarrow$ \{small\}. "
         r"Measured on a 4 GHz CPU \& 1 GPU, 50 \% idle.}",
         r"\label{tab:awkward}",
+        r"\fittoline{%",
         r"\begin{tabular}{lrrr}",
         r"\toprule",
         r"Run & Top-1 (\%) & Difference & Difference \\",
@@ -77,7 +78,7 @@ def test_latex_of_a_sheet():
         r"a\_b\textasciicircum{}c\textasciitilde{}d & \textbf{91.00 $\pm$ 1.00} & $-$0.50 & -- \\",
         r"\textbackslash{}x\{y\}\$z\$$<$$|$$>$\# & 90.00 & $+$0.50 & \textbf{0.00} \\",
         r"\bottomrule",
-        r"\end{tabular}",
+        r"\end{tabular}}",
         r"\end{table}",
         "",
     ]
@@ -90,30 +91,22 @@ def test_a_sheet_without_rows_is_still_a_table():
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed (texlive-latex-recommended)")
-def test_pdflatex_takes_it_with_booktabs_alone(tmp_path):
+@pytest.mark.parametrize(("packages", "fits"), [("booktabs", False), ("booktabs,graphicx", True)])
+def test_pdflatex_takes_it_with_booktabs_alone_and_graphicx_shrinks_what_is_wide(tmp_path, packages, fits):
+    text = NASTY.replace("√", "")
     empty = Sheet("empty", "Empty", ("Run", "Top-1 (%)"), (False, True), ())
-    nasty = Sheet("nasty", NASTY.replace("√", ""), ("Run",), (False,), ((Cell(NASTY.replace("√", ""), bold=True),),))
-    tables = "\n".join(to_latex(sheet, f"tab:{sheet.name}") for sheet in (AWKWARD, empty, nasty))
+    nasty = Sheet("nasty", text, ("Run",), (False,), ((Cell(text, bold=True),),))
+    wide = Sheet("wide", "Wide", ("Run", *["Published Top-1 (%)"] * 9), (False,) * 10, ((Cell("small"),) * 10,))
+    sheets = (AWKWARD, empty, nasty, wide)
+    tables = "\n".join([LATEX_HEAD, *(to_latex(sheet, f"tab:{sheet.name}") for sheet in sheets)])
     (tmp_path / "tables.tex").write_text(tables, encoding="utf-8")
-    document = "\n".join(
-        [
-            r"\documentclass{article}",
-            r"\usepackage{booktabs}",
-            r"\begin{document}",
-            r"\input{tables}",
-            r"\end{document}",
-        ]
-    )
-    (tmp_path / "paper.tex").write_text(document)
+    lines = [r"\documentclass{article}", rf"\usepackage{{{packages}}}", r"\begin{document}", r"\input{tables}"]
+    (tmp_path / "paper.tex").write_text("\n".join([*lines, r"\end{document}"]))
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
     done = subprocess.run(
-        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-        timeout=60,
+        command, cwd=tmp_path, capture_output=True, text=True, errors="replace", check=False, timeout=60
     )
     assert done.returncode == 0, done.stdout[-2000:]
     assert (tmp_path / "paper.pdf").stat().st_size > 1000
     assert not re.search(r"^!|Missing character", done.stdout, re.MULTILINE), done.stdout
+    assert ("Overfull" not in done.stdout) == fits

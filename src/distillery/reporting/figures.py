@@ -150,7 +150,8 @@ def _panels(curves: list[Curve], quantity: Quantity) -> "Figure":
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    columns = min(5, ceil(sqrt(len(curves))))
+    # Four at least, so that the legend above them has room.
+    columns = min(5, max(4, ceil(sqrt(len(curves)))))
     rows = ceil(len(curves) / columns)
     figure = Figure(figsize=(2.1 * columns, 1.7 * rows + 0.6), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)

@@ -31,6 +31,13 @@ _LATEX = (
         "²": "$^2$",
     }
 )
+# A page of many columns is wider than a line of text. The document decides: with graphicx it is shrunk to fit.
+LATEX_HEAD = (
+    "% Needs \\usepackage{booktabs}; with \\usepackage{graphicx} wide tables are shrunk to the line.\n"
+    r"\providecommand{\fittoline}[1]{\ifdefined\resizebox"
+    r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{#1}\else#1\fi}"
+    "\n"
+)
 _SIGN = re.compile(r"^([+-])(?=\d)")
 
 
@@ -73,7 +80,7 @@ def to_markdown(sheet: Sheet) -> str:
 
 
 def to_latex(sheet: Sheet, label: str) -> str:
-    """A booktabs table in a float, with its title and notes as caption; needs the package booktabs and nothing else."""
+    """A booktabs table in a float, with its title and notes as caption; a file of tables begins with LATEX_HEAD."""
     import pandas
 
     frame = pandas.DataFrame(
@@ -89,7 +96,9 @@ def to_latex(sheet: Sheet, label: str) -> str:
         position="htbp",
         position_float="centering",
     )
-    return latex
+    return latex.replace("\\begin{tabular}", "\\fittoline{%\n\\begin{tabular}").replace(
+        "\\end{tabular}", "\\end{tabular}}"
+    )
 
 
 def escape_latex(text: str) -> str:

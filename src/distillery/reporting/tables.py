@@ -11,7 +11,7 @@ from distillery.layout import dataset_folder, table_folder
 from distillery.reporting.columns import COLUMNS
 from distillery.reporting.content import Content, Entry, gather, read_ledger
 from distillery.reporting.legend import SELECTIONS, introduce, legend
-from distillery.reporting.markup import Cell, Sheet, escape_markdown, to_latex, to_markdown
+from distillery.reporting.markup import LATEX_HEAD, Cell, Sheet, escape_markdown, to_latex, to_markdown
 from distillery.reporting.measurements import Measured, Profile, read_measurements
 
 NOTHING = "–"
@@ -156,8 +156,8 @@ def _section(page: Page, content: Content) -> str:
 
 
 def _latex(page: Page, contents: list[Content]) -> str:
-    head = f"% Tables of the page {page.name}. \\input this file in a document with \\usepackage{{booktabs}}.\n"
-    return _join([head, *(to_latex(lay_out(content), f"tab:{page.name}-{content.name}") for content in contents)])
+    tables = [to_latex(lay_out(content), f"tab:{page.name}-{content.name}") for content in contents]
+    return _join([LATEX_HEAD, *tables])
 
 
 def _join(parts: Iterable[str]) -> str:
