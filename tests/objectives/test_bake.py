@@ -129,6 +129,11 @@ def test_features_get_no_gradient():
     assert features.grad is None
 
 
+def test_gathered_knowledge_gets_no_gradient():
+    features, probabilities = (tensor.softmax(dim=1).requires_grad_() for tensor in batch_of(0))
+    assert not global_ensemble_targets(features, probabilities, 0.5, slice(2, 4)).requires_grad
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("temperature", [1.0, 64.0])
 def test_extreme_logits_and_dead_features_stay_finite(dtype, temperature):

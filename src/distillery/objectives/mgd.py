@@ -11,7 +11,6 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from distillery.errors import UserError
 from distillery.objectives.assignment import assign
@@ -59,12 +58,17 @@ def matching_cost(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     assert student_feature.shape[0] == teacher_feature.shape[0], "one batch"
     assert student_feature.shape[2:] == teacher_feature.shape[2:], "one map size"
     products = _unit_maps(student_feature) @ _unit_maps(teacher_feature).T
-    return 2 * (len(student_feature) - products.double())
+    return products.double().neg_().add_(len(student_feature)).mul_(2)
 
 
 def _unit_maps(feature_BCHW: Tensor) -> Tensor:
-    unit_BCP = F.normalize(feature_BCHW.flatten(2), dim=2, eps=1e-12)
-    return unit_BCP.transpose(0, 1).flatten(1)
+    """Every map at length 1, all maps of a channel in one row: (C, B x P)."""
+    maps_CBP = feature_BCHW.flatten(2).transpose(0, 1)
+    length_CB1 = torch.linalg.vector_norm(maps_CBP, dim=2, keepdim=True).clamp_min_(1e-12)
+    # Divided straight into its final layout: fresh memory is a good part of the time here.
+    unit_CBP = maps_CBP.new_empty(maps_CBP.shape)
+    torch.div(maps_CBP, length_CB1, out=unit_CBP)
+    return unit_CBP.flatten(1)
 
 
 def match_channels(mean_cost: Tensor, reducer: Reducer, columns: int | None = None) -> Tensor:

@@ -1,0 +1,189 @@
+"""How fast the objectives' heavy parts are, each beside a straightforward way to the same result, in one run.
+
+    python benchmarks/objectives.py [--only NAME] [--seconds S]
+
+Every round times all ways of a part one after the other, so that a busy machine slows them alike; the smallest time of
+each counts, and results are compared before times are. Absolute times depend on the machine; the ratios hardly do.
+
+B batch, C classes, D features, S student channels, T teacher channels, H W pixels, G group.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from ortools.graph.python.linear_sum_assignment import SimpleLinearSumAssignment
+from tabulate import tabulate
+from torch import Tensor
+from torch.nn import functional as F
+
+from distillery.objectives.bake import ensemble_targets
+from distillery.objectives.mgd import match_channels, matching_cost, reduce_channels
+
+STUDENT, TEACHER, BATCH, SIZE = 1024, 2048, 8, 14
+
+
+@dataclass(frozen=True)
+class Part:
+    """One thing to compute, two ways to it, and how many times faster ours is meant to be."""
+
+    name: str
+    target: float
+    baseline_name: str
+    baseline: Callable[[], Any]
+    ours: Callable[[], Any]
+    agree: Callable[[Any, Any], bool]
+
+
+def flow_update() -> Part:
+    """Match 1024 student channels with 2048 teacher channels, given their costs."""
+    mean_cost = matching_cost(*features()) / BATCH
+    integer_cost = (1e5 * mean_cost).long()
+
+    def arc_by_arc() -> Tensor:
+        group = TEACHER // STUDENT
+        rows = np.tile(integer_cost.numpy(), (group, 1)).tolist()
+        solver = SimpleLinearSumAssignment()
+        for row, costs in enumerate(rows):
+            for column, cost in enumerate(costs):
+                solver.add_arc_with_cost(row, column, cost)
+        assert solver.solve() == solver.OPTIMAL
+        mates = [solver.right_mate(row) for row in range(solver.num_nodes())]
+        return torch.tensor(mates).reshape(group, STUDENT).T
+
+    def same_optimum(theirs: Tensor, ours: Tensor) -> bool:
+        return integer_cost.gather(1, theirs).sum() == integer_cost.gather(1, ours).sum()
+
+    return Part(
+        f"flow update ({STUDENT}, {TEACHER})",
+        5.0,
+        "arc by arc",
+        arc_by_arc,
+        lambda: match_channels(mean_cost, "amp"),
+        same_optimum,
+    )
+
+
+def cost_accumulation() -> Part:
+    """Add one batch to the running costs."""
+    student, teacher = features()
+    totals = torch.zeros(2, STUDENT, TEACHER, dtype=torch.float64)
+
+    def image_by_image() -> Tensor:
+        unit_student = F.normalize(student.flatten(2), dim=2)
+        unit_teacher = F.normalize(teacher.flatten(2), dim=2)
+        costs = 2 - 2 * torch.bmm(unit_student, unit_teacher.transpose(1, 2))
+        for cost in costs:
+            totals[0].add_(cost)
+        return totals[0]
+
+    def one_product() -> Tensor:
+        return totals[1].add_(matching_cost(student, teacher))
+
+    return Part(
+        f"cost of {BATCH} x {SIZE} x {SIZE} ({STUDENT}, {TEACHER})",
+        2.5,
+        "bmm per image",
+        image_by_image,
+        one_product,
+        lambda theirs, ours: torch.allclose(theirs, ours, rtol=1e-5),
+    )
+
+
+def amp_reduction() -> Part:
+    """Pool groups of teacher channels by their largest absolute value."""
+    _, teacher = features()
+    margin = -torch.rand(1, TEACHER, 1, 1, generator=torch.Generator().manual_seed(1))
+    flow = torch.randperm(TEACHER, generator=torch.Generator().manual_seed(2)).reshape(STUDENT, -1)
+
+    def stack_argmax_gather() -> tuple[Tensor, Tensor]:
+        members = torch.stack([teacher[:, channels] for channels in flow.T], dim=1)
+        winners = members.abs().argmax(dim=1, keepdim=True)
+        return members.gather(1, winners).squeeze(1), margin[:, flow].mean(dim=2)
+
+    return Part(
+        f"AMP reduction of {BATCH} x {SIZE} x {SIZE} ({STUDENT}, {TEACHER})",
+        5.0,
+        "stack, argmax, gather",
+        stack_argmax_gather,
+        lambda: reduce_channels(teacher, margin, flow, "amp"),
+        lambda theirs, ours: all(map(torch.equal, theirs, ours)),
+    )
+
+
+def bake_targets() -> Part:
+    """Ensemble the predictions of a batch of 512 over 1000 classes."""
+    generator = torch.Generator().manual_seed(0)
+    unit_free, logits = torch.randn(512, 2048, generator=generator), 3 * torch.randn(512, 1000, generator=generator)
+
+    def inverse_and_product() -> Tensor:
+        unit = F.normalize(unit_free, dim=1)
+        similarity = unit @ unit.T - 1e9 * torch.eye(512)
+        weights = similarity.softmax(dim=1)
+        return 0.5 * torch.inverse(torch.eye(512) - 0.5 * weights) @ (logits / 4).softmax(dim=1)
+
+    return Part(
+        "BAKE targets (B 512, C 1000, D 2048)",
+        1.0,
+        "inverse, product",
+        inverse_and_product,
+        lambda: ensemble_targets(unit_free, logits, 0.5, 4.0),
+        lambda theirs, ours: torch.allclose(theirs, ours, rtol=1e-4),
+    )
+
+
+def features() -> tuple[Tensor, Tensor]:
+    """Feature maps of both networks, (B, S, H, W) and (B, T, H, W), that share some of their causes as real ones do."""
+    generator = torch.Generator().manual_seed(0)
+    causes = torch.randn(BATCH, 32, SIZE * SIZE, generator=generator)
+
+    def mix(channels: int) -> Tensor:
+        shared = torch.randn(channels, 32, generator=generator) / 32**0.5 @ causes
+        own = torch.randn(BATCH, channels, SIZE * SIZE, generator=generator)
+        return (shared + own).reshape(BATCH, channels, SIZE, SIZE)
+
+    return mix(STUDENT), mix(TEACHER)
+
+
+PARTS: dict[str, Callable[[], Part]] = {
+    "flow": flow_update,
+    "cost": cost_accumulation,
+    "amp": amp_reduction,
+    "bake": bake_targets,
+}
+
+
+def measure(part: Part, seconds: float) -> list[Any]:
+    """Run both ways in turns and return the table's row."""
+    assert part.agree(part.baseline(), part.ours()), f"{part.name}: the two ways disagree"
+    times: dict[str, list[float]] = {"baseline": [], "ours": []}
+    ends = time.perf_counter() + seconds
+    while time.perf_counter() < ends or len(times["ours"]) < 5:
+        for way, function in (("baseline", part.baseline), ("ours", part.ours)):
+            began = time.perf_counter()
+            function()
+            times[way].append(time.perf_counter() - began)
+    baseline, ours = min(times["baseline"]), min(times["ours"])
+    ratio = baseline / ours
+    verdict = "met" if ratio >= part.target else "MISSED"
+    return [part.name, part.baseline_name, 1e3 * baseline, 1e3 * ours, ratio, part.target, verdict]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", choices=PARTS, help="measure one part")
+    parser.add_argument("--seconds", type=float, default=6, help="rounds go on for so long, and at least five (6)")
+    arguments = parser.parse_args()
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+    rows = [measure(make(), arguments.seconds) for name, make in PARTS.items() if arguments.only in (None, name)]
+    headers = ["part", "baseline", "baseline ms", "ours ms", "times faster", "target", ""]
+    print(tabulate(rows, headers, tablefmt="github", floatfmt=("", "", ".1f", ".1f", ".1f", ".1f")))
+
+
+if __name__ == "__main__":
+    main()
