@@ -40,6 +40,12 @@ def test_the_printed_digits_leave_half_a_unit_open(mean, finding):
     assert find(Summary(mean, 0.0, 3), published("76.1")) == finding
 
 
+@pytest.mark.parametrize("tenths", range(1, 1000, 7))
+def test_that_half_unit_is_decimal_as_it_was_printed(tenths):
+    """In binary, 0.95 + 0.05 falls short of 1.0."""
+    assert find(Summary(round(tenths / 10 - 0.05, 2), 0.0, 3), published(f"{tenths / 10:.1f}")) == "reproduced"
+
+
 def test_more_printed_digits_are_a_stricter_claim():
     assert find(Summary(76.06, 0.0, 3), published("76.1")) == "reproduced"
     assert find(Summary(76.06, 0.0, 3), published("76.10")) == "not reproduced"

@@ -231,8 +231,8 @@ def _finish(axes: "Axes", curves: list[Curve], quantity: Quantity) -> None:
 
 
 def _limits(curves: list[Curve]) -> tuple[float, float]:
-    """Room for what happens after the first fifth of the epochs: the steep beginning would flatten all that differs."""
-    late = _finite(curve.values[:, (curve.values.shape[1] - 1) // 5 :] for curve in curves)
+    """Room for what comes after the first quarter of the epochs; the steep beginning would flatten all that differs."""
+    late = _finite(curve.values[:, ceil(curve.values.shape[1] / 4) :] for curve in curves)
     whole = _finite(curve.values for curve in curves)
     low = float(late.min() if late.size else whole.min())
     high = float(whole.max())
