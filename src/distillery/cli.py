@@ -32,14 +32,12 @@ def check(options: argparse.Namespace) -> None:
     from tabulate import tabulate
 
     from distillery.config import load_page
-    from distillery.config.reading import nearest
-    from distillery.models.registry import is_model, model_names
+    from distillery.models.registry import explain_unknown, is_model
 
     page = load_page(options.config)
     for run, line in page.experiment.runs.items():
         if not is_model(line.model):
-            where = f"{page.path}: {page.name}.runs.{run}.model"
-            raise UserError(f"{where}: no model {line.model!r}; {nearest(line.model, model_names())}")
+            raise UserError(f"{page.path}: {page.name}.runs.{run}.model: {explain_unknown(line.model)}")
     rows = [
         (run, seed, page.teacher(run) or "", page.experiment.runs[run].model, page.spec(run, seed).digest)
         for run, seed in page.members()

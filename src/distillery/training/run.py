@@ -37,9 +37,8 @@ def make_run(job: Job) -> None:
 def _import_weights(job: Job) -> None:
     assert job.spec.weights is not None
     network = create_model(job.spec.model, len(job.manifest.classes), **job.spec.model_args)
-    preprocess = import_weights(network, job.spec.weights, job.spec.model) or job.spec.preprocess
-    if job.spec.preprocess is not None:
-        preprocess = job.spec.preprocess
+    known = import_weights(network, job.spec.weights, job.spec.model, job.spec.model_args)
+    preprocess = job.spec.preprocess or known
     if preprocess is None:
         raise UserError(
             f"{job.where}.preprocess: missing; {job.spec.weights} does not say how its images were prepared; "
