@@ -164,3 +164,16 @@ def test_more_ranks_than_images_leaves_some_without(images):
     ]
     assert sum(counts) == len(images)
     assert set(counts) == {0, 1}
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_evaluation_of_chosen_images_follows_their_order(images, world_size):
+    chosen = np.array([7, 2, 9, 0, 21, 4, 5], dtype=np.int64)
+    transform = eval_transform(PREPROCESS)
+    found = [
+        batch
+        for rank in range(world_size)
+        for batch in eval_loader(images, transform, 2, 0, world_size, rank, pin_memory=False, indices=chosen)
+    ]
+    assert torch.cat([batch.indices for batch in found]).tolist() == chosen.tolist()
+    assert torch.cat([batch.labels for batch in found]).tolist() == images.labels[chosen].tolist()

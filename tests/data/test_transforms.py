@@ -5,11 +5,13 @@ import pytest
 import torch
 from PIL import Image
 from pydantic import TypeAdapter
+from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms import v2
 
 from distillery.config.schema import Augmentation, Preprocess
 from distillery.data.transforms import eval_transform, train_transform
 from distillery.errors import UserError
+from distillery.randomness import seed_generators
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +36,7 @@ def build(*operations, size=16, **preprocess):
 
 
 def draw(transform, picture, seed=0):
-    torch.default_generator.manual_seed(seed)
+    seed_generators(seed, "augment")
     return transform(picture)
 
 
@@ -85,6 +87,8 @@ OPERATIONS = [
     {"name": "horizontal_flip"},
     {"name": "rotation", "degrees": 45},
     {"name": "grayscale", "p": 0.5},
+    {"name": "rand_augment"},
+    {"name": "rand_augment", "policy": "rand-m9-n3-mstd0.5"},
     {"name": "color_jitter", "brightness": 0.2, "contrast": 0.2, "saturation": 0.3, "hue": 0.1},
 ]
 
@@ -121,7 +125,7 @@ def test_a_random_crop_moves_within_the_evaluations_square():
 
 
 def test_a_random_resized_crop_works_on_the_whole_image():
-    torch.manual_seed(3)
+    seed_generators(3, "augment")
     expected = v2.RandomResizedCrop(16, (0.2, 0.9), (0.5, 2.0))(image())
     operation = {"name": "random_resized_crop", "scale": [0.2, 0.9], "ratio": [0.5, 2.0]}
     assert torch.equal(draw(build(operation), image(), 3), expected)
@@ -165,10 +169,34 @@ def test_jitter_scales_by_factors_around_one():
     assert 115 < max(means) <= 120
 
 
+@pytest.mark.parametrize(
+    ("normalize", "fill"),
+    [
+        ("imagenet", (124, 116, 104)),
+        ({"mean": [0.1, 0.2, 0.3], "std": [1, 1, 1]}, (26, 51, 76)),
+        ("dataset", (128, 128, 128)),
+    ],
+)
+def test_rand_augment_is_timms_own(normalize, fill):
+    """The settings that timm's create_transform gives for this size, interpolation and mean."""
+    settings = {"translate_const": 14, "img_mean": fill, "interpolation": Image.Resampling.BICUBIC}
+    theirs = rand_augment_transform("rand-m7-mstd0.5-inc1", settings)
+    ours = build({"name": "rand_augment"}, size=32, interpolation="bicubic", normalize=normalize)
+    picture = image(32, 32)
+    changed = 0
+    for seed in range(40):
+        seed_generators(seed, "augment")
+        expected = np.array(theirs(Image.fromarray(picture.permute(1, 2, 0).numpy())))
+        found = draw(ours, picture, seed)
+        assert (found.permute(1, 2, 0).numpy() == expected).all()
+        changed += not torch.equal(found, picture)
+    assert changed > 20
+
+
 def test_operations_follow_the_written_order():
     flip, crop = {"name": "horizontal_flip", "p": 1.0}, {"name": "random_resized_crop"}
     picture = image()
-    torch.manual_seed(0)
+    seed_generators(0, "augment")
     torch.rand(())  # the flip's draw
     expected = build(crop)(picture.flip(-1))
     assert torch.equal(draw(build(flip, crop), picture), expected)
@@ -185,6 +213,12 @@ def test_operations_follow_the_written_order():
         ),
         ([{"name": "random_resized_crop", "scale": [1.0, 0.1]}], {}, r"scale: \[1, 0.1\] is not valid; the smaller"),
         ([{"name": "random_resized_crop", "ratio": [2, 1]}], {}, r"random_resized_crop.ratio: \[2, 1\] is not valid"),
+        (
+            [{"name": "rand_augment", "policy": "rand-x7"}],
+            {},
+            "rand_augment.policy: 'rand-x7' is not valid; join whole",
+        ),
+        ([{"name": "rand_augment", "policy": "rand-m7.5"}], {}, "rand_augment.policy: 'rand-m7.5' is not valid"),
         (
             [{"name": "random_crop", "padding": 2}, {"name": "random_resized_crop"}],
             {},

@@ -6,10 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from torch.utils.data import Sampler
 
-from distillery.data.orders import Ids, Order, shuffled_order
+from distillery.data.orders import Ids, Order
 from distillery.errors import UserError
-
-__all__ = ["GlobalBatches", "Sample", "copy_numbers", "shuffled_order"]
 
 
 class Sample(NamedTuple):
