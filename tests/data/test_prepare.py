@@ -285,18 +285,26 @@ import sys, time
 from pathlib import Path
 from distillery.config.schema import Dataset
 from distillery.data import prepare, shards
-shards.IMAGES_PER_SHARD = 40
+shards.IMAGES_PER_SHARD = 20
+raw, output, workers, seconds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+examine = shards.examine
+
+def take_time(content):
+    time.sleep(seconds)
+    return examine(content)
+
+shards.examine = take_time
 if __name__ == "__main__":
-    raw, output, workers = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     prepare.prepare_dataset("toy", Dataset(path=str(raw)), output, workers)
     print("torch" in sys.modules)
 """
 
 
-def start(place, workers):
+def start(place, workers, seconds):
+    """Prepare in a session of its own, spending so many seconds on each image."""
     script = place.folder / "run.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, str(script), str(place.raw), str(place.output), str(workers)]
+    command = [sys.executable, str(script), str(place.raw), str(place.output), str(workers), str(seconds)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
@@ -319,8 +327,8 @@ def session_members(leader):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_stopping_leaves_no_process_and_the_next_call_is_whole(place, number):
-    place.fill(train=600, val=100)
-    process = start(place, workers=2)
+    place.fill(train=200, val=40)
+    process = start(place, workers=2, seconds=0.03)
     deadline = time.monotonic() + 60
     while not list(place.output.parent.glob(".toy.*.partial/*.shard")) and time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read()
@@ -334,10 +342,10 @@ def test_stopping_leaves_no_process_and_the_next_call_is_whole(place, number):
     assert not place.output.exists()
     if number == signal.SIGINT:
         assert list(place.output.parent.iterdir()) == []
-    output, errors = start(place, workers=2).communicate(timeout=120)
+    output, errors = start(place, workers=2, seconds=0).communicate(timeout=120)
     assert output == "False\n", errors
     assert [path.name for path in place.output.parent.iterdir()] == ["toy"]
-    assert load_manifest(place.output).splits["train"].images == 1200
+    assert load_manifest(place.output).splits["train"].images == 400
 
 
 def test_the_manifest_is_json_with_stable_keys(place):
