@@ -21,6 +21,7 @@ from tabulate import tabulate
 from torch import Tensor
 from torch.nn import functional as F
 
+from distillery.data.orders import partner_order
 from distillery.objectives.bake import ensemble_targets
 from distillery.objectives.mgd import match_channels, matching_cost, reduce_channels
 
@@ -37,6 +38,7 @@ class Part:
     baseline: Callable[[], Any]
     ours: Callable[[], Any]
     agree: Callable[[Any, Any], bool]
+    share: float = 1.0  # of the work, what the baseline does before its time is scaled up
 
 
 def flow_update() -> Part:
@@ -149,11 +151,45 @@ def features() -> tuple[Tensor, Tensor]:
     return mix(STUDENT), mix(TEACHER)
 
 
+def partner_sampling() -> Part:
+    """BAKE's epoch of ImageNet: a partner of the same class for each of 1.28 million anchors."""
+    labels = np.sort(np.random.default_rng(0).integers(0, 1000, 1_281_167))
+    share = 0.01
+    members = [np.flatnonzero(labels == label).tolist() for label in range(1000)]
+    generator = np.random.default_rng(0)
+
+    def anchor_by_anchor() -> list[int]:
+        order = []
+        for anchor in generator.permutation(len(labels))[: int(share * len(labels))]:
+            others = [index for index in members[labels[anchor]] if index != anchor]
+            order += [anchor, *generator.choice(others, 1, replace=len(others) < 1)]
+        return order
+
+    order = partner_order(labels, 0, 1)
+
+    def same_class(theirs: list[int], ours: Any) -> bool:
+        pairs = [np.asarray(found).reshape(-1, 2) for found in (theirs, ours)]
+        return all(
+            (labels[pair[:, 0]] == labels[pair[:, 1]]).all() and (pair[:, 0] != pair[:, 1]).all() for pair in pairs
+        )
+
+    return Part(
+        "BAKE partners of 1,281,167 anchors",
+        100.0,
+        "anchor by anchor",
+        anchor_by_anchor,
+        lambda: order(0),
+        same_class,
+        share,
+    )
+
+
 PARTS: dict[str, Callable[[], Part]] = {
     "flow": flow_update,
     "cost": cost_accumulation,
     "amp": amp_reduction,
     "bake": bake_targets,
+    "partners": partner_sampling,
 }
 
 
@@ -167,7 +203,7 @@ def measure(part: Part, seconds: float) -> list[Any]:
             began = time.perf_counter()
             function()
             times[way].append(time.perf_counter() - began)
-    baseline, ours = min(times["baseline"]), min(times["ours"])
+    baseline, ours = min(times["baseline"]) / part.share, min(times["ours"])
     ratio = baseline / ours
     verdict = "met" if ratio >= part.target else "MISSED"
     return [part.name, part.baseline_name, 1e3 * baseline, 1e3 * ours, ratio, part.target, verdict]
