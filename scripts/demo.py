@@ -92,6 +92,7 @@ def make(page: str, lock: TextIO) -> int:
 
     for number in SIGNALS:
         signal.signal(number, stop)
+    print(f"Making results/tables/{page}.md and its figures.", flush=True)
     progress = Progress()
     assert workflow.stdout is not None
     for line in workflow.stdout:
@@ -129,7 +130,16 @@ def record_versions(page: str, lock: TextIO) -> None:
 def show(page: str) -> None:
     """Print the page and where to look next."""
     table = Path("results", "tables", f"{page}.md")
-    print(f"\n{table.read_text(encoding='utf-8').strip()}\n")
+    text = table.read_text(encoding="utf-8").strip()
+    print()
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        Console().print(Markdown(text, hyperlinks=False))
+    else:
+        print(text)
+    print()
     print(f"""Where to look next
   this page       {table}; for papers .tex, for programs .csv
   figures         results/figures/{page}/

@@ -12,6 +12,7 @@ try:
     from distillery.config.resolve import load_dataset
     from distillery.errors import UserError
     from distillery.models.registry import ZOO
+    from distillery.reporting.columns import COLUMNS
 except ModuleNotFoundError as error:
     sys.exit(
         f"distillery: {error}; {sys.executable} is not the environment of this project: run `make` in its root, "
@@ -184,9 +185,6 @@ def raw_record(wildcards):
 
 # --- what a page needs -----------------------------------------------------------------------------------------------
 
-# Columns of a table that are measured once a run, for all its seeds.
-PROFILED = {"params", "macs", "size", "latency", "throughput"}
-
 
 def of_members(page, runs, name):
     """This file of every seed of some runs."""
@@ -214,17 +212,16 @@ def trained_runs(page):
 def table_measurements(wildcards):
     """The measurements that the cells of a page's tables are filled with."""
     page = PAGES[wildcards.experiment]
-    profiled = [
-        table.rows
+    cells = {
+        (run, COLUMNS[column].file)
         for table in page.experiment.tables.values()
-        if PROFILED.intersection(table.columns)
-    ]
-    profiles = [
-        f"results/{page.name}/{run}/profile.json" for rows in profiled for run in rows
-    ]
-    return [
-        *of_members(page, table_rows(page), "metrics.json"),
-        *dict.fromkeys(profiles),
+        for run in table.rows
+        for column in table.columns
+    }
+    measured = [run for run in table_rows(page) if (run, "metrics.json") in cells]
+    profiled = [run for run in table_rows(page) if (run, "profile.json") in cells]
+    return of_members(page, measured, "metrics.json") + [
+        f"results/{page.name}/{run}/profile.json" for run in profiled
     ]
 
 

@@ -2,6 +2,10 @@
 # profile can give them different machines.
 #
 # Everything that belongs to the machine (threads, processes, nodes) is no parameter here: changing it retrains nothing.
+#
+# A student does not wait for its teacher's metrics.json: it measures the teacher itself before it learns from it, and
+# measuring teachers anew must not train students anew. (Marking the file `ancient` would make Snakemake overlook other
+# changes of the student in the same call.)
 
 
 rule train_student:
@@ -9,8 +13,6 @@ rule train_student:
         manifest=manifest,
         teacher=of_teacher("weights.safetensors"),
         teacher_record=of_teacher("run.json"),
-        # Measured before anybody learns from it; measuring it anew, in the same network, is no reason to train again.
-        teacher_metrics=ancient(of_teacher("metrics.json")),
         code=training_sources,
     output:
         weights=ensure(
@@ -44,6 +46,8 @@ rule train_student:
 use rule train_student as train_teacher with:
     wildcard_constraints:
         experiment=experiments_before(TEACHERS),
+    # Students wait for it.
+    priority: 1
     message:
         "train {wildcards.experiment}/{wildcards.run}, seed {wildcards.seed}, a teacher"
 

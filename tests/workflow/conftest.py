@@ -1,0 +1,148 @@
+"""A clean clone of this repository, and one in which a tiny page was really made by Snakemake."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+TINY_PAGE = """
+tiny:
+  dataset: tiny
+  runs:
+    big: {model: cifar_resnet14, recipe: tiny}
+    small: {model: cifar_resnet8, recipe: tiny}
+    taught: {model: cifar_resnet8, recipe: tiny, teacher: big, objective: {ce: {weight: 0.5}, kd: {weight: 0.5}}}
+  tables:
+    methods: {rows: [big, small, taught], columns: [top1, nll, agreement, params]}
+"""
+TINY_RECIPE = """
+epochs: 2
+batch: 8
+optimizer: {name: sgd, lr: 0.05}
+schedule: {name: constant}
+preprocess: {size: 8}
+"""
+TINY_TARGETS = ("results/tables/tiny.md", "results/figures/tiny")
+
+
+@dataclass
+class Checkout:
+    """A clone of the repository, with commands that find this environment and nothing of the user's."""
+
+    folder: Path
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.full_environment() | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def full_environment(self) -> dict[str, str]:
+        empty = self.folder.parent / "empty-home"
+        empty.mkdir(exist_ok=True)
+        homes = dict.fromkeys(
+            ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "XDG_CONFIG_DIRS"), str(empty)
+        )
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.defpath])
+        # The clone's own sources, not those that the environment was installed from.
+        return {"PATH": path, "PYTHONPATH": str(self.folder / "src"), **homes, **self.environment}
+
+    def planned(self, *arguments: str) -> set[str]:
+        """The messages of the jobs that a dry run would start."""
+        result = self.run("snakemake", *arguments, "--dry-run")
+        assert result.returncode == 0, result.stdout
+        return set(re.findall(r"^Job \d+: (.+)$", result.stdout, flags=re.MULTILINE))
+
+    def replace(self, name: str, old: str, new: str) -> None:
+        """Edit a file."""
+        path = self.folder / name
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    def append(self, name: str, text: str) -> None:
+        """Write more into a file."""
+        path = self.folder / name
+        path.write_text(path.read_text() + text)
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file."""
+        (self.folder / name).write_text(text)
+
+    def read(self, name: str) -> str:
+        return (self.folder / name).read_text()
+
+
+def clone(folder: Path) -> Checkout:
+    """Clone this repository, with uncommitted changes of tracked files; what git does not know stays out."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs git's history: this is no clone")
+    git = ("git", "-C", str(ROOT))
+    subprocess.run([*git, "clone", "--quiet", "--no-hardlinks", str(ROOT), str(folder)], check=True)
+    changed = subprocess.run([*git, "diff", "--name-only", "-z", "HEAD"], check=True, capture_output=True, text=True)
+    for name in filter(None, changed.stdout.split("\0")):
+        (folder / name).unlink(missing_ok=True)
+        if (ROOT / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+    return Checkout(folder)
+
+
+def add_tiny_page(checkout: Checkout) -> None:
+    """Add a page that is made in seconds, on a few random images of three separable classes."""
+    checkout.append("config/datasets.yaml", "tiny: {path: data/tiny}\n")
+    checkout.write("config/tiny.yaml", TINY_PAGE)
+    checkout.write("config/recipes/tiny.yaml", TINY_RECIPE)
+    generator = np.random.Generator(np.random.Philox(key=0))
+    for split, count in (("train", 8), ("val", 4)):
+        for number, name in enumerate(("ape", "bee", "cow")):
+            folder = checkout.folder / "data" / "tiny" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 128, (8, 8, 3)) + 60 * np.eye(3, dtype=int)[number]
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+
+
+@pytest.fixture(scope="session")
+def pristine(tmp_path_factory):
+    """A clean clone. Read only."""
+    return clone(tmp_path_factory.mktemp("pristine") / "distillery")
+
+
+@pytest.fixture
+def fresh(pristine, tmp_path):
+    """A clean clone of one's own."""
+    shutil.copytree(pristine.folder, tmp_path / "distillery", symlinks=True)
+    return Checkout(tmp_path / "distillery")
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A clone in which Snakemake made the tiny page. Read only. Its logs tell every module that was imported."""
+    checkout = clone(tmp_path_factory.mktemp("finished") / "distillery")
+    add_tiny_page(checkout)
+    assert checkout.run("dvc", "add", "--quiet", "data").returncode == 0
+    result = checkout.run("snakemake", *TINY_TARGETS, "--cores", "2", PYTHONPROFILEIMPORTTIME="1")
+    assert result.returncode == 0, result.stdout
+    return checkout
+
+
+@pytest.fixture
+def made(finished, tmp_path):
+    """A copy of the clone with the tiny page, to edit; dates of files are kept."""
+    shutil.copytree(finished.folder, tmp_path / "distillery", symlinks=True)
+    return Checkout(tmp_path / "distillery")

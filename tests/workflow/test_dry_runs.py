@@ -1,0 +1,97 @@
+"""What a newcomer may type in a clean clone, without a home folder's settings."""
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+TRAININGS = {
+    "train digits/resnet20, seed 0, a teacher",
+    *(f"train digits/{run}, seed {seed}" for run in ("resnet8", "resnet8-kd") for seed in range(3)),
+}
+
+
+def trainings(planned: set[str]) -> set[str]:
+    return {message for message in planned if message.startswith("train ")}
+
+
+def test_bare_snakemake_makes_the_tables_and_figures_of_digits(pristine):
+    planned = pristine.planned()
+    assert {"assemble the tables of digits", "draw the figures of digits"} <= planned
+    assert trainings(planned) == TRAININGS
+
+
+def test_one_table(pristine):
+    planned = pristine.planned("results/tables/digits.md")
+    assert "draw the figures of digits" not in planned
+    assert trainings(planned) == TRAININGS
+
+
+def test_one_student_needs_its_teacher_and_nobody_else(pristine):
+    assert pristine.planned("results/digits/resnet8-kd/seed0/metrics.json") == {
+        "prepare data set digits",
+        "train digits/resnet20, seed 0, a teacher",
+        "train digits/resnet8-kd, seed 0",
+        "evaluate digits/resnet8-kd, seed 0",
+    }
+
+
+def test_slurm_profile_works_from_the_root(pristine):
+    planned = pristine.planned("results/tables/digits.md", "--profile", "slurm")
+    assert trainings(planned) == TRAININGS
+
+
+def test_dvc_knows_the_stage(pristine):
+    result = pristine.run("dvc", "repro", "--dry")
+    assert result.returncode == 0, result.stdout
+    assert "snakemake results/tables/digits.md results/figures/digits" in result.stdout
+
+
+@pytest.mark.parametrize("command", [("snakemake", "--lint"), ("snakefmt", "--check", "workflow")])
+def test_house_style(pristine, command):
+    result = pristine.run(*command)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["results/digits/resnet8-kdd/seed0/metrics.json"],
+            "distillery: config/digits.yaml: digits.runs: no run 'resnet8-kdd'; did you mean 'resnet8-kd'",
+        ),
+        (
+            ["results/digits/resnet8-kd/seed7/metrics.json"],
+            "distillery: config/digits.yaml: digits.runs.resnet8-kd: no seed 7; valid: 0, 1, 2",
+        ),
+        (
+            ["--config", "pages=digit"],
+            "distillery: --config pages=digit: no page config/digit.yaml; did you mean 'digits'",
+        ),
+    ],
+)
+def test_mistyped_target_gets_one_line(pristine, arguments, line):
+    result = pristine.run("snakemake", *arguments, "--dry-run")
+    assert result.returncode == 1
+    assert result.stdout.splitlines()[-1].startswith(line)
+    assert "Traceback" not in result.stdout
+
+
+def test_mistake_in_a_page_gets_one_line(fresh):
+    fresh.replace("config/digits.yaml", "teacher: resnet20", "teacher: resnet21")
+    result = fresh.run("snakemake", "--dry-run")
+    assert result.returncode == 1
+    assert (
+        "distillery: config/digits.yaml: digits.runs.resnet8-kd.teacher: no run 'resnet21'"
+        in result.stdout.splitlines()[-1]
+    )
+    assert "Traceback" not in result.stdout
+
+
+def test_missing_images_get_one_line(fresh):
+    fresh.append("config/datasets.yaml", "birds: {path: data/birds}\n")
+    result = fresh.run("snakemake", "--cores", "1", "results/datasets/birds/manifest.json")
+    assert result.returncode == 1
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith("distillery: ")]
+    assert "data/birds" in line
+    assert "train/<class>" in line
+    assert "Traceback" not in result.stdout
