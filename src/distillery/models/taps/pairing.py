@@ -1,0 +1,93 @@
+"""Bring the stages of a teacher and of a student together.
+
+B batch, C channels, H height, W width.
+"""
+
+import math
+from itertools import combinations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distillery.models.taps.plan import TapPlan, TapPoint
+
+Pair = tuple[TapPoint, TapPoint]
+
+
+def pair_stages(teacher: TapPlan, student: TapPlan) -> list[Pair]:
+    """Pair every stage of the network that has fewer with one of the other, in order, the last with the last.
+
+    Equal numbers of stages pair one to one. Otherwise, of all pairings in order that end with both last stages, the one
+    whose map sizes differ least (sum of absolute differences of log2 of the map's side) is taken, and of equals the one
+    that lies closest to the end.
+
+    Returns:
+        (teacher's point, student's point) for every pair, from the images to the logits.
+    """
+    short, long = sorted((teacher.points, student.points), key=len)
+
+    def distance(chosen: tuple[TapPoint, ...]) -> float:
+        return sum(abs(_side(a) - _side(b)) for a, b in zip(short, chosen, strict=True))
+
+    choices = ((*earlier, long[-1]) for earlier in combinations(long[:-1], len(short) - 1))
+    best = min(choices, key=lambda chosen: (round(distance(chosen), 9), [-point.stage for point in chosen]))
+    if short is teacher.points:
+        return list(zip(short, best, strict=True))
+    return list(zip(best, short, strict=True))
+
+
+def _side(point: TapPoint) -> float:
+    return math.log2(point.height * point.width) / 2
+
+
+def match_size(feature_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
+    """Adaptive average pooling of a map to ``size`` (height, width); the map itself if it has that size."""
+    if feature_BCHW.shape[2:] == size:
+        return feature_BCHW
+    return F.adaptive_avg_pool2d(feature_BCHW, size)
+
+
+def common_size(teacher: TapPoint, student: TapPoint) -> tuple[int, int]:
+    """The size at which a pair is compared: the smaller height and the smaller width, so that maps are only pooled."""
+    return min(teacher.height, student.height), min(teacher.width, student.width)
+
+
+def describe_pair(teacher: TapPlan, student: TapPlan) -> str:
+    """The taps of a teacher and a student as a table for people."""
+    head = ("stage", "teacher tap", "shape", "norm", "student tap", "shape", "compared at", "channels each")
+    rows = [head]
+    for index, (taught, learnt) in enumerate(pair_stages(teacher, student)):
+        height, width = common_size(taught, learnt)
+        rows.append(
+            (
+                str(index),
+                describe_tap(taught),
+                taught.shape,
+                _norms(taught),
+                describe_tap(learnt),
+                learnt.shape,
+                f"{height}x{width}",
+                f"{taught.channels / learnt.channels:.3g}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*map(_title, ("teacher", "student"), (teacher, student)), "", *lines])
+
+
+def _title(role: str, plan: TapPlan) -> str:
+    penultimate = "" if plan.penultimate is None else f", penultimate vector of {plan.features} features"
+    return f"{role} {plan.model} at {plan.input_size}x{plan.input_size}: stages by {plan.found}{penultimate}"
+
+
+def describe_tap(point: TapPoint) -> str:
+    """Where a tap takes its tensor: ``layer1.2.relu (input, call 3 of 3) before relu``."""
+    more = f" and {len(point.sources) - 1} more" if len(point.sources) > 1 else ""
+    before = f" before {point.activation}" if point.activation else ""
+    return f"{point.sources[-1]}{more}{before}"
+
+
+def _norms(point: TapPoint) -> str:
+    if point.norms is None:
+        return "-"
+    return point.norms[-1] + (f" and {len(point.norms) - 1} more" if len(point.norms) > 1 else "")

@@ -1,0 +1,101 @@
+"""Plan the taps of any network: where its stages end, what is tapped there, and the vector before its last layer."""
+
+from torch import nn
+
+from distillery.models.taps.plan import Source, TapError, TapPlan, TapPoint
+from distillery.models.taps.sources import feature_before_activation, find_source
+from distillery.models.taps.stages import MapShape, StageEnd, find_stage_ends, map_shape
+from distillery.models.taps.trace import Op, Trace, trace_network
+
+LINEAR = ("addmm", "mm", "bmm", "baddbmm", "convolution")
+
+
+def plan_taps(model: nn.Module, input_size: int, name: str | None = None) -> TapPlan:
+    """Find the features of a network's stages and its penultimate vector; a copy of the network runs, on no memory.
+
+    Args:
+        model: the network as it was built, before DDP and ``torch.compile``, with or without its weights.
+        input_size: side in pixels of the square RGB images that it will see.
+        name: what to call it in the plan and in errors; its class by default.
+
+    Returns:
+        Up to four stages, from the images to the logits.
+
+    Raises:
+        TapError: the network is wrapped, cannot run on such images, or has no feature maps or no final linear layer.
+    """
+    name = name or type(model).__name__
+    wrapper = next((wrapper for wrapper in ("module", "_orig_mod") if _is_wrapped(model, wrapper)), None)
+    if wrapper is not None:
+        raise TapError(f"{name}: taps are planned on the network itself, not on {type(model).__name__} around it")
+    try:
+        trace = trace_network(model, input_size)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise TapError(
+            f"{name}: cannot run on images of {input_size} x {input_size} pixels ({reason}); "
+            "choose the size that the network was built for"
+        ) from error
+    found, ends = find_stage_ends(trace, model)
+    if not ends:
+        raise TapError(f"{name}: no feature maps were found between its images and its logits")
+    points = tuple(_point(trace, stage, end, name) for stage, end in enumerate(ends))
+    assert len({point.sources for point in points}) == len(points), "two stages are one"
+    penultimate, features = _penultimate(trace, name)
+    return TapPlan(name, input_size, found, points, penultimate, features)
+
+
+def _is_wrapped(model: nn.Module, child: str) -> bool:
+    return [name for name, _ in model.named_children()] == [child]
+
+
+def _point(trace: Trace, stage: int, end: StageEnd, name: str) -> TapPoint:
+    shape = map_shape(trace, end.value)
+    assert shape is not None, end
+    feature = feature_before_activation(trace, end.value, _channel_dim(shape), end.module)
+    if feature is None:
+        raise TapError(f"{name}: no module of it takes or returns the features at the end of {end.module}")
+    channels = len(feature.order) if feature.order is not None else sum(item.channels for item in feature.sources)
+    return TapPoint(
+        stage=stage,
+        name=end.module,
+        sources=feature.sources,
+        order=feature.order,
+        layout=shape.layout,
+        prefix_tokens=shape.prefix_tokens,
+        channels=channels,
+        height=shape.height,
+        width=shape.width,
+        activation=feature.activation,
+    )
+
+
+def _channel_dim(shape: MapShape) -> int:
+    return {"BCHW": 1, "BHWC": 3, "BNC": 2}[shape.layout]
+
+
+def _penultimate(trace: Trace, name: str) -> tuple[Source, int]:
+    """What enters the last layer with weights on the way to the logits; of two heads, the first."""
+    op: Op | None = trace.maker(trace.logits)
+    while op is not None and op.name not in LINEAR:
+        earlier = [value for value in op.inputs if value in trace.from_images]
+        op = trace.maker(earlier[0]) if earlier else None
+    if op is None:
+        raise TapError(f"{name}: no linear layer was found before its logits")
+    source = _input_of(trace, op, next(value for value in op.inputs if value in trace.from_images))
+    if source is None:
+        raise TapError(f"{name}: no module of it takes or returns what enters its last linear layer")
+    return source, source.channels
+
+
+def _input_of(trace: Trace, op: Op, value: int) -> Source | None:
+    """The tensor that enters the module of a matrix product, through the views that the product itself takes."""
+    while True:
+        dim = 1 if op.name == "convolution" else -1
+        source = find_source(trace, value, dim, op.module)
+        if source is not None:
+            return source
+        maker = trace.maker(value)
+        if maker is None or maker.module != op.module:
+            return None
+        value = maker.inputs[0]

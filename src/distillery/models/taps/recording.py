@@ -1,0 +1,223 @@
+"""Take the planned tensors out of a running network.
+
+B batch, C channels, H height, W width, N tokens, D features.
+"""
+
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distillery.models.taps.plan import Source, TapError, TapPlan, TapPoint
+
+
+@dataclass
+class Features:
+    """What one forward pass left at the taps; empty until the recording ends.
+
+    Attributes:
+        maps: one feature (B, C, H, W) a point of the plan, in its order.
+        penultimate: the vector (B, D) that entered the last layer, or None if the plan does not want it.
+    """
+
+    maps: list[Tensor] = field(default_factory=list)
+    penultimate: Tensor | None = None
+
+
+class Taps:
+    """Hooks on a network that hand out the tensors of a plan.
+
+    Build them on the network itself, before ``torch.compile`` and DDP wrap it: a compiled network never calls hooks
+    that come after its first call. Outside :meth:`record` they do nothing. They change neither what the network
+    computes nor its ``state_dict``, and copies of the network (moving averages, other processes) have deaf hooks.
+
+        taps = Taps(network, plan_taps(network, 224))
+        with taps.record() as features:
+            logits = network(images)
+        features.maps, features.penultimate
+    """
+
+    def __init__(self, model: nn.Module, plan: TapPlan) -> None:
+        """Place the hooks.
+
+        Raises:
+            TapError: the plan names a module that the network does not have.
+        """
+        self.plan = plan
+        self.sources = [source for point in plan.points for source in point.sources]
+        if plan.penultimate is not None:
+            self.sources.append(plan.penultimate)
+        self.board = _Board(len(self.sources))
+        self.handles = [
+            self._listen(_module(model, source, plan), source, slot) for slot, source in enumerate(self.sources)
+        ]
+
+    def _listen(self, module: nn.Module, source: Source, slot: int) -> torch.utils.hooks.RemovableHandle:
+        if source.side == "input":
+            return module.register_forward_pre_hook(_InputListener(self.board, slot, source))
+        return module.register_forward_hook(_OutputListener(self.board, slot, source))
+
+    def record(self) -> "Recording":
+        """Record one forward pass: ``with taps.record() as features: network(images)``."""
+        return Recording(self)
+
+    def remove(self) -> None:
+        """Take the hooks off the network."""
+        for handle in self.handles:
+            handle.remove()
+
+    def collect(self, features: Features) -> None:
+        """Check that every tap gave what was planned, and bring the maps to (B, C, H, W).
+
+        Raises:
+            TapError: a tap gave nothing, fired another number of times than planned, or gave another shape.
+        """
+        tensors = [self._tensor(slot, source) for slot, source in enumerate(self.sources)]
+        taken = iter(tensors)
+        for point in self.plan.points:
+            parts = [as_map(next(taken), point, self.plan.model) for _ in point.sources]
+            feature_BCHW = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            if point.order is not None:
+                feature_BCHW = feature_BCHW[:, self.board.index(point.order, feature_BCHW.device)]
+            features.maps.append(feature_BCHW)
+        features.penultimate = None if self.plan.penultimate is None else as_vector(next(taken))
+
+    def _tensor(self, slot: int, source: Source) -> Tensor:
+        tensor, calls, version = self.board.tensors[slot], self.board.calls[slot], self.board.versions[slot]
+        place = f"{self.plan.model}: the tap on {source}"
+        if tensor is None:
+            raise TapError(
+                f"{place} gave nothing in this forward pass ({calls} calls of {source.calls}): build Taps on the "
+                "network that runs, before torch.compile and DDP, and let the whole network run"
+            )
+        if calls != source.calls:
+            raise TapError(
+                f"{place} fired {calls} times, but one forward pass has {source.calls} calls; record exactly one"
+            )
+        if version is not None and tensor._version != version:
+            raise TapError(f"{place} was overwritten in place after it was taken; plan the taps anew")
+        return tensor
+
+
+class Recording:
+    """The time of one forward pass during which taps keep what they see."""
+
+    def __init__(self, taps: Taps) -> None:
+        self.taps = taps
+        self.features = Features()
+
+    def __enter__(self) -> Features:
+        if self.taps.board.active:
+            raise TapError(f"{self.taps.plan.model}: its taps are recording already; end one recording before the next")
+        self.taps.board.begin()
+        return self.features
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.taps.collect(self.features)
+        finally:
+            self.taps.board.end()
+
+
+class _Board:
+    """Where the hooks leave their tensors; kept apart from Taps so that hooks hold nothing else."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.indices: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+        self.end()
+
+    def begin(self) -> None:
+        self.end()
+        self.active = True
+
+    def end(self) -> None:
+        self.active = False
+        self.tensors: list[Tensor | None] = [None] * self.slots
+        self.calls = [0] * self.slots
+        self.versions: list[int | None] = [None] * self.slots
+
+    def take(self, slot: int, source: Source, items: Any) -> None:  # noqa: ANN401
+        self.calls[slot] += 1
+        if self.calls[slot] != source.call:
+            return
+        tensor = items[source.item] if isinstance(items, (tuple, list)) else items
+        if source.overwritten:
+            # The network keeps the original, so that whatever relies on the in-place update still sees it.
+            self.tensors[slot] = tensor.clone()
+        else:
+            self.tensors[slot] = tensor
+            if not torch.compiler.is_compiling() and not tensor.is_inference():
+                self.versions[slot] = tensor._version
+
+    def index(self, order: tuple[int, ...], device: torch.device) -> Tensor:
+        key = (order, device)
+        if key not in self.indices:
+            self.indices[key] = torch.tensor(order, device=device)
+        return self.indices[key]
+
+
+class _Listener:
+    """A hook; copies of it, which copies of the network get, hear nothing."""
+
+    def __init__(self, board: _Board | None, slot: int, source: Source) -> None:
+        self.board = board
+        self.slot = slot
+        self.source = source
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Listener":
+        return type(self)(None, self.slot, self.source)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"board": None}
+
+
+class _InputListener(_Listener):
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if self.board is not None and self.board.active:
+            self.board.take(self.slot, self.source, args)
+
+
+class _OutputListener(_Listener):
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
+        if self.board is not None and self.board.active:
+            self.board.take(self.slot, self.source, output)
+
+
+def as_map(tensor: Tensor, point: TapPoint, model: str) -> Tensor:
+    """Bring a tapped tensor to (B, C, H, W): channels first, tokens without their prefix on their grid."""
+    if point.layout == "BNC":
+        tokens = tensor[:, point.prefix_tokens :]
+        if tokens.shape[1] != point.height * point.width:
+            raise TapError(
+                f"{model}: {point.name} gave {tokens.shape[1]} tokens, not {point.height} x {point.width}; "
+                "plan the taps for the size of the images that the network sees"
+            )
+        return tokens.transpose(1, 2).reshape(len(tokens), -1, point.height, point.width)
+    return tensor.permute(0, 3, 1, 2) if point.layout == "BHWC" else tensor
+
+
+def as_vector(tensor: Tensor) -> Tensor:
+    """Bring what enters a last layer to (B, D): the mean over the pixels of (B, D, H, W) or the tokens of (B, N, D)."""
+    if tensor.ndim == 4:
+        return tensor.mean(dim=(2, 3))
+    return tensor.mean(dim=1) if tensor.ndim == 3 else tensor
+
+
+def _module(model: nn.Module, source: Source, plan: TapPlan) -> nn.Module:
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    if source.module in modules:
+        return modules[source.module]
+    prefixed = next((name for name in modules if name.endswith("." + source.module)), None)
+    if prefixed is not None:
+        prefix = prefixed.removesuffix(source.module)
+        raise TapError(
+            f"{plan.model}: {source.module} lies under {prefix} here; build Taps on the network itself, before DDP and "
+            "torch.compile wrap it"
+        )
+    raise TapError(f"{plan.model}: the plan taps {source.module}, which {type(model).__name__} does not have")
