@@ -1,8 +1,8 @@
 """The same batches with any number of workers, at any place, without touching anybody's generators."""
 
-import os
 import random
-import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -136,9 +136,42 @@ def test_workers_outlive_a_warning_to_stop_that_reaches_the_whole_group(images):
     batches = iter(made[0])
     found = [next(batches)]
     for worker in batches._workers:
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            os.kill(worker.pid, number)
+        for name in ("TERM", "INT", "USR1"):
+            # From another process, as a cluster's warnings come; the parent's own word counts.
+            subprocess.run(["/bin/sh", "-c", f"kill -{name} {worker.pid}"], check=True)
     same([*found, *batches], expected)
+
+
+ENDINGS = {
+    "after an epoch": "list(train); kept = train",
+    "in the middle of an epoch": "kept = iter(train); next(kept)",
+    "in the middle of an evaluation": "kept = iter(measure); next(kept)",
+    "with an error": "kept = iter(train), iter(measure); next(kept[0]); next(kept[1]); raise ValueError",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_process_ends_whatever_its_loaders_are_doing(place, ending):
+    place.fill(train=11).prepare()
+    code = f"""
+from pathlib import Path
+from distillery.config.schema import Preprocess
+from distillery.data.arrow import ArrowImages
+from distillery.data.loader import eval_loader, train_loader
+from distillery.data.manifest import load_manifest
+from distillery.data.orders import shuffled_order
+from distillery.data.samplers import GlobalBatches
+from distillery.data.transforms import eval_transform
+folder = Path({str(place.output)!r})
+images = ArrowImages(folder, load_manifest(folder), "train")
+transform = eval_transform(Preprocess(size=6))
+train = train_loader(images, transform, GlobalBatches(shuffled_order(22, 0), 22, 2), 0, 2, False)
+measure = eval_loader(images, transform, 2, 2, 1, 0, False)
+{ENDINGS[ending]}
+"""
+    ended = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
+    assert (ended.returncode, "ValueError" in ended.stderr) == ((1, True) if "error" in ending else (0, False))
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (2, 0), (3, 1), (7, 0)])

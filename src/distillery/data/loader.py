@@ -3,8 +3,10 @@
 Images leave the loader as uint8 and go to the device as such; the networks' own normalisation happens there.
 """
 
+import os
 import random
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -113,7 +115,7 @@ def _loader(
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=persistent and workers > 0,
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=_obey_parent_only,
         # Without a generator of its own, the loader would draw from the process's.
         generator=torch.Generator(),
     )
@@ -123,10 +125,23 @@ def _whole(batch: Batch) -> Batch:
     return batch
 
 
-def _leave_signals_to_parent(worker: int) -> None:
-    """Warnings to stop go to whole process groups; workers must serve until the parent has saved, and end with it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+def _obey_parent_only(worker: int) -> None:
+    """Serve on when a warning to stop reaches the whole process group: the parent must finish its step and save.
+
+    SIGTERM cannot be ignored, for that is how a parent that ends stops the workers it still has, and then waits for
+    them. So a thread takes the signal and looks who has sent it.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS has none; workers there end with the group
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _seed_cpu_generators(key: int) -> None:
