@@ -4,13 +4,16 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 UV := .uv/bin/uv
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint format lock clean
+.PHONY: help demo demo-methods test quick lint format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: .venv/.installed  ## real digits, from images to a judged table (4 minutes on 2 cores)
 	@bash scripts/demo.sh
+
+demo-methods: .venv/.installed  ## every method on the digits (15 minutes on 2 cores)
+	@bash scripts/demo.sh digits-methods
 
 test: .venv/.installed lint  ## every check and test (under 12 minutes on 2 cores)
 	pytest

@@ -14,9 +14,31 @@ from distillery.errors import UserError
 ROOT = Path(__file__).parents[2]
 
 
+# What a page may look like; the repository's own pages are free to change.
+PAGE = """# yaml-language-server: $schema=../workflow/schemas/experiment.schema.json
+# A page.
+digits:
+  dataset: digits
+  seeds: [0, 1, 2]
+  runs:
+    resnet20:    {model: cifar_resnet20, recipe: digits, epochs: 30, seeds: [0]}
+    resnet8:     {model: cifar_resnet8, recipe: digits}
+    resnet8-kd:  {model: cifar_resnet8, recipe: digits, teacher: resnet20,
+                  objective: {ce: {weight: 0.1}, kd: {weight: 0.9, temperature: 4}}}
+  tables:
+    methods:
+      title: A ResNet-8 and its teacher
+      rows: [resnet20, resnet8, resnet8-kd]
+      columns: [top1, nll]
+"""
+
+
 @pytest.fixture
 def config(tmp_path):
-    shutil.copytree(ROOT / "config", tmp_path / "config")
+    (tmp_path / "config/recipes").mkdir(parents=True)
+    (tmp_path / "config/digits.yaml").write_text(PAGE)
+    for name in ("datasets.yaml", "recipes/digits.yaml"):
+        shutil.copy(ROOT / "config" / name, tmp_path / "config" / name)
     return tmp_path / "config"
 
 
@@ -115,10 +137,10 @@ def test_another_seed_is_another_run_but_leaves_its_siblings_alone(config):
 @given(lr=st.floats(1e-6, 10), epochs=st.integers(1, 500))
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_equal_values_have_equal_digests_however_they_are_written(config, lr, epochs):
-    shutil.copy(ROOT / "config/digits.yaml", config / "digits.yaml")
+    (config / "digits.yaml").write_text(PAGE)
     line = "{model: cifar_resnet8, recipe: digits}"
     first = load_page(edit(config / "digits.yaml", line, f"{line[:-1]}, epochs: {epochs}, optimizer: {{lr: {lr!r}}}}}"))
-    shutil.copy(ROOT / "config/digits.yaml", config / "digits.yaml")
+    (config / "digits.yaml").write_text(PAGE)
     second = load_page(
         edit(config / "digits.yaml", line, f"{line[:-1]}, optimizer: {{lr: '{lr!r}'}}, epochs: {epochs}}}")
     )
@@ -149,7 +171,7 @@ MISTAKES = [
     ("temperature: 4", "temperature: hot", "kd.temperature: 'hot' is not valid"),
     ("kd: {", "kdd: {", "objective.kdd: unknown key 'kdd'; did you mean 'kd'?"),
     ("teacher: resnet20", "teacher: resnet2O", "resnet8-kd.teacher: no run 'resnet2O'; did you mean 'resnet20'"),
-    ("teacher: resnet20, ", "", "resnet8-kd.teacher: missing; the objective's term 'kd' learns from a teacher"),
+    ("teacher: resnet20,", "", "resnet8-kd.teacher: missing; the objective's term 'kd' learns from a teacher"),
     (
         "objective: {ce: {weight: 0.1}, kd: {weight: 0.9, temperature: 4}}",
         "objective: {ce: {}}",

@@ -229,9 +229,10 @@ def _check_runs(page: Page, overrides: dict[str, dict[str, Any]]) -> None:
         if len(set(page.seeds(run))) != len(page.seeds(run)):
             raise UserError(f"{where}.seeds: a seed occurs twice")
     for table, block in page.experiment.tables.items():
-        for row in block.rows:
+        for row in block.runs():
             if row not in runs:
-                raise UserError(f"{page.path}: {page.name}.tables.{table}.rows: no run {row!r}; {nearest(row, runs)}")
+                where = f"{page.path}: {page.name}.tables.{table}.{'grid' if block.grid else 'rows'}"
+                raise UserError(f"{where}: no run {row!r}; {nearest(row, runs)}")
 
 
 def _check_teacher(page: Page, run: str) -> None:

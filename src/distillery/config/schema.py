@@ -365,12 +365,42 @@ Column = Literal[
 ]
 
 
+class Grid(Block):
+    """Runs by two settings, as temperature down and label smoothing across."""
+
+    corner: str = Field("", description="what the settings are, above the first column")
+    across: tuple[str, ...] = Field(description="headings of the columns")
+    down: dict[str, tuple[Name | None, ...]] = Field(description="heading of a row: its runs, null where there is none")
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> Self:
+        for heading, runs in self.down.items():
+            if len(runs) != len(self.across):
+                raise ValueError(f"row {heading!r} has {len(runs)} runs for {len(self.across)} columns")
+        return self
+
+    def runs(self) -> tuple[str, ...]:
+        """Every run in it, once."""
+        return tuple(dict.fromkeys(run for row in self.down.values() for run in row if run is not None))
+
+
 class Table(Block):
-    """One table of the page: a row a run, a column a metric."""
+    """One table of the page: a row a run and a column a metric, or a grid of runs with the metrics in each cell."""
 
     title: str | None = None
-    rows: tuple[Name, ...]
+    rows: tuple[Name, ...] = Field((), description="runs, one a row")
+    grid: Grid | None = Field(None, description="instead of rows")
     columns: tuple[Column, ...]
+
+    @model_validator(mode="after")
+    def _rows_or_grid(self) -> Self:
+        if bool(self.rows) == (self.grid is not None):
+            raise ValueError("a table needs either `rows` or a `grid`")
+        return self
+
+    def runs(self) -> tuple[str, ...]:
+        """The runs it shows."""
+        return self.grid.runs() if self.grid is not None else self.rows
 
 
 class Experiment(Block):

@@ -10,6 +10,8 @@ B batch, C classes, H and W height and width.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distillery.errors import UserError
+
 
 class PadShortcut(nn.Module):
     """Option A: take every second pixel and surround the channels with zeros, half before and half after.
@@ -55,21 +57,23 @@ class BasicBlock(nn.Module):
 class CifarResNet(nn.Module):
     """The network; any input of at least 4 x 4 pixels will do.
 
+    ``width`` is the number of channels of the first stage, 16 in the paper; the others have twice and four times it.
+
     Convolutions are drawn from He's normal distribution (variance 2 / fan-out), as in torchvision's ResNets; the linear
     layer keeps torch's default.
     """
 
-    def __init__(self, depth: int, num_classes: int) -> None:
+    def __init__(self, depth: int, num_classes: int, width: int = 16) -> None:
         super().__init__()
         blocks = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU()
-        self.layer1 = _stage(16, 16, blocks)
-        self.layer2 = _stage(16, 32, blocks)
-        self.layer3 = _stage(32, 64, blocks)
+        self.layer1 = _stage(width, width, blocks)
+        self.layer2 = _stage(width, 2 * width, blocks)
+        self.layer3 = _stage(2 * width, 4 * width, blocks)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(64, num_classes)
+        self.fc = nn.Linear(4 * width, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -82,11 +86,13 @@ class CifarResNet(nn.Module):
         return logits_BC
 
 
-def cifar_resnet(num_classes: int, depth: int) -> CifarResNet:
+def cifar_resnet(num_classes: int, depth: int, width: int = 16) -> CifarResNet:
     """Build the network with ``depth`` = 6n + 2 layers."""
     assert depth >= 8
     assert (depth - 2) % 6 == 0
-    return CifarResNet(depth, num_classes)
+    if width < 1:
+        raise UserError(f"model_args.width: {width} is not valid; give 1 or more")
+    return CifarResNet(depth, num_classes, width)
 
 
 def _stage(in_channels: int, channels: int, blocks: int) -> nn.Sequential:

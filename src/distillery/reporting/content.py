@@ -82,11 +82,11 @@ def gather(
     A row that teaches another row of the table does not compete for the best value. Values that print alike are equally
     good, and a value without competitor is not called best.
     """
-    teachers = {run: page.teacher(run) for run in table.rows}
-    competing = [run for run in dict.fromkeys(table.rows) if run not in teachers.values()]
+    teachers = {run: page.teacher(run) for run in table.runs()}
+    competing = [run for run in dict.fromkeys(table.runs()) if run not in teachers.values()]
     entries: dict[tuple[str, str], Entry] = {}
     for metric in dict.fromkeys(table.columns):
-        summaries = {run: runs[run].summary(metric) if run in runs else None for run in table.rows}
+        summaries = {run: runs[run].summary(metric) if run in runs else None for run in table.runs()}
         best = _best(metric, [summaries[run] for run in competing])
         for run, summary in summaries.items():
             number = _published(ledger, run, metric)

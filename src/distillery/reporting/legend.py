@@ -75,7 +75,7 @@ def _selections(contents: Sequence[Content]) -> list[str]:
         content.runs[run].selection
         for content in contents
         if content.scored
-        for run in content.table.rows
+        for run in content.table.runs()
         if run in content.runs
     }
     rules = [rule for selection, rule in _SELECTION_RULES.items() if selection in used]

@@ -91,7 +91,7 @@ def read_measurements(page: Page, results: Path) -> dict[str, Measured]:
     """
     needed: dict[str, set[str]] = {}
     for table in page.experiment.tables.values():
-        for run in table.rows:
+        for run in table.runs():
             needed.setdefault(run, set()).update(COLUMNS[column].file for column in table.columns)
     return {run: _read_run(page, run, files, results) for run, files in needed.items()}
 

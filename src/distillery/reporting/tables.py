@@ -6,6 +6,7 @@ from typing import Any
 
 from distillery.atomic import write_text
 from distillery.config import Page
+from distillery.config.schema import Grid
 from distillery.data.manifest import load_manifest
 from distillery.layout import dataset_folder, table_folder
 from distillery.reporting.columns import COLUMNS
@@ -78,7 +79,12 @@ def tabulate_page(page: Page, results: Path, published: Path) -> list[Path]:
 
 
 def lay_out(content: Content) -> Sheet:
-    """One row a run, one column a metric; beside them what tells how far the numbers can be trusted and compared."""
+    """One row a run, one column a metric; beside them what tells how far the numbers can be trusted and compared.
+
+    A grid has its own two settings instead, and the metrics of a run together in its cell.
+    """
+    if content.table.grid is not None:
+        return _lay_out_grid(content, content.table.grid)
     has_teacher = any(content.teachers.values())
     headings = ["Run"] + ["Teacher"] * has_teacher + [COLUMNS[metric].heading for metric in content.table.columns]
     numeric = [False] + [False] * has_teacher + [True] * len(content.table.columns)
@@ -90,6 +96,31 @@ def lay_out(content: Content) -> Sheet:
         numeric += [True, True, False]
     rows = [_row(content, run, has_teacher) for run in content.table.rows]
     return Sheet(content.name, content.title, tuple(headings), tuple(numeric), tuple(rows), _notes(content))
+
+
+def _lay_out_grid(content: Content, grid: Grid) -> Sheet:
+    metrics = " / ".join(COLUMNS[metric].heading for metric in content.table.columns)
+    rows = [
+        (Cell(heading), *(Cell(NOTHING) if run is None else _grid_cell(content, run) for run in runs))
+        for heading, runs in grid.down.items()
+    ]
+    numeric = (False, *(True for _ in grid.across))
+    headings = (grid.corner or metrics, *grid.across)
+    title = f"{content.title} ({metrics})"
+    return Sheet(content.name, title, headings, numeric, tuple(rows), _notes(content))
+
+
+def _grid_cell(content: Content, run: str) -> Cell:
+    """The metrics of a run, with the published number and verdict of each that has them."""
+    entries = [content.entries[run, metric] for metric in content.table.columns]
+    texts = []
+    for entry in entries:
+        text = _value_cell(entry).text
+        if entry.published is not None:
+            published, _, finding = _verdict_cells(entry)
+            text += f" ({published.text}: {finding.text})"
+        texts.append(text)
+    return Cell(" / ".join(texts), entries[0].best)
 
 
 def _row(content: Content, run: str, has_teacher: bool) -> tuple[Cell, ...]:
@@ -128,7 +159,7 @@ def _notes(content: Content) -> tuple[str, ...]:
     """On what machine times were taken."""
     if not content.timed:
         return ()
-    measured = [content.runs[run].profile for run in content.table.rows if run in content.runs]
+    measured = [content.runs[run].profile for run in content.table.runs() if run in content.runs]
     profiles = [profile for profile in measured if profile is not None]
     text = f"Measured on {' and '.join(dict.fromkeys(map(_machine, profiles)))}, float32"
     if "throughput" in content.table.columns:
@@ -171,7 +202,7 @@ def _csv(contents: list[Content]) -> str:
     records = [
         _record(content, content.entries[run, metric])
         for content in contents
-        for run in content.table.rows
+        for run in content.table.runs()
         for metric in content.table.columns
     ]
     # As objects, counts stay whole numbers and floats keep their shortest exact form.

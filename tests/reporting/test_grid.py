@@ -1,0 +1,50 @@
+"""Grids: runs by two settings, the metrics of each in its cell."""
+
+import pytest
+from pydantic import ValidationError
+
+from distillery.config.schema import Table
+from distillery.reporting.content import Content, Entry
+from distillery.reporting.summary import Summary
+from distillery.reporting.tables import lay_out
+
+GRID = {
+    "title": "Temperature",
+    "columns": ["top1", "nll"],
+    "grid": {"corner": "T / a", "across": ["0.0", "0.1"], "down": {"teacher": ["t", None], "1": ["x", "y"]}},
+}
+
+
+def test_a_grid_puts_the_runs_where_the_page_puts_them():
+    table = Table.model_validate(GRID)
+    values = {"t": 99.0, "x": 97.5, "y": 98.25}
+    entries = {
+        (run, metric): Entry(run, metric, Summary(mean=value if metric == "top1" else 0.5, std=None, n=1), run == "y")
+        for run, value in values.items()
+        for metric in table.columns
+    }
+    sheet = lay_out(Content("grid", table, entries, dict.fromkeys(values), {}))
+    assert sheet.headings == ("T / a", "0.0", "0.1")
+    assert [[cell.text for cell in row] for row in sheet.rows] == [
+        ["teacher", "99.00 / 0.500", "–"],
+        ["1", "97.50 / 0.500", "98.25 / 0.500"],
+    ]
+    assert [[cell.bold for cell in row] for row in sheet.rows] == [[False, False, False], [False, False, True]]
+    assert sheet.title == "Temperature (Top-1 (%) / NLL)"
+
+
+def test_a_grid_knows_its_runs():
+    assert Table.model_validate(GRID).runs() == ("t", "x", "y")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": ["t"]}, "either `rows` or a `grid`"),
+        ({"grid": None}, "either `rows` or a `grid`"),
+        ({"grid": GRID["grid"] | {"down": {"1": ["x"]}}}, "row '1' has 1 runs for 2 columns"),
+    ],
+)
+def test_misshapen_grids_are_refused(change, message):
+    with pytest.raises(ValidationError, match=message):
+        Table.model_validate(GRID | change)
