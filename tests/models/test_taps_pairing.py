@@ -80,8 +80,10 @@ def test_the_plan_reads_as_a_table():
         student = plan_taps(create_model("torchvision:mobilenet_v2", 1000), 224, "mobilenet_v2")
     lines = describe_pair(teacher, student).splitlines()
     assert lines[0] == "teacher resnet50 at 224x224: stages by table, penultimate vector of 2048 features"
-    assert " ".join(lines[3].split()) == "stage teacher tap shape norm student tap shape compared at channels each"
-    assert "layer2.3.relu (input, call 3 of 3) before relu" in lines[5]
+    assert " ".join(lines[3].split()) == (
+        "stage teacher tap before shape norm student tap before shape norm compared at channels each"
+    )
+    assert "layer2.3.relu input 3/3  relu  " in lines[5]
     assert "512@28x28" in lines[5]
     assert "192@14x14" in lines[5]
     assert lines[5].endswith("14x14        2.67")

@@ -4,6 +4,7 @@ B batch, C channels, H height, W width.
 """
 
 import math
+from collections.abc import Sequence
 from itertools import combinations
 
 import torch.nn.functional as F
@@ -54,18 +55,16 @@ def common_size(teacher: TapPoint, student: TapPoint) -> tuple[int, int]:
 
 def describe_pair(teacher: TapPlan, student: TapPlan) -> str:
     """The taps of a teacher and a student as a table for people."""
-    head = ("stage", "teacher tap", "shape", "norm", "student tap", "shape", "compared at", "channels each")
+    side = ("before", "shape", "norm")
+    head = ("stage", "teacher tap", *side, "student tap", *side, "compared at", "channels each")
     rows = [head]
     for index, (taught, learnt) in enumerate(pair_stages(teacher, student)):
         height, width = common_size(taught, learnt)
         rows.append(
             (
                 str(index),
-                describe_tap(taught),
-                taught.shape,
-                _norms(taught),
-                describe_tap(learnt),
-                learnt.shape,
+                *_cells(taught),
+                *_cells(learnt),
                 f"{height}x{width}",
                 f"{taught.channels / learnt.channels:.3g}",
             )
@@ -80,14 +79,10 @@ def _title(role: str, plan: TapPlan) -> str:
     return f"{role} {plan.model} at {plan.input_size}x{plan.input_size}: stages by {plan.found}{penultimate}"
 
 
-def describe_tap(point: TapPoint) -> str:
-    """Where a tap takes its tensor: ``layer1.2.relu (input, call 3 of 3) before relu``."""
-    more = f" and {len(point.sources) - 1} more" if len(point.sources) > 1 else ""
-    before = f" before {point.activation}" if point.activation else ""
-    return f"{point.sources[-1]}{more}{before}"
+def _cells(point: TapPoint) -> tuple[str, str, str, str]:
+    norms = "-" if point.norms is None else _last_of(point.norms)
+    return _last_of([str(source) for source in point.sources]), point.activation or "-", point.shape, norms
 
 
-def _norms(point: TapPoint) -> str:
-    if point.norms is None:
-        return "-"
-    return point.norms[-1] + (f" and {len(point.norms) - 1} more" if len(point.norms) > 1 else "")
+def _last_of(items: Sequence[str]) -> str:
+    return items[-1] + (f" +{len(items) - 1}" if len(items) > 1 else "")

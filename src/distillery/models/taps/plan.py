@@ -46,8 +46,8 @@ class Source:
     channels: int
 
     def __str__(self) -> str:
-        call = f", call {self.call} of {self.calls}" if self.calls > 1 else ""
-        return f"{self.module} ({self.side}{call})"
+        """As ``layer1.2.relu input 3/3``, the input of the third of three calls; ``layer1 output`` if there is one."""
+        return f"{self.module} {self.side}" + (f" {self.call}/{self.calls}" if self.calls > 1 else "")
 
 
 @dataclass(frozen=True)

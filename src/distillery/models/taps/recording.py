@@ -30,8 +30,9 @@ class Taps:
     """Hooks on a network that hand out the tensors of a plan.
 
     Build them on the network itself, before ``torch.compile`` and DDP wrap it: a compiled network never calls hooks
-    that come after its first call. Outside :meth:`record` they do nothing. They change neither what the network
-    computes nor its ``state_dict``, and copies of the network (moving averages, other processes) have deaf hooks.
+    that come after its first call. Build them after conversions that replace modules (synchronised batch norms).
+    Outside :meth:`record` hooks do nothing. They change neither what the network computes nor its ``state_dict``, and
+    what copies of the network compute (moving averages, other processes) does not reach the original's taps.
 
         taps = Taps(network, plan_taps(network, 224))
         with taps.record() as features:
@@ -163,29 +164,23 @@ class _Board:
 
 
 class _Listener:
-    """A hook; copies of it, which copies of the network get, hear nothing."""
+    """A hook. Its copies in copies of the network have a board of their own, on which nobody records."""
 
-    def __init__(self, board: _Board | None, slot: int, source: Source) -> None:
+    def __init__(self, board: _Board, slot: int, source: Source) -> None:
         self.board = board
         self.slot = slot
         self.source = source
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "_Listener":
-        return type(self)(None, self.slot, self.source)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"board": None}
-
 
 class _InputListener(_Listener):
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self.board is not None and self.board.active:
+        if self.board.active:
             self.board.take(self.slot, self.source, args)
 
 
 class _OutputListener(_Listener):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
-        if self.board is not None and self.board.active:
+        if self.board.active:
             self.board.take(self.slot, self.source, output)
 
 
