@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "distillery"
 
 # Each room may use what stands after the colon; every room may use itself and the ground.
-GROUND = {"errors", "randomness", "layout", "atomic"}
+GROUND = {"errors", "randomness", "layout", "atomic", "provenance"}
 MAY_USE = {
     "config": set(),
     "data": {"config"},
@@ -16,7 +16,7 @@ MAY_USE = {
     "objectives": {"config"},
     "evaluation": {"config", "data", "models"},
     "reporting": {"config", "data"},
-    "training": {"config", "data", "models", "objectives", "evaluation", "reporting"},
+    "training": {"config", "data", "models", "objectives", "evaluation"},
     "cli": {"config", "data", "models", "objectives", "evaluation", "reporting", "training"},
     "__main__": {"cli"},
     "__init__": set(),

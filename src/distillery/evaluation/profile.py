@@ -1,6 +1,5 @@
 """What a network costs: parameters, operations, size on disk, and time on this machine."""
 
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from distillery.atomic import write_json
 from distillery.config import Page
 from distillery.evaluation.restore import default_device, restore_run
 from distillery.layout import profile_path
+from distillery.provenance import cpu_name
 
 # The batch for throughput: these, or fewer where a pass would take longer than PASS_SECONDS or not fit the memory.
 LARGEST_BATCH = {"cpu": 32, "cuda": 256}
@@ -106,10 +106,7 @@ def device_name(device: torch.device) -> str:
     """The product name of a GPU or CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text(encoding="utf-8", errors="replace").splitlines() if facts.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return cpu_name()
 
 
 def _median_seconds(network: nn.Module, images: Tensor, device: torch.device) -> float:

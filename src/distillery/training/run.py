@@ -12,7 +12,7 @@ from distillery.errors import UserError
 from distillery.models import create_model
 from distillery.models.normalize import resolve_statistics
 from distillery.models.weights import import_weights, load_weights, save_weights
-from distillery.reporting.provenance import provenance
+from distillery.provenance import provenance
 from distillery.training.build import build_training
 from distillery.training.checkpoint import StopSignal
 from distillery.training.devices import start_devices

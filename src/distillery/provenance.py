@@ -35,14 +35,14 @@ def provenance() -> dict[str, Any]:
 
     gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
     return {
-        "git": git_state(Path(__file__).parents[1]),
+        "git": git_state(Path(__file__).parent),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
         "packages": {name: _version(name) for name in PACKAGES},
         "cuda": torch.version.cuda if gpus else None,
         "cudnn": torch.backends.cudnn.version() if gpus else None,  # type: ignore[no-untyped-call]
         "gpus": [torch.cuda.get_device_name(index) for index in gpus],
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "threads": torch.get_num_threads(),
     }
 
@@ -82,7 +82,8 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's product name, where the system tells it."""
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text(encoding="utf-8", errors="replace").splitlines() if facts.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from distillery.reporting.provenance import git_state, provenance
+from distillery.provenance import git_state, provenance
 
 
 def git(folder, *arguments):
