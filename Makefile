@@ -16,10 +16,10 @@ demo-methods: .venv/.installed  ## every method on the digits (15 minutes on 2 c
 	@bash scripts/demo.sh digits-methods
 
 test: .venv/.installed lint  ## every check and test (under 12 minutes on 2 cores)
-	pytest
+	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal
 
 quick: .venv/.installed  ## the quick tests (under 90 seconds)
-	pytest -m "not slow"
+	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal -m "not slow"
 
 lint: .venv/.installed  ## style, types, workflow style
 	ruff check .
