@@ -296,6 +296,39 @@ def test_tracing_alone_finds_what_the_table_says(name):
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("torchvision:mobilenet_v3_small", {"features.1": 16, "features.3": 24, "features.8": 48, "features.12": 576}),
+        ("torchvision:swin_t", {"features.1": 96, "features.3": 192, "features.5": 384, "features.7": 768}),
+        ("torchvision:vit_b_16", {f"encoder.layers.encoder_layer_{block}": 768 for block in (2, 5, 8, 11)}),
+        ("torchvision:alexnet", {"features.1": 64, "features.4": 192, "features.11": 256}),
+        ("timm:hrnet_w18_small", {"layer1": 128, "final_layer": 2048}),
+    ],
+)
+def test_traced_stages_end_with_whole_blocks(name, expected):
+    plan = plan_taps(on_meta(name), 224, name)
+    assert plan.found == "traced"
+    assert {point.name: point.channels for point in plan.points} == expected
+
+
+def test_an_update_in_place_reaches_the_views_of_its_memory():
+    class ThroughAView(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.fc = nn.Linear(4 * 36, 2)
+
+        def forward(self, images):
+            feature = self.conv(images)
+            flat = feature.flatten(1)
+            feature.relu_()
+            return self.fc(flat)
+
+    trace = trace_network(ThroughAView(), 8)
+    assert "relu_" in [trace.maker(value).name for value in trace.trunk]
+
+
 def test_synchronised_batch_norms_are_margins_too():
     plain = create_model("cifar_resnet8", 5)
     synchronised = convert_sync_batchnorm(copy.deepcopy(plain), "cpu")
