@@ -1,7 +1,8 @@
 # Everything a newcomer types. Needs Python 3.11 to 3.13, git and make; the rest is installed into .venv.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
-UV := .uv/bin/uv
+# The uv that is there already, or one of our own.
+UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-methods test quick lint format lock clean
@@ -41,7 +42,7 @@ clean:  ## remove the environment; keeps data/ and results/
 	rm -rf .venv .uv
 
 # pip's --target leaves the user's own Python alone, and is allowed where a distribution forbids installing into it.
-$(UV):
+.uv/bin/uv:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Distillery needs Python 3.11 to 3.13, but {sys.executable} is {v[0]}.{v[1]}; try: make PYTHON=python3.12")'
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target .uv uv
 
