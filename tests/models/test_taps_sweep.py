@@ -1,9 +1,15 @@
-"""Taps on one small member of every family of timm and torchvision, at small inputs: as teacher and as student."""
+"""One small member of every family of timm and torchvision, at small inputs: tapped, learning and teaching."""
 
 import pytest
 import torch
+from torch import nn
 
-from distillery.models.taps import Taps, describe_pair, plan_taps
+from distillery.config.schema import Objective
+from distillery.models import create_model
+from distillery.models.taps import Taps, common_size, describe_pair, norm_affine, pair_stages, plan_taps
+from distillery.objectives import Lesson, Setting, StagePair, build_objective
+from distillery.objectives.partial_l2 import bn_margin
+from distillery.training.networks import Learner, Teacher, Viewer
 
 TIMM = {
     # plain and residual convolutions
@@ -77,7 +83,7 @@ def one_thread():
     ids=lambda value: value if isinstance(value, str) else "",
 )
 @pytest.mark.filterwarnings("ignore")
-def test_every_family_is_tapped(library, name, arguments):
+def test_every_family_is_tapped_learns_and_teaches(library, name, arguments):
     network, size = build(library, name, arguments)
     plan = plan_taps(network, size, name)
     images = torch.randn(2, 3, size, size)
@@ -105,6 +111,43 @@ def test_every_family_is_tapped(library, name, arguments):
     assert gradients
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert all(tap.requires_grad for tap in [*learnt.maps, learnt.penultimate])
+    taps.remove()
+
+    partner = create_model("cifar_resnet8", 5)
+    partner_plan = plan_taps(partner, size, "partner")
+    take_a_step((network, plan), (create_model("cifar_resnet8", 5), partner_plan), images)
+    take_a_step((partner, partner_plan), (network, plan), images)
+
+
+def take_a_step(student, teacher, images):
+    """One step of MGD and Overhaul, as training takes it, and finite gradients for everything that is trained."""
+    (student, student_plan), (teacher, teacher_plan) = student, teacher
+    matched = pair_stages(teacher_plan, student_plan)
+    sizes = [common_size(*points) for points in matched]
+    affine = [norm_affine(teacher, taught) for taught, _ in matched]
+    pairs = [
+        StagePair(learnt.channels, taught.channels, None if pair is None else bn_margin(*pair))
+        for (taught, learnt), pair in zip(matched, affine, strict=True)
+    ]
+    terms = Objective.model_validate({"ce": {}, "mgd": {}, "overhaul": {}})
+    objective = build_objective(terms, Setting(tuple(pairs)))
+    student_taps = Taps(student, student_plan.select([learnt.stage for _, learnt in matched], penultimate=False))
+    teacher_taps = Taps(teacher, teacher_plan.select([taught.stage for taught, _ in matched], penultimate=False))
+    learner = Learner(Viewer(student, nn.Identity(), student_taps, sizes, False), objective).train()
+    answers = Teacher(Viewer(teacher, nn.Identity(), teacher_taps, sizes, False), "eval")
+    target = torch.tensor([0, 1])
+    with torch.no_grad():
+        objective.begin_epoch(0, lambda limit: [Lesson(learner.view(images), target, answers(images))])
+    learner.zero_grad()
+    teacher.zero_grad()
+    values, _ = learner(images, target, answers.tensors(images))
+    values["loss"].backward()
+    gradients = [weight.grad for weight in learner.parameters() if weight.grad is not None]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert all(weight.grad is not None for weight in objective.parameters())
+    assert all(weight.grad is None for weight in teacher.parameters())
+    student_taps.remove()
+    teacher_taps.remove()
 
 
 def first(output):
