@@ -86,7 +86,11 @@ def test_the_same_seed_gives_the_same_network():
             {"group": 2},
             r"model_args\.group: torchvision:resnet18 has no .* did you mean 'groups'",
         ),
-        ("cifar_resnet8", {"width": 2}, r"model_args\.width: cifar_resnet8 has no argument 'width'; it has none"),
+        (
+            "cifar_resnet8",
+            {"widht": 2},
+            r"model_args\.widht: cifar_resnet8 has no argument 'widht'; did you mean 'width'",
+        ),
         ("cifar_resnet8", {"depth": 20}, r"model_args\.depth: cannot be set here; the model's name"),
         ("vit_tiny_patch16_224", {"img_size": "big"}, r"model_args: vit_tiny_.* built with \{img_size: 'big'\}: "),
         ("resnet18", {"num_classes": 3}, r"model_args\.num_classes: cannot be set here"),

@@ -247,15 +247,14 @@ def _explain_arguments(
         given = ", ".join(f"{key}: {value!r}" for key, value in model_args.items())
         return f"model_args: {name} cannot be built with {{{given}}}: {_first_line(error)}"
     where = f"model_args.{unknown[1]}: {name} has no argument {unknown[1]!r}"
-    if name in ZOO:
-        return f"{where}; it has none"
     signature = inspect.signature(type(build(bare_name(name), num_classes, {})).__init__)
     accepted = [
         parameter.name
         for parameter in list(signature.parameters.values())[1:]
         if isinstance(parameter.default, bool | int | float | str | None)
     ]
-    return f"{where}; {nearest(unknown[1], sorted(set(accepted) - RESERVED_ARGUMENTS))}"
+    said_by_name = ZOO[name].fixed.keys() if name in ZOO else set()
+    return f"{where}; {nearest(unknown[1], sorted(set(accepted) - RESERVED_ARGUMENTS - said_by_name))}"
 
 
 def _first_line(error: Exception) -> str:
