@@ -75,7 +75,7 @@ def remove_stale_locks() -> None:
 def make(page: str, lock: TextIO) -> int:
     """Run Snakemake on all cores; a signal stops it and all that it started. Returns its exit code."""
     workflow = subprocess.Popen(
-        ["snakemake", f"results/tables/{page}.md", f"results/figures/{page}", "--cores", "all"],
+        ["snakemake", "--cores", "all", "--config", f"pages={page}"],
         stdin=lock,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -144,7 +144,7 @@ def show(page: str) -> None:
   this page       {table}; for papers .tex, for programs .csv
   figures         results/figures/{page}/
   TensorBoard     .venv/bin/tensorboard --logdir results/{page}
-  HTML report     .venv/bin/snakemake results/tables/{page}.md --report results/report.html
+  HTML report     .venv/bin/snakemake --config pages={page} --report results/report.html
   one student     .venv/bin/snakemake --cores 1 results/{page}/resnet8-kd/seed0/metrics.json
   your own runs   add a line to config/{page}.yaml, then make demo: only what is new is made""")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 STARTED = re.compile(r"Job (\d+): (.+)")
 FINISHED = re.compile(r"Finished jobid: (\d+) ")
 TOTAL = re.compile(r"total +(\d+)")
+ASKED = re.compile(r"all +1$")  # the rule that only asks for the others
 FAILED = re.compile(r"Error in rule ")
 FAILED_JOB = re.compile(r" +jobid: (\d+)")
 FAILED_LOG = re.compile(r" +log: (\S+)")
@@ -56,7 +57,7 @@ class Progress:
         elif match := FINISHED.match(line):
             self._finish(match[1])
         elif (match := TOTAL.match(line)) and not self.total:
-            self.total = int(match[1])
+            self.total = int(match[1]) - any(map(ASKED.match, self.lines))
             self._print(f"{self.total} steps. You may stop with Ctrl-C at any time; the next `make demo` continues.")
         elif FAILED.match(line):
             self.reading_failure = line
@@ -79,13 +80,14 @@ class Progress:
             print("\n".join(f"    {line}" for line in _read(log).splitlines()[-LOG_LINES:]))
         if not self.failures:
             starts = [number for number, line in enumerate(self.lines) if line.startswith("Config MD5")]
-            print("\n".join(self.lines[starts[0] + 1 if starts else 0 :]).strip())
+            said = self.lines[starts[0] + 1 if starts else 0 :]
+            print("\n".join(line for line in said if not line.startswith("Using ")).strip())
 
     def _finish(self, number: str) -> None:
         with self.screen:
             job = self.running.pop(number, None)
-        self.done += 1
         if job is not None:
+            self.done += 1
             count = f"{self.done:>{len(str(self.total))}} of {self.total}"
             self._print(f"{count}   {job.message:<48} {time.monotonic() - job.began:4.0f} s")
 

@@ -1,10 +1,12 @@
 """A clean clone of this repository, and one in which a tiny page was really made by Snakemake."""
 
+import fcntl
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,7 +33,6 @@ optimizer: {name: sgd, lr: 0.05}
 schedule: {name: constant}
 preprocess: {size: 8}
 """
-TINY_TARGETS = ("results/tables/tiny.md", "results/figures/tiny")
 
 
 @dataclass
@@ -117,10 +118,26 @@ def add_tiny_page(checkout: Checkout) -> None:
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
 
 
+def made_once(tmp_path_factory, worker: str, name: str, make: Callable[[Checkout], None]) -> Checkout:
+    """A clone that the test run's workers share: whoever asks first makes it, the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker == "master" else base.parent) / name
+    folder.mkdir(exist_ok=True)
+    checkout = Checkout(folder / "distillery")
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "made").exists():
+            shutil.rmtree(checkout.folder, ignore_errors=True)
+            clone(checkout.folder)
+            make(checkout)
+            (folder / "made").touch()
+    return checkout
+
+
 @pytest.fixture(scope="session")
-def pristine(tmp_path_factory):
+def pristine(tmp_path_factory, worker_id):
     """A clean clone. Read only."""
-    return clone(tmp_path_factory.mktemp("pristine") / "distillery")
+    return made_once(tmp_path_factory, worker_id, "pristine", lambda checkout: None)
 
 
 @pytest.fixture
@@ -131,14 +148,16 @@ def fresh(pristine, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, worker_id):
     """A clone in which Snakemake made the tiny page. Read only. Its logs tell every module that was imported."""
-    checkout = clone(tmp_path_factory.mktemp("finished") / "distillery")
-    add_tiny_page(checkout)
-    assert checkout.run("dvc", "add", "--quiet", "data").returncode == 0
-    result = checkout.run("snakemake", *TINY_TARGETS, "--cores", "2", PYTHONPROFILEIMPORTTIME="1")
-    assert result.returncode == 0, result.stdout
-    return checkout
+
+    def make(checkout: Checkout) -> None:
+        add_tiny_page(checkout)
+        assert checkout.run("dvc", "add", "--quiet", "data").returncode == 0
+        result = checkout.run("snakemake", "--config", "pages=tiny", "--cores", "2", PYTHONPROFILEIMPORTTIME="1")
+        assert result.returncode == 0, re.sub(r"import time:.*\n", "", result.stdout)
+
+    return made_once(tmp_path_factory, worker_id, "finished", make)
 
 
 @pytest.fixture

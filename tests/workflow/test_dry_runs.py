@@ -1,12 +1,16 @@
 """What a newcomer may type in a clean clone, without a home folder's settings."""
 
+from pathlib import Path
+
 import pytest
+
+from distillery.config import load_page
 
 pytestmark = pytest.mark.slow
 
+PAGE = load_page(Path(__file__).parents[2] / "config" / "digits.yaml")
 TRAININGS = {
-    "train digits/resnet20, seed 0, a teacher",
-    *(f"train digits/{run}, seed {seed}" for run in ("resnet8", "resnet8-kd") for seed in range(3)),
+    f"train digits/{run}, seed {seed}{', a teacher' if run in PAGE.teachers() else ''}" for run, seed in PAGE.members()
 }
 
 
@@ -43,7 +47,7 @@ def test_slurm_profile_works_from_the_root(pristine):
 def test_dvc_knows_the_stage(pristine):
     result = pristine.run("dvc", "repro", "--dry")
     assert result.returncode == 0, result.stdout
-    assert "snakemake results/tables/digits.md results/figures/digits" in result.stdout
+    assert "snakemake --cores all --config pages=digits" in result.stdout
 
 
 @pytest.mark.parametrize("command", [("snakemake", "--lint"), ("snakefmt", "--check", "workflow")])

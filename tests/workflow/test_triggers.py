@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 pytestmark = pytest.mark.slow
 
 TARGETS = ("results/tables/tiny.md", "results/figures/tiny")
+EVERYTHING = ("--config", "pages=tiny")
 PAGE = {"assemble the tables of tiny", "draw the figures of tiny"}
 TEACHER = "train tiny/big, seed 0, a teacher"
 
@@ -28,6 +30,11 @@ def measured(*runs: str) -> set[str]:
 
 def test_nothing_changed(made):
     assert made.planned(*TARGETS) == set()
+
+
+def test_a_deleted_run_is_made_again_by_asking_for_its_page(made):
+    shutil.rmtree(made.folder / "results" / "tiny" / "taught")
+    assert made.planned(*EVERYTHING) == remade("taught")
 
 
 def test_machine_changes_retrain_nothing(made):
@@ -80,7 +87,7 @@ def test_a_table_is_laid_out_anew(made):
         ("evaluation/metrics.py", measured("big", "small", "taught") | {"assemble the tables of tiny"}),
         ("reporting/tables.py", {"assemble the tables of tiny"}),
         ("reporting/figures.py", {"draw the figures of tiny"}),
-        ("reporting/provenance.py", set()),
+        ("provenance.py", set()),
         ("cli.py", set()),
     ],
 )
@@ -106,21 +113,35 @@ def test_other_raw_images_remake_everything(made):
     assert made.planned(*TARGETS) == remade("big", "small", "taught") | {"prepare data set tiny"}
 
 
-def test_stale_table_is_noticed_after_a_failed_training(made):
-    """A failed job loses its outputs, and without the digests the old metrics and table would pass for new."""
-    made.replace("config/tiny.yaml", "kd: {weight: 0.5}", "kd: {weight: 0.5, temperature: 2}")
-    made.replace("workflow/scripts/launch.sh", "set -euo pipefail", "exit 1")
+@pytest.mark.parametrize("edited", ["config/tiny.yaml", "src/distillery/objectives/kd.py"])
+def test_stale_table_is_noticed_after_a_failed_training(made, edited):
+    """A failed job loses its outputs; nothing else would tell that the old metrics and table are no longer right."""
+    if edited.endswith(".yaml"):
+        made.replace(edited, "kd: {weight: 0.5}", "kd: {weight: 0.5, temperature: 2}")
+    else:
+        made.append(edited, "\n# Edited.\n")
+    launcher = made.read("workflow/scripts/launch.sh")
+    made.write("workflow/scripts/launch.sh", "exit 1\n")
     assert made.run("snakemake", "--cores", "1", *TARGETS).returncode == 1
+    made.write("workflow/scripts/launch.sh", launcher)
     assert not (made.folder / "results/tiny/taught/seed0/weights.safetensors").exists()
     assert (made.folder / "results/tables/tiny.md").exists()
     assert made.planned(*TARGETS) == remade("taught")
+
+
+def test_stale_table_is_noticed_after_a_failed_preparation(made):
+    made.append("data.dvc", "# Another version.\n")
+    shutil.rmtree(made.folder / "data" / "tiny")
+    assert made.run("snakemake", "--cores", "1", *TARGETS).returncode == 1
+    assert (made.folder / "results/tables/tiny.md").exists()
+    assert made.planned(*TARGETS) == remade("big", "small", "taught") | {"prepare data set tiny"}
 
 
 # --- the code that a job is made of, as noted by Snakemake, against what really was imported --------------------------
 
 # Decides no result: see workflow/rules/sources.smk.
 INDIFFERENT = re.compile(
-    r"distillery|distillery\.(__main__|atomic|cli|errors|layout|config.*|reporting.provenance|training.logbook)"
+    r"distillery|distillery\.(__main__|atomic|cli|errors|layout|config.*|provenance|training.logbook)"
     r"|distillery\.(models.registry|reporting)"
 )
 
@@ -148,7 +169,7 @@ def source_files(checkout, modules: set[str]) -> set[str]:
         (
             "results/tiny/taught/seed0/weights.safetensors",
             "logs/tiny/taught/seed0/train.log",
-            ("distillery.evaluation", "distillery.objectives"),
+            ("distillery.evaluation.metrics", "distillery.objectives"),
         ),
         ("results/tiny/taught/seed0/metrics.json", "logs/tiny/taught/seed0/evaluate.log", ()),
         ("results/tiny/taught/profile.json", "logs/tiny/taught/profile.log", ()),

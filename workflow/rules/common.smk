@@ -90,7 +90,10 @@ wildcard_constraints:
 
 @one_line_errors
 def chosen_pages(wildcards):
-    """Tables and figures of the pages that `--config pages=...` names."""
+    """All that belongs to the pages that `--config pages=...` names.
+
+    Tables and figures would be enough to ask for, but a run that was deleted is to be made again too.
+    """
     chosen = config.get("pages", "digits")
     names = chosen if isinstance(chosen, list) else str(chosen).split(",")
     for name in names:
@@ -98,11 +101,16 @@ def chosen_pages(wildcards):
             raise UserError(
                 f"--config pages={chosen}: no page {CONFIG / f'{name}.yaml'}; {nearest(name, PAGES)}"
             )
-    return [
-        f"results/{kind}"
-        for name in names
-        for kind in (f"tables/{name}.md", f"figures/{name}")
-    ]
+    return [file for name in names for file in page_files(PAGES[name])]
+
+
+def page_files(page):
+    """Tables, figures, weights and measurements of a page."""
+    runs = page.experiment.runs
+    made = of_members(page, runs, "weights.safetensors")
+    measured = of_members(page, runs, "metrics.json") + table_measurements(page)
+    pages = [f"results/tables/{page.name}.md", f"results/figures/{page.name}"]
+    return [*pages, *made, *dict.fromkeys(measured)]
 
 
 # --- what a job needs ------------------------------------------------------------------------------------------------
@@ -174,13 +182,13 @@ def dataset_line(wildcards):
 
 
 @one_line_errors
-def raw_record(wildcards):
-    """What DVC knows of the raw images: this small file changes with `dvc add data`, whenever the images were touched.
+def raw_record(dataset):
+    """What DVC knows of the raw images: a small file that `dvc add data` changes when images were changed.
 
     Images outside data/ are not watched; `snakemake --forcerun prepare_dataset` tells that they changed.
     """
-    raw = Path(load_dataset(CONFIG / "datasets.yaml", wildcards.dataset).path)
-    return "data.dvc" if raw.is_relative_to("data") else []
+    raw = Path(load_dataset(CONFIG / "datasets.yaml", dataset).path)
+    return ["data.dvc"] if raw.is_relative_to("data") else []
 
 
 # --- what a page needs -----------------------------------------------------------------------------------------------
@@ -199,7 +207,7 @@ def table_rows(page):
     """The runs in a page's tables, each once."""
     return list(
         dict.fromkeys(
-            run for table in page.experiment.tables.values() for run in table.rows
+            run for table in page.experiment.tables.values() for run in table.runs()
         )
     )
 
@@ -209,13 +217,12 @@ def trained_runs(page):
     return [run for run, line in page.experiment.runs.items() if line.weights is None]
 
 
-def table_measurements(wildcards):
+def table_measurements(page):
     """The measurements that the cells of a page's tables are filled with."""
-    page = PAGES[wildcards.experiment]
     cells = {
         (run, COLUMNS[column].file)
         for table in page.experiment.tables.values()
-        for run in table.rows
+        for run in table.runs()
         for column in table.columns
     }
     measured = [run for run in table_rows(page) if (run, "metrics.json") in cells]
@@ -252,6 +259,24 @@ def table_digests(wildcards):
     """The specs behind a page's tables: after a failed training, they tell that the old tables are stale."""
     page = PAGES[wildcards.experiment]
     return digests(page, table_rows(page))
+
+
+def table_lineage(wildcards):
+    """What a page's tables descend from."""
+    page = PAGES[wildcards.experiment]
+    return lineage(
+        page,
+        table_rows(page),
+        "evaluation/evaluate.py",
+        "evaluation/profile.py",
+        "reporting/tables.py",
+    )
+
+
+def figure_lineage(wildcards):
+    """What a page's figures descend from."""
+    page = PAGES[wildcards.experiment]
+    return lineage(page, trained_runs(page), "reporting/figures.py")
 
 
 def training_histories(wildcards):

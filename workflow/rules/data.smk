@@ -3,7 +3,7 @@
 
 rule prepare_dataset:
     input:
-        raw=raw_record,
+        raw=lambda wildcards: raw_record(wildcards.dataset),
         code=sources("data/prepare.py"),
     output:
         "results/datasets/{dataset}/manifest.json",
@@ -17,4 +17,4 @@ rule prepare_dataset:
     message:
         "prepare data set {wildcards.dataset}"
     shell:
-        "distillery prepare {wildcards.dataset} --workers {threads} > {log} 2>&1"
+        "exec distillery prepare {wildcards.dataset} --workers {threads} > {log} 2>&1"

@@ -8,7 +8,7 @@ rule evaluate:
         record="results/{experiment}/{run}/seed{seed}/run.json",
         teacher=of_teacher("weights.safetensors"),
         teacher_record=of_teacher("run.json"),
-        code=network_sources("evaluation/evaluate.py"),
+        lineage=run_lineage("evaluation/evaluate.py"),
     output:
         "results/{experiment}/{run}/seed{seed}/metrics.json",
     log:
@@ -27,7 +27,7 @@ rule evaluate:
     message:
         "evaluate {wildcards.experiment}/{wildcards.run}, seed {wildcards.seed}"
     shell:
-        "distillery evaluate config/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed}"
+        "exec distillery evaluate config/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed}"
         " --threads {threads} --workers {resources.workers} > {log} 2>&1"
 
 
@@ -36,7 +36,7 @@ rule profile_model:
         manifest=manifest,
         weights=of_first_seed("weights.safetensors"),
         record=of_first_seed("run.json"),
-        code=network_sources("evaluation/profile.py"),
+        lineage=run_lineage("evaluation/profile.py"),
     output:
         "results/{experiment}/{run}/profile.json",
     log:
@@ -51,4 +51,4 @@ rule profile_model:
     message:
         "profile {wildcards.experiment}/{wildcards.run}"
     shell:
-        "distillery profile config/{wildcards.experiment}.yaml {wildcards.run} --threads {threads} > {log} 2>&1"
+        "exec distillery profile config/{wildcards.experiment}.yaml {wildcards.run} --threads {threads} > {log} 2>&1"

@@ -1,9 +1,11 @@
-# Which code a job is made of: editing a file makes again what was made with it, and nothing else.
+# What people edit and results descend from: code, and the record of the raw images. Editing a file makes again what was
+# made with it, and nothing else.
 import ast
 from functools import cache
 
 PACKAGE = Path("src", "distillery")
 TERMS = PACKAGE / "objectives" / "__init__.py"
+MEASURING = (PACKAGE / "evaluation" / "metrics.py",)
 
 # What decides no result: the configuration (digests stand for it), names, files, messages, progress, and the list of
 # networks (a network's own file counts for the runs that use it).
@@ -14,18 +16,19 @@ INDIFFERENT = {*(PACKAGE / "config").glob("*.py"), PACKAGE / "__init__.py"} | {
         "errors.py",
         "layout.py",
         "models/registry.py",
-        "reporting/provenance.py",
+        "provenance.py",
         "training/logbook.py",
     )
 }
 
 
+@cache
 def sources(*roots, without=()):
     """The files that modules of the package are made of: they themselves and what they import, lazily or not."""
     found, waiting = set(), [PACKAGE / root for root in roots]
     while waiting:
         path = waiting.pop()
-        if path not in found | INDIFFERENT and path.parent not in without:
+        if path not in found | INDIFFERENT and path not in without:
             found.add(path)
             waiting += imported_files(path)
     return sorted(map(str, found))
@@ -75,34 +78,55 @@ def term_modules():
     }
 
 
-def file_in_package(module):
+def below_package(module):
     """The path of a module below the package's folder."""
     return module_files(module)[-1].relative_to(PACKAGE)
 
 
-def network_files(wildcards):
-    """The file of a run's network, if this project has one; timm's and torchvision's have versions instead."""
-    line = PAGES[wildcards.experiment].experiment.runs[wildcards.run]
-    return (
-        [file_in_package(ZOO[line.model].builder.partition(":")[0])]
+def making_sources(line):
+    """The code that decides a run's weights: of networks and of terms of objectives, only its own.
+
+    How networks are measured decides none. The networks of timm and torchvision have versions instead of files.
+    """
+    network = (
+        [below_package(ZOO[line.model].builder.partition(":")[0])]
         if line.model in ZOO
         else []
     )
+    if line.weights is not None:
+        return sources("models/weights.py", "models/normalize.py", *network)
+    terms = [below_package(term_modules()[term]) for term in line.objective.terms()]
+    return sources("training/run.py", *terms, *network, without=MEASURING)
 
 
-def network_sources(*roots):
-    """An input function: the files of some modules, and of the run's network."""
-    return lambda wildcards: sources(*roots, *network_files(wildcards))
+def lineage(page, runs, *roots):
+    """Everything that results of some runs descend from and that people edit; ``roots`` are the result's own code.
+
+    All of it, not only what the job itself reads, because a failed job loses its outputs, and Snakemake takes a missing
+    intermediate file for no reason to run: after an edit and a failed training, old tables would pass for new.
+    """
+    lines = [page.experiment.runs[run] for run in with_teachers(page, runs)]
+    code = set(sources("data/prepare.py", *roots)).union(*map(making_sources, lines))
+    return raw_record(page.experiment.dataset) + sorted(code)
 
 
-def training_sources(wildcards):
-    """The code that decides a run's weights. Of the terms of objectives, only the run's own; how networks are measured
-    decides none."""
-    objective = PAGES[wildcards.experiment].experiment.runs[wildcards.run].objective
-    terms = [file_in_package(term_modules()[term]) for term in objective.terms()]
-    return sources(
-        "training/run.py",
-        *terms,
-        *network_files(wildcards),
-        without=[PACKAGE / "evaluation"],
-    )
+def with_teachers(page, runs):
+    """Some runs, their teachers, the teachers' teachers, and so on."""
+    family = set()
+    for run in runs:
+        while run is not None and run not in family:
+            family.add(run)
+            run = page.teacher(run)
+    return family
+
+
+def run_lineage(*roots):
+    """An input function: what a result of one run descends from."""
+
+    @one_line_errors
+    def files(wildcards):
+        page = PAGES[wildcards.experiment]
+        page.seeds(wildcards.run)
+        return lineage(page, [wildcards.run], *roots)
+
+    return files

@@ -7,9 +7,9 @@ localrules:
 rule assemble_tables:
     input:
         manifest=manifest,
-        measured=table_measurements,
+        measured=lambda wildcards: table_measurements(PAGES[wildcards.experiment]),
         published=published_ledger,
-        code=sources("reporting/tables.py"),
+        lineage=table_lineage,
     output:
         markdown=report(
             "results/tables/{experiment}.md",
@@ -35,13 +35,13 @@ rule assemble_tables:
     message:
         "assemble the tables of {wildcards.experiment}"
     shell:
-        "distillery tabulate config/{wildcards.experiment}.yaml > {log} 2>&1"
+        "exec distillery tabulate config/{wildcards.experiment}.yaml > {log} 2>&1"
 
 
 rule draw_figures:
     input:
         histories=training_histories,
-        code=sources("reporting/figures.py"),
+        lineage=figure_lineage,
     output:
         curves=report(
             directory("results/figures/{experiment}"),
@@ -59,4 +59,4 @@ rule draw_figures:
     message:
         "draw the figures of {wildcards.experiment}"
     shell:
-        "distillery plot config/{wildcards.experiment}.yaml > {log} 2>&1"
+        "exec distillery plot config/{wildcards.experiment}.yaml > {log} 2>&1"

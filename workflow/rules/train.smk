@@ -3,6 +3,9 @@
 #
 # Everything that belongs to the machine (threads, processes, nodes) is no parameter here: changing it retrains nothing.
 #
+# Every rule's command starts with exec, so that the process that Snakemake and Slurm know is the one that saves its state
+# when it is told to stop, and not a shell that dies at once and leaves it behind.
+#
 # A student does not wait for its teacher's metrics.json: it measures the teacher itself before it learns from it, and
 # measuring teachers anew must not train students anew. (Marking the file `ancient` would make Snakemake overlook other
 # changes of the student in the same call.)
@@ -13,7 +16,7 @@ rule train_student:
         manifest=manifest,
         teacher=of_teacher("weights.safetensors"),
         teacher_record=of_teacher("run.json"),
-        code=training_sources,
+        lineage=run_lineage(),
     output:
         weights=ensure(
             "results/{experiment}/{run}/seed{seed}/weights.safetensors", non_empty=True
@@ -38,7 +41,7 @@ rule train_student:
     message:
         "train {wildcards.experiment}/{wildcards.run}, seed {wildcards.seed}"
     shell:
-        "bash workflow/scripts/launch.sh {resources.nodes} {resources.gpus} "
+        "exec bash workflow/scripts/launch.sh {resources.nodes} {resources.gpus} "
         "train config/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed}"
         " --expect-digest {params.digest} --threads {threads} --workers {resources.workers} > {log} 2>&1"
 
@@ -61,7 +64,7 @@ rule import_weights:
     input:
         manifest=manifest,
         file=weights_file,
-        code=network_sources("models/weights.py", "models/normalize.py"),
+        lineage=run_lineage(),
     output:
         weights=ensure(
             "results/{experiment}/{run}/seed{seed}/weights.safetensors", non_empty=True
@@ -78,5 +81,5 @@ rule import_weights:
     message:
         "import {wildcards.experiment}/{wildcards.run}"
     shell:
-        "distillery train config/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed}"
+        "exec distillery train config/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed}"
         " --expect-digest {params.digest} > {log} 2>&1"

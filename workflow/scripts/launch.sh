@@ -17,12 +17,13 @@ if [ "$nodes" -le 1 ]; then
 fi
 
 # On several nodes, one task a node runs this script again, as a job step that knows its nodes.
-if [ -z "${SLURM_STEP_NODELIST:-}" ] || [ -z "${DISTILLERY_NODES:-}" ]; then
+if [ -z "${DISTILLERY_NODES:-}" ]; then
   export DISTILLERY_NODES=$nodes
   exec srun --kill-on-bad-exit=1 --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 \
     ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} bash "$0" "$nodes" "$gpus" "$@"
 fi
 
-head=$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n1)
+# MASTER_ADDR is for sites where a node's name is not its address.
+head=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n1)}
 exec torchrun --nnodes="$nodes" --node-rank="$SLURM_NODEID" --nproc-per-node="$gpus" \
   --master-addr="$head" --master-port=$((20000 + SLURM_JOB_ID % 20000)) -m distillery "$@"
