@@ -110,7 +110,10 @@ def make(page: str, lock: TextIO) -> int:
 
 
 def record_versions(page: str, lock: TextIO) -> None:
-    """Let DVC note what was made of what. Raw images are noted only if they are those that data.dvc tells of."""
+    """Let DVC note what was made of what, for pages with a stage in dvc.yaml.
+
+    Raw images are noted only if they are those that data.dvc tells of.
+    """
 
     def dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["dvc", *arguments], stdin=lock, capture_output=True, text=True)
@@ -118,7 +121,8 @@ def record_versions(page: str, lock: TextIO) -> None:
     if dvc("status", "--quiet").returncode == 0:
         return
     known = [] if "modified" in dvc("status", "data.dvc").stdout else ["data.dvc"]
-    for target in [*known, page]:
+    stages = [page] if f"  {page}:" in Path("dvc.yaml").read_text(encoding="utf-8").splitlines() else []
+    for target in [*known, *stages]:
         recorded = dvc("commit", "--force", "--quiet", target)
         if recorded.returncode:
             print(f"DVC could not record {target}: {recorded.stderr.strip()}")
@@ -129,6 +133,9 @@ def record_versions(page: str, lock: TextIO) -> None:
 
 def show(page: str) -> None:
     """Print the page and where to look next."""
+    from distillery.config import load_page
+
+    run, seed = list(load_page(Path("config", f"{page}.yaml")).members())[-1]
     table = Path("results", "tables", f"{page}.md")
     text = table.read_text(encoding="utf-8").strip()
     print()
@@ -145,7 +152,7 @@ def show(page: str) -> None:
   figures         results/figures/{page}/
   TensorBoard     .venv/bin/tensorboard --logdir results/{page}
   HTML report     .venv/bin/snakemake --config pages={page} --report results/report.html
-  one student     .venv/bin/snakemake --cores 1 results/{page}/resnet8-kd/seed0/metrics.json
+  one student     .venv/bin/snakemake --cores 1 results/{page}/{run}/seed{seed}/metrics.json
   your own runs   add a line to config/{page}.yaml, then make demo: only what is new is made""")
 
 
