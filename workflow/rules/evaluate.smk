@@ -18,6 +18,9 @@ rule evaluate:
     # Any name, so that a mistyped one gets an answer from the page instead of "no rule to produce".
     wildcard_constraints:
         run="[^/]+",
+    # Before trainings that wait for a core: a teacher's old measurement goes when its new one begins, and its students
+    # compare it with what they find.
+    priority: 1
     threads: 1
     resources:
         workers=1,
