@@ -137,17 +137,16 @@ def show(page: str) -> None:
 
     run, seed = list(load_page(Path("config", f"{page}.yaml")).members())[-1]
     table = Path("results", "tables", f"{page}.md")
-    text = table.read_text(encoding="utf-8").strip()
     print()
     if sys.stdout.isatty():
         from rich.console import Console
-        from rich.markdown import Markdown
+        from terminal import print_page
 
-        Console().print(Markdown(text, hyperlinks=False))
+        print_page(table, Console(highlight=False))
     else:
-        print(text)
-    print()
-    print(f"""Where to look next
+        print(table.read_text(encoding="utf-8").strip())
+    print(f"""
+Where to look next
   this page       {table}; for papers .tex, for programs .csv
   figures         results/figures/{page}/
   TensorBoard     .venv/bin/tensorboard --logdir results/{page}

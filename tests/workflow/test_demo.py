@@ -84,6 +84,7 @@ def test_a_signal_stops_all_that_the_demo_started(half_made):
 
 
 def test_a_finished_demo_has_nothing_to_do_and_dvc_knows_all(made):
+    made.replace("dvc.yaml", "published/digits.csv", "published/README.md")
     made.replace("dvc.yaml", "digits", "tiny")
     shutil.rmtree(made.folder / ".dvc" / "cache")
     for _ in range(2):
@@ -96,6 +97,17 @@ def test_a_finished_demo_has_nothing_to_do_and_dvc_knows_all(made):
         assert made.planned("--config", "pages=tiny") == set()
         assert made.run("dvc", "status", "--quiet").returncode == 0
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
+
+
+def test_dvc_makes_the_page_and_records_it(made):
+    made.replace("dvc.yaml", "published/digits.csv", "published/README.md")
+    made.replace("dvc.yaml", "digits", "tiny")
+    (made.folder / PAGE).unlink()
+    result = made.run("dvc", "repro")
+    assert result.returncode == 0, result.stdout
+    assert "Job 1: assemble the tables of tiny" in result.stdout
+    assert made.planned("--config", "pages=tiny") == set()
+    assert made.run("dvc", "status", "--quiet").returncode == 0
 
 
 def test_dvc_keeps_silent_about_raw_images_that_were_edited(made):

@@ -195,6 +195,7 @@ def test_dvc_watches_what_snakemake_watches(finished):
     """If Snakemake saw a change that DVC does not, DVC would take old results for new ones."""
     stage = yaml.safe_load(finished.read("dvc.yaml"))["stages"]["digits"]
     (finished.folder / "workflow" / "data-version").resolve(strict=True)
+    assert "config/published/digits.csv" in stage["deps"]
     watched = [Path("data.dvc"), *map(Path, stage["deps"]), *map(Path, stage["outs"][0])]
     for metadata in (finished.folder / ".snakemake" / "metadata").iterdir():
         for path in json.loads(metadata.read_text())["input"]:
