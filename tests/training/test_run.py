@@ -2,6 +2,7 @@
 
 import csv
 import json
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
@@ -142,7 +143,10 @@ def test_a_student_learns_from_its_frozen_teacher(workplace):
 
 def test_a_teacher_that_is_not_what_was_measured_stops_the_run(workplace):
     teacher = make(workplace, "big")
-    (teacher / "metrics.json").write_text(json.dumps({"top1": 101.0}))
+    (teacher / "metrics.json").write_text(json.dumps({"top1": 101.0, "weights_sha256": "of other weights"}))
+    make(workplace, "taught")
+    weights = sha256((teacher / "weights.safetensors").read_bytes()).hexdigest()
+    (teacher / "metrics.json").write_text(json.dumps({"top1": 101.0, "weights_sha256": weights}))
     with pytest.raises(UserError, match=r"this teacher scores .* but 101\.00 % stands in"):
         make(workplace, "taught")
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from distillery.atomic import flush_to_disk
 from distillery.errors import UserError
 
 
@@ -47,7 +48,7 @@ def _put_in_place(staging: Path, output: Path) -> None:
     if output.exists():
         output.rename(aside)
     staging.rename(output)
-    _flush_to_disk(output.parent)
+    flush_to_disk(output.parent)
     shutil.rmtree(aside, ignore_errors=True)
 
 
@@ -77,12 +78,4 @@ def _lock(folder: Path) -> int | None:
 def _flush_tree(folder: Path) -> None:
     """Force a folder's files and names to the disk; many at once, which the file system commits together."""
     with ThreadPoolExecutor(16) as threads:
-        list(threads.map(_flush_to_disk, [*folder.rglob("*"), folder]))
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        list(threads.map(flush_to_disk, [*folder.rglob("*"), folder]))
