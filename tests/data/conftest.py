@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distillery.config.schema import Dataset
+from distillery.config.schema.dataset import Dataset
 from distillery.data.prepare import prepare_dataset
 
 

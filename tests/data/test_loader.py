@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from distillery.config.schema import HorizontalFlip, Preprocess, RandomCrop, RandomResizedCrop
+from distillery.config.schema.recipe import HorizontalFlip, Preprocess, RandomCrop, RandomResizedCrop
 from distillery.data import shards
 from distillery.data.arrow import ArrowImages
 from distillery.data.decode import decode_rgb
@@ -156,7 +156,7 @@ def test_a_process_ends_whatever_its_loaders_are_doing(place, ending):
     place.fill(train=11).prepare()
     code = f"""
 from pathlib import Path
-from distillery.config.schema import Preprocess
+from distillery.config.schema.recipe import Preprocess
 from distillery.data.arrow import ArrowImages
 from distillery.data.loader import eval_loader, train_loader
 from distillery.data.manifest import load_manifest

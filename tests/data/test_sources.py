@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from distillery.config.schema import Dataset
+from distillery.config.schema.dataset import Dataset
 from distillery.data.sources import find_images
 from distillery.data.trees import open_tree
 from distillery.errors import UserError

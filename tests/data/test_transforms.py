@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms import v2
 
-from distillery.config.schema import Augmentation, Preprocess
+from distillery.config.schema.recipe import Augmentation, Preprocess
 from distillery.data.transforms import eval_transform, train_transform
 from distillery.errors import UserError
 from distillery.randomness import seed_generators

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distillery.config import load_page
-from distillery.config.schema import Preprocess
+from distillery.config.schema.recipe import Preprocess
 from distillery.data.arrow import ArrowImages
 from distillery.data.decode import decode_rgb
 from distillery.data.manifest import load_manifest

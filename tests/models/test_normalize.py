@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillery.config.schema import Preprocess
+from distillery.config.schema.recipe import Preprocess
 from distillery.errors import UserError
 from distillery.models.normalize import Normalize, resolve_statistics
 

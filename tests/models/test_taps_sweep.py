@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from distillery.config.schema import Objective
+from distillery.config.schema.objective import Objective
 from distillery.models import create_model
 from distillery.models.taps import Taps, common_size, describe_pair, norm_affine, pair_stages, plan_taps
 from distillery.objectives import Lesson, Setting, StagePair, build_objective

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from distillery.config.schema import Preprocess, Statistics
+from distillery.config.schema.recipe import Preprocess, Statistics
 from distillery.errors import UserError
 from distillery.models import create_model
 from distillery.models.weights import import_weights, load_weights, save_weights

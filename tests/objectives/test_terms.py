@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from distillery.config.schema import Objective
+from distillery.config.schema.objective import Objective
 from distillery.errors import UserError
 from distillery.objectives import TERMS, Lesson, Outputs, Setting, StagePair, build_objective
 from distillery.objectives.overhaul import connector

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillery.config.schema import Column as ColumnName
+from distillery.config.schema.experiment import Column as ColumnName
 from distillery.reporting.columns import COLUMNS, with_prefix
 
 

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from distillery.config.schema import Table
+from distillery.config.schema.experiment import Table
 from distillery.reporting.content import Content, Entry
 from distillery.reporting.summary import Summary
 from distillery.reporting.tables import lay_out

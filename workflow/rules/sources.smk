@@ -9,7 +9,7 @@ MEASURING = (PACKAGE / "evaluation" / "metrics.py",)
 
 # What decides no result: the configuration (digests stand for it), names, files, messages, progress, and the list of
 # networks (a network's own file counts for the runs that use it).
-INDIFFERENT = {*(PACKAGE / "config").glob("*.py"), PACKAGE / "__init__.py"} | {
+INDIFFERENT = {*(PACKAGE / "config").rglob("*.py"), PACKAGE / "__init__.py"} | {
     PACKAGE / name
     for name in (
         "atomic.py",

@@ -6,7 +6,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from distillery.atomic import write_json
-from distillery.config.schema import Dataset, Experiment, Recipe
+from distillery.config.schema.dataset import Dataset
+from distillery.config.schema.experiment import Experiment
+from distillery.config.schema.recipe import Recipe
 
 
 def write_schemas(folder: Path) -> None:

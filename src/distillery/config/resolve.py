@@ -11,7 +11,11 @@ from typing import Any, Literal
 from pydantic import Field
 
 from distillery.config.reading import nearest, read_mapping, validate
-from distillery.config.schema import Block, Dataset, Experiment, Objective, Preprocess, Recipe, Run
+from distillery.config.schema.block import Block
+from distillery.config.schema.dataset import Dataset
+from distillery.config.schema.experiment import Experiment, Run
+from distillery.config.schema.objective import Objective
+from distillery.config.schema.recipe import Preprocess, Recipe
 from distillery.errors import UserError
 
 # Names that stand beside experiments in the results folder.

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import NonNegativeInt, PositiveInt
 
 from distillery.config.reading import validate
-from distillery.config.schema import Block, Triple
+from distillery.config.schema.block import Block, Triple
 from distillery.errors import UserError
 
 FILE_NAME = "manifest.json"

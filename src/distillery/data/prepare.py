@@ -5,7 +5,7 @@ from itertools import count
 from pathlib import Path
 
 from distillery.atomic import write_json, write_text
-from distillery.config.schema import Dataset
+from distillery.config.schema.dataset import Dataset
 from distillery.data import shards
 from distillery.data.decode import DEEP_MODES
 from distillery.data.describe import WrittenShard, describe

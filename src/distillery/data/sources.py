@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from distillery.config.schema import Dataset
+from distillery.config.schema.dataset import Dataset
 from distillery.data.manifest import SPLITS, Ignored
 from distillery.data.trees import RawFile, Tree, shown
 from distillery.errors import UserError

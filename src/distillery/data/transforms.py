@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from distillery.config.schema import (
+from distillery.config.schema.block import Interpolation
+from distillery.config.schema.recipe import (
     Augmentation,
     ColorJitter,
     Grayscale,
     HorizontalFlip,
-    Interpolation,
     Preprocess,
     RandAugment,
     RandomCrop,

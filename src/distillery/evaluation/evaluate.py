@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from distillery.atomic import write_json
 from distillery.config import Page
-from distillery.config.schema import Preprocess
+from distillery.config.schema.recipe import Preprocess
 from distillery.data.arrow import ArrowImages
 from distillery.data.loader import eval_loader
 from distillery.data.manifest import load_manifest

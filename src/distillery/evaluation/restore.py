@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distillery.config import Page
-from distillery.config.schema import Preprocess
+from distillery.config.schema.recipe import Preprocess
 from distillery.data.manifest import Manifest
 from distillery.errors import UserError
 from distillery.layout import run_folder

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from distillery.config.schema import Preprocess, Statistics
+from distillery.config.schema.recipe import Preprocess, Statistics
 from distillery.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

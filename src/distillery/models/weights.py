@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from distillery.atomic import replace_file
 from distillery.config.reading import nearest
-from distillery.config.schema import Preprocess, Statistics
+from distillery.config.schema.recipe import Preprocess, Statistics
 from distillery.errors import UserError
 from distillery.models.registry import ZOO, bare_name
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from distillery.config.schema import Objective
+from distillery.config.schema.objective import Objective
 from distillery.objectives.bake import BAKE
 from distillery.objectives.cross_entropy import CrossEntropy
 from distillery.objectives.kd import KD
@@ -15,7 +15,7 @@ from distillery.objectives.term import Lesson, Outputs, Setting, StagePair, Surv
 
 __all__ = ["TERMS", "Lesson", "Outputs", "Setting", "StagePair", "Survey", "Term", "WeightedTerms", "build_objective"]
 
-# The keys are the fields of config.schema.Objective; each term takes its options as keyword arguments.
+# The keys are the fields of config.schema.objective.Objective; each term takes its options as keyword arguments.
 TERMS: dict[str, Callable[..., Term]] = {
     "ce": CrossEntropy,
     "kd": KD,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from distillery.config import Page
 from distillery.config.reading import nearest
-from distillery.config.schema import Table
+from distillery.config.schema.experiment import Table
 from distillery.errors import UserError
 from distillery.reporting.columns import COLUMNS
 from distillery.reporting.measurements import Measured

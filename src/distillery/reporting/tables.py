@@ -6,7 +6,7 @@ from typing import Any
 
 from distillery.atomic import write_text
 from distillery.config import Page
-from distillery.config.schema import Grid
+from distillery.config.schema.experiment import Grid
 from distillery.data.manifest import load_manifest
 from distillery.layout import dataset_folder, table_folder
 from distillery.reporting.columns import COLUMNS

@@ -8,7 +8,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from distillery.config.schema import Preprocess, Recipe
+from distillery.config.schema.recipe import Preprocess, Recipe
 from distillery.data.arrow import ArrowImages
 from distillery.data.loader import eval_loader, train_loader
 from distillery.data.orders import Order, flow_sample, partner_order, repeated_order, shuffled_order

@@ -10,7 +10,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 from lightning_fabric.strategies.strategy import Strategy
 
-from distillery.config.schema import Recipe
+from distillery.config.schema.recipe import Recipe
 from distillery.errors import UserError
 from distillery.training.job import Job
 

@@ -15,7 +15,7 @@ from lightning_fabric.wrappers import _FabricModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from distillery.config.schema import Recipe
+from distillery.config.schema.recipe import Recipe
 from distillery.data.loader import Batch
 from distillery.data.samplers import GlobalBatches
 from distillery.errors import UserError

@@ -7,7 +7,7 @@ import torch
 from lightning_fabric import Fabric
 
 from distillery.atomic import write_json
-from distillery.config.schema import Preprocess, Recipe
+from distillery.config.schema.recipe import Preprocess, Recipe
 from distillery.errors import UserError
 from distillery.models import create_model
 from distillery.models.normalize import resolve_statistics

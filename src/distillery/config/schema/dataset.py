@@ -1,0 +1,18 @@
+"""What a line of datasets.yaml may say."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from distillery.config.schema.block import Block
+
+
+class Dataset(Block):
+    """One line of datasets.yaml: where the raw images lie and how they become Arrow shards."""
+
+    path: str = Field(description="class-folder tree (train/<class>/*, val/<class>/*) or a tar of one")
+    bundled: Literal["digits"] | None = Field(
+        None, description="write these embedded images to `path` when it is absent"
+    )
+    val_folder: str | None = Field(None, description="name of the validation folder; found by itself when it is usual")
+    on_corrupt: Literal["stop", "skip"] = Field("stop", description="what to do about images that cannot be decoded")
