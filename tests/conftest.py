@@ -1,5 +1,6 @@
-"""A page small enough to train in a second, on real files, for whoever needs a trained run."""
+"""What tests of several rooms share: a page that trains in a second, on real files, and the reference vectors."""
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,3 +98,15 @@ def workplace(prepared_tiny, tmp_path):
     """A private copy of the tiny workplace."""
     shutil.copytree(prepared_tiny, tmp_path / "work")
     return Workplace(tmp_path / "work")
+
+
+@pytest.fixture
+def golden():
+    """Load a file of reference vectors by name: its arrays, and how they were made."""
+
+    def load(name):
+        with np.load(Path(__file__).parent / "golden" / f"{name}.npz", allow_pickle=False) as arrays:
+            content = dict(arrays)
+        return content, json.loads(str(content.pop("meta")))
+
+    return load
