@@ -7,8 +7,9 @@ from torch import nn
 from distillery.config.schema.objective import Objective
 from distillery.models import create_model
 from distillery.models.taps import Taps, common_size, describe_pair, norm_affine, pair_stages, plan_taps
-from distillery.objectives import Lesson, Setting, StagePair, build_objective
 from distillery.objectives.partial_l2 import bn_margin
+from distillery.objectives.term import Lesson, Setting, StagePair
+from distillery.objectives.weighted_sum import build_objective
 from distillery.training.networks import Learner, Teacher, Viewer
 
 TIMM = {

@@ -13,9 +13,11 @@ from torch import nn
 
 from distillery.config.schema.objective import Objective
 from distillery.errors import UserError
-from distillery.objectives import TERMS, Lesson, Outputs, Setting, StagePair, build_objective
 from distillery.objectives.overhaul import connector
 from distillery.objectives.partial_l2 import bn_margin
+from distillery.objectives.term import Lesson, Outputs, Setting, StagePair
+from distillery.objectives.terms import TERMS
+from distillery.objectives.weighted_sum import build_objective
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

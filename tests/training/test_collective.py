@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from distillery.objectives import Lesson, Outputs, Setting, StagePair
 from distillery.objectives.bake import BAKE
 from distillery.objectives.collective import Collective
 from distillery.objectives.mgd import MGD
+from distillery.objectives.term import Lesson, Outputs, Setting, StagePair
 from distillery.training.collective import Ranks
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -4,11 +4,10 @@ import ast
 from functools import cache
 
 PACKAGE = Path("src", "distillery")
-TERMS = PACKAGE / "objectives" / "__init__.py"
 MEASURING = (PACKAGE / "evaluation" / "metrics.py",)
 
-# What decides no result: the configuration (digests stand for it), names, files, messages, progress, and the list of
-# networks (a network's own file counts for the runs that use it).
+# What decides no result: the configuration (digests stand for it), names, files, messages, progress, and the lists of
+# networks and of terms (a network's or term's own file counts for the runs that use it).
 INDIFFERENT = {*(PACKAGE / "config").rglob("*.py"), PACKAGE / "__init__.py"} | {
     PACKAGE / name
     for name in (
@@ -16,6 +15,7 @@ INDIFFERENT = {*(PACKAGE / "config").rglob("*.py"), PACKAGE / "__init__.py"} | {
         "errors.py",
         "layout.py",
         "models/registry.py",
+        "objectives/terms.py",
         "provenance.py",
         "training/logbook.py",
     )
@@ -36,9 +36,7 @@ def sources(*roots, without=()):
 
 @cache
 def imported_files(path):
-    """The package's own files that a file imports. The list of terms does not count as a user of every term."""
-    if path == TERMS:
-        return module_files("distillery.objectives.term")
+    """The package's own files that a file imports."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -62,22 +60,6 @@ def module_files(name):
     return [file for file in candidates if file.is_file()]
 
 
-@cache
-def term_modules():
-    """The module of each term of an objective, by the term's key, read from the list of terms."""
-    tree = ast.parse(TERMS.read_text(encoding="utf-8"))
-    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    modules = {alias.name: node.module for node in imports for alias in node.names}
-    (terms,) = [
-        node.value
-        for node in tree.body
-        if isinstance(node, ast.AnnAssign) and node.target.id == "TERMS"
-    ]
-    return {
-        key.value: modules[value.id] for key, value in zip(terms.keys, terms.values)
-    }
-
-
 def below_package(module):
     """The path of a module below the package's folder."""
     return module_files(module)[-1].relative_to(PACKAGE)
@@ -95,7 +77,9 @@ def making_sources(line):
     )
     if line.weights is not None:
         return sources("models/weights.py", "models/normalize.py", *network)
-    terms = [below_package(term_modules()[term]) for term in line.objective.terms()]
+    terms = [
+        below_package(TERMS[term].partition(":")[0]) for term in line.objective.terms()
+    ]
     return sources("training/run.py", *terms, *network, without=MEASURING)
 
 

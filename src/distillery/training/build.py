@@ -21,9 +21,10 @@ from distillery.models import check_input, create_model
 from distillery.models.normalize import Normalize, resolve_statistics
 from distillery.models.sync_batchnorm import convert_sync_batchnorm
 from distillery.models.taps import TapPoint, Taps, common_size, norm_affine, pair_stages, plan_taps
-from distillery.objectives import Lesson, Setting, StagePair, build_objective
 from distillery.objectives.collective import Collective
 from distillery.objectives.partial_l2 import bn_margin
+from distillery.objectives.term import Lesson, Setting, StagePair
+from distillery.objectives.weighted_sum import build_objective
 from distillery.randomness import seed_generators
 from distillery.training.checkpoint import CheckpointFolder, Progress, StopSignal
 from distillery.training.collective import Ranks

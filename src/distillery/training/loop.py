@@ -20,7 +20,7 @@ from distillery.data.loader import Batch
 from distillery.data.samplers import GlobalBatches
 from distillery.errors import UserError
 from distillery.models.weights import save_weights
-from distillery.objectives import Survey
+from distillery.objectives.term import Survey
 from distillery.randomness import seed_generators
 from distillery.training.checkpoint import CheckpointFolder, Progress, StopSignal
 from distillery.training.logbook import Logbook

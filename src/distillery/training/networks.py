@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distillery.models.taps import Taps, match_size
-from distillery.objectives import Lesson, Outputs, WeightedTerms
+from distillery.objectives.term import Lesson, Outputs
+from distillery.objectives.weighted_sum import WeightedTerms
 
 Size = tuple[int, int]
 
