@@ -1,5 +1,7 @@
 """Grids: runs by two settings, the metrics of each in its cell."""
 
+import re
+
 import pytest
 from pydantic import ValidationError
 
@@ -33,6 +35,15 @@ def test_a_grid_puts_the_runs_where_the_page_puts_them():
     assert sheet.title == "Temperature (Top-1 (%) / NLL)"
 
 
+def test_a_heading_may_be_split_over_columns():
+    split = GRID["grid"] | {"corner": " | T", "down": {"Teacher | -": ["t", None], "Student | 1": ["x", "y"]}}
+    entries = {(run, metric): Entry(run, metric, None) for run in "txy" for metric in GRID["columns"]}
+    sheet = lay_out(Content("grid", Table.model_validate(GRID | {"grid": split}), entries, dict.fromkeys("txy"), {}))
+    assert sheet.headings == ("", "T", "0.0", "0.1")
+    assert sheet.numeric == (False, False, True, True)
+    assert [[cell.text for cell in row][:2] for row in sheet.rows] == [["Teacher", "-"], ["Student", "1"]]
+
+
 def test_a_grid_knows_its_runs():
     assert Table.model_validate(GRID).runs() == ("t", "x", "y")
 
@@ -43,8 +54,9 @@ def test_a_grid_knows_its_runs():
         ({"rows": ["t"]}, "either `rows` or a `grid`"),
         ({"grid": None}, "either `rows` or a `grid`"),
         ({"grid": GRID["grid"] | {"down": {"1": ["x"]}}}, "row '1' has 1 runs for 2 columns"),
+        ({"grid": GRID["grid"] | {"down": {"a | 1": ["x", "y"]}}}, "'a | 1' has 2 cells divided by |, but the corner"),
     ],
 )
 def test_misshapen_grids_are_refused(change, message):
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(ValidationError, match=re.escape(message)):
         Table.model_validate(GRID | change)

@@ -55,6 +55,14 @@ def test_the_rows_are_numbered_as_a_spreadsheet_does_even_after_a_source_of_two_
     assert [number.row for number in load_published(path)] == [2, 4]
 
 
+def test_a_number_may_belong_to_one_table(ledger):
+    head = HEAD.replace("source", "source,table")
+    rows = "small,top1,76.1,,,,here,\nsmall,top1,76.3,,,,there,methods\n"
+    assert [number.table for number in load_published(ledger(head + rows))] == ["", "methods"]
+    with pytest.raises(UserError, match="row 3: small has its top1 in row 2 already"):
+        load_published(ledger(head + rows.replace("here,\n", "here,methods\n")))
+
+
 def test_a_missing_ledger_and_one_without_rows_are_empty(ledger, tmp_path):
     assert load_published(tmp_path / "none.csv") == []
     assert load_published(ledger(HEAD)) == []
@@ -97,7 +105,6 @@ FAULTS = {
     "small,top1,76.1,,,,": r"row 2, source: '' is not valid; say where the number is printed",
     ",top1,76.1,,,,here": r"row 2, run: '' is not valid; name the run of the page",
     "small,top-1,76.1,,,,here": r"row 2, metric: 'top-1' is not valid; did you mean 'top1'",
-    "small,latency,1.5,,,,here": r"row 2, metric: 'latency' is not valid; times of another machine are not compared",
     "small,top1,76.1": r"row 2: 3 cells instead of 7",
     "small,top1,76.1,,,,A 2020, Table 3": r"row 2: 8 cells instead of 7; quote a cell that has a comma",
     'small,top1,76.1,,,,"open': r"row 2: not valid CSV",

@@ -100,6 +100,74 @@ def test_a_table_of_untaught_runs_has_no_column_for_teachers(desk):
     assert "Teacher" not in (table_folder(desk.results) / "toy.md").read_text()
 
 
+def test_rows_may_have_labels_as_the_source_prints_them(desk):
+    labels = (
+        "rows: {big: ResNet-20 | Teacher, small: ResNet-8 | Student, small-kd: ' | KD'}\n      heading: Model | Method"
+    )
+    desk.write_page(desk.text.replace("rows: [big, small, small-kd]", labels))
+    desk.write_results()
+    tabulate(desk)
+    rows = [line for line in (table_folder(desk.results) / "toy.md").read_text().splitlines() if line.startswith("| ")]
+    assert [[cell.strip() for cell in row.split("|")][1:4] for row in rows] == [
+        ["Model", "Method", "Run"],
+        ["ResNet-20", "Teacher", "big"],
+        ["ResNet-8", "Student", "small"],
+        ["", "KD", "small-kd"],
+    ]
+
+
+def test_a_label_needs_a_cell_for_each_heading(desk):
+    desk.write_page(desk.text.replace("rows: [big, small, small-kd]", "rows: {big: ResNet-20 | Teacher}"))
+    with pytest.raises(UserError, match=r"methods: .* 'ResNet-20 | Teacher' has 2 cells .* the heading '' has 1"):
+        desk.page  # noqa: B018
+
+
+def test_a_network_may_be_measured_by_its_teacher(desk):
+    desk.write_page(desk.text.replace("params, size]", "size_ratio]").partition("    speed:")[0])
+    desk.write_results()
+    tabulate(desk)
+    text = (table_folder(desk.results) / "toy.md").read_text()
+    ratios = [line.split("|")[6].strip() for line in text.splitlines() if line.startswith("| ")]
+    assert ratios == ["Size ratio (%)", "–", "–", "29.09"]  # 320 of 1,100 kB
+
+
+def test_two_sources_may_print_different_numbers_for_one_run(desk):
+    desk.write_page(desk.text.replace("    speed:", "    again: {rows: [small], columns: [top1]}\n    speed:"))
+    desk.write_results()
+    desk.write_ledger("small,top1,91.0,,,,here,methods", "small,top1,90.0,,,,there,again", "big,error1,5,,,,one,")
+    desk.ledger.write_text(desk.ledger.read_text().replace("source\n", "source,table\n", 1))
+    tabulate(desk)
+    folder = table_folder(desk.results) / "toy"
+    for table, published in (("methods", ["95", "91.0", ""]), ("again", ["90.0"])):
+        with (folder / f"{table}.csv").open(newline="") as file:
+            assert [row["published"] for row in csv.DictReader(file) if row["metric"] == "top1"] == published
+    desk.write_ledger("small,top1,91.0,,,,here,metods")
+    desk.ledger.write_text(desk.ledger.read_text().replace("source\n", "source,table\n", 1))
+    with pytest.raises(UserError, match=r"row 2, table: .* has no table 'metods'; did you mean 'methods'"):
+        tabulate(desk)
+
+
+def test_a_partial_page_marks_what_is_missing_or_stale(judged):
+    run_folder_of = lambda run, seed: run_folder(judged.results, "toy", run, seed)  # noqa: E731
+    (run_folder_of("small", 1) / "metrics.json").unlink()
+    judged.write_metrics("big", 0, digest="0" * 16)
+    shutil.rmtree(run_folder_of("small-kd", 0).parent)
+    shutil.rmtree(judged.results / "datasets")
+    tabulate_page(judged.page, judged.results, judged.ledger, partial=True)
+    text = (table_folder(judged.results) / "toy.md").read_text()
+    assert "Data set toy, not prepared yet." in text
+    assert "A partial page: 0 of its 3 runs are complete." in text
+    table = [re.sub(r" +", " ", line) for line in text.splitlines() if line.startswith("| ")][1:]
+    assert table == [
+        "| big | – | not run | not run | – | 272 k | 1.10 MB | – | – | 95.0 | – | not run |",
+        "| small | – | 91.00 ± 1.41 | 0.310 ± 0.014 | – | 77.8 k | 320 kB | 2 | last epoch | 91.5 | -0.50 "
+        "| within noise |",
+        "| small-kd | big | not run | not run | not run | not run | not run | – | – | 93.10 ± 0.2 | – | not run |",
+    ]
+    with pytest.raises(UserError, match="missing"):
+        tabulate(judged)
+
+
 def test_times_stand_apart_and_leave_the_page_as_it_was(judged):
     tabulate(judged)
     folder = table_folder(judged.results)

@@ -33,7 +33,7 @@ def profile_run(page: Page, run: str, results: Path, device: torch.device | None
 
     Times are those of the network alone in float32, without decoding or normalising images, on as many CPU threads as
     torch is set to. ``latency_ms`` is the median time of one image; ``throughput`` is images a second by the median
-    time of a batch of ``throughput_batch``.
+    time of a batch of ``throughput_batch``. ``cpu_throughput`` is that of the CPU even where there is a GPU.
 
     Raises:
         UserError: the run was not made yet, is stale or damaged.
@@ -43,6 +43,8 @@ def profile_run(page: Page, run: str, results: Path, device: torch.device | None
     size = finished.preprocess.size
     latency = measure_latency(finished.network, size, device)
     batch, throughput = measure_throughput(finished.network, size, device, latency)
+    cpu_throughput = throughput if device.type == "cpu" else _cpu_throughput(finished.network, size)
+    finished.network.to(device)
     profile = {
         "run": run,
         "digest": finished.record["digest"],
@@ -55,6 +57,10 @@ def profile_run(page: Page, run: str, results: Path, device: torch.device | None
         "throughput_batch": batch,
         "device": device_name(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
+        "gpu_throughput": round(throughput, 1) if device.type == "cuda" else None,
+        "cpu_throughput": round(cpu_throughput, 1),
+        "cpu": cpu_name(),
+        "cpu_threads": torch.get_num_threads(),
     }
     write_json(profile_path(results, page.name, run), profile)
     return profile
@@ -100,6 +106,12 @@ def measure_throughput(network: nn.Module, size: int, device: torch.device, late
             if batch == 1:
                 raise
             batch //= 2
+
+
+def _cpu_throughput(network: nn.Module, size: int) -> float:
+    cpu = torch.device("cpu")
+    network.to(cpu)
+    return measure_throughput(network, size, cpu, measure_latency(network, size, cpu))[1]
 
 
 def device_name(device: torch.device) -> str:

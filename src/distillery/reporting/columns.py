@@ -25,6 +25,7 @@ class Column:
     share: bool = False  # a percentage of the validation images
     complement: str | None = None  # the column that is 100 minus this one
     timed: bool = False  # measured on one machine, and different each time
+    taught: bool = False  # compares a run with its teacher
 
     def show(self, value: float) -> str:
         """Print a value as the tables do."""
@@ -52,7 +53,8 @@ def with_prefix(value: float, unit: str = "") -> str:
 
 
 def _share(heading: str, key: str, meaning: str, complement: str | None = None, better: Better = "higher") -> Column:
-    return Column(heading, "metrics.json", key, meaning, better, 2, share=True, complement=complement)
+    taught = key == "agreement"
+    return Column(heading, "metrics.json", key, meaning, better, 2, share=True, complement=complement, taught=taught)
 
 
 def _counted(heading: str, key: str, meaning: str, unit: str = "") -> Column:
@@ -76,6 +78,17 @@ COLUMNS = {
     "params": _counted("Params", "params", "numbers that training adjusts"),
     "macs": _counted("MACs", "macs", "multiplications with addition for one image"),
     "size": _counted("Size", "size_bytes", "file of weights", "B"),
+    "size_ratio": Column(
+        "Size ratio (%)",
+        "profile.json",
+        "size_ratio",
+        "file of weights, as a share of the teacher's",
+        None,
+        2,
+        taught=True,
+    ),
     "latency": _timed("Latency (ms)", "latency_ms", "median time of one image alone", "lower", 2),
     "throughput": _timed("Images/s", "throughput", "images a second in large batches", "higher", 0),
+    "gpu_throughput": _timed("GPU images/s", "gpu_throughput", "images a second in large batches", "higher", 0),
+    "cpu_throughput": _timed("CPU images/s", "cpu_throughput", "images a second in large batches", "higher", 0),
 }

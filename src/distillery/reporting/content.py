@@ -23,6 +23,7 @@ class Entry:
     metric: str
     summary: Summary | None
     best: bool = False
+    gap: bool = False  # it was not measured, as some of a partial page
     published: Published | None = None
     verdict: Verdict | None = None
 
@@ -59,24 +60,29 @@ class Content:
         return [metric for metric in self.table.columns if metric in found]
 
 
-def read_ledger(page: Page, path: Path) -> dict[tuple[str, str], Published]:
-    """Read the published numbers of a page by run and metric.
+# Published numbers by (table, run, metric); a number for every table has the empty name.
+Ledger = Mapping[tuple[str, str, str], Published]
+
+
+def read_ledger(page: Page, path: Path) -> Ledger:
+    """Read the published numbers of a page.
 
     Raises:
-        UserError: a row is wrong, or names a run that the page does not have.
+        UserError: a row is wrong, or names a run or a table that the page does not have.
     """
     ledger = {}
     for number in load_published(path):
         if number.run not in page.experiment.runs:
             known = nearest(number.run, page.experiment.runs)
             raise UserError(f"{path}: row {number.row}, run: {page.path} has no run {number.run!r}; {known}")
-        ledger[number.run, number.metric] = number
+        if number.table and number.table not in page.experiment.tables:
+            known = nearest(number.table, page.experiment.tables)
+            raise UserError(f"{path}: row {number.row}, table: {page.path} has no table {number.table!r}; {known}")
+        ledger[number.table, number.run, number.metric] = number
     return ledger
 
 
-def gather(
-    page: Page, name: str, table: Table, runs: Mapping[str, Measured], ledger: Mapping[tuple[str, str], Published]
-) -> Content:
+def gather(page: Page, name: str, table: Table, runs: Mapping[str, Measured], ledger: Ledger) -> Content:
     """Collect what a table says: values, the best of each metric, published numbers and verdicts.
 
     A row that teaches another row of the table does not compete for the best value. Values that print alike are equally
@@ -89,13 +95,15 @@ def gather(
         summaries = {run: runs[run].summary(metric) if run in runs else None for run in table.runs()}
         best = _best(metric, [summaries[run] for run in competing])
         for run, summary in summaries.items():
-            number = _published(ledger, run, metric)
+            number = _published(ledger, name, run, metric)
             verdict = None
+            measured = runs.get(run, Measured())
             if number is not None:
-                measured = runs.get(run, Measured())
                 verdict = judge(COLUMNS[metric], summary, measured.selection, measured.images, number)
             is_best = run in competing and summary is not None and COLUMNS[metric].show(summary.mean) == best
-            entries[run, metric] = Entry(run, metric, summary, is_best, number, verdict)
+            untaught = COLUMNS[metric].taught and teachers[run] is None
+            gap = summary is None and not untaught and not measured.holds(metric)
+            entries[run, metric] = Entry(run, metric, summary, is_best, gap, number, verdict)
     return Content(name, table, entries, teachers, runs)
 
 
@@ -107,8 +115,8 @@ def _best(metric: str, summaries: Iterable[Summary | None]) -> str | None:
     return column.show(max(means) if column.better == "higher" else min(means))
 
 
-def _published(ledger: Mapping[tuple[str, str], Published], run: str, metric: str) -> Published | None:
-    """The published number for a column, whether the ledger has it as an accuracy or as an error."""
-    complement = COLUMNS[metric].complement
-    number = ledger.get((run, metric)) or (ledger.get((run, complement)) if complement else None)
-    return None if number is None else number.in_column(metric)
+def _published(ledger: Ledger, table: str, run: str, metric: str) -> Published | None:
+    """The published number for a column: the table's own or one for all, as an accuracy or as an error."""
+    metrics = [name for name in (metric, COLUMNS[metric].complement) if name is not None]
+    found = [ledger[where, run, name] for where in (table, "") for name in metrics if (where, run, name) in ledger]
+    return found[0].in_column(metric) if found else None

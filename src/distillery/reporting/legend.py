@@ -1,13 +1,15 @@
 """The words around the tables of a page: what it is about, and how to read it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from distillery.config import Page
 from distillery.data.manifest import Manifest
 from distillery.reporting.columns import COLUMNS
 from distillery.reporting.content import Content, Entry
 from distillery.reporting.markup import escape_markdown
+from distillery.reporting.measurements import Measured, needed_files
 
+NOT_RUN = "not run"
 SELECTIONS = {"last": "last epoch", "best": "best epoch", "imported": "imported"}
 _SELECTION_RULES = {
     "last": "*last epoch*: the weights after the last epoch, whatever they score.",
@@ -19,7 +21,8 @@ _FINDING_RULES = {
     "reproduced": "*reproduced*: our mean is at least as good as the published number, by the digits of the latter.",
     "within noise": "*within noise*: our mean is worse, but not significantly, by a one-sided t-test at 5 %.",
     "not reproduced": "*not reproduced*: our mean is worse than that.",
-    "not comparable": "*not comparable*: the source and this page select their epoch by different rules.",
+    "not comparable": "*not comparable*: the source and this page select their epoch by different rules, or time on "
+    "different machines.",
     "not run": "*not run*: published, but not measured here.",
 }
 _NOISE = (
@@ -30,20 +33,36 @@ _NOISE = (
 _EXACT = "Parameters, operations and size are *reproduced* if they equal the published ones by the digits printed."
 
 
-def introduce(page: Page, manifest: Manifest) -> str:
-    """One paragraph: the data set, its images and classes, the seeds."""
-    train, val = (manifest.splits[split].images for split in ("train", "val"))
+def introduce(page: Page, manifest: Manifest | None, runs: Mapping[str, Measured]) -> str:
+    """One paragraph: the data set, its images and classes, the seeds; and what a partial page lacks.
+
+    ``manifest`` is None if a partial page is made before its data set.
+    """
     seeds = page.experiment.seeds
     text = (
-        f"Data set {escape_markdown(page.experiment.dataset)}: {len(manifest.classes):,} classes, {train:,} training "
-        f"images, and {val:,} validation images, on which every score is taken. "
+        f"{_describe(page.experiment.dataset, manifest)} "
         f"Seed{'s' * (len(seeds) > 1)} {_enumerate(map(str, seeds))}, unless n says otherwise."
     )
-    overlap = len({validation for _, validation in manifest.duplicates.across_splits})
-    if overlap:
+    if manifest is not None and manifest.duplicates.across_splits:
+        overlap = len({validation for _, validation in manifest.duplicates.across_splits})
         which = "image is" if overlap == 1 else "images are"
         text += f" **{overlap:,} validation {which} also among the training images.**"
+    needed = needed_files(page)
+    complete = [run for run, files in needed.items() if runs[run].complete(files, len(page.seeds(run)))]
+    if len(complete) < len(needed):
+        text += f" **A partial page: {len(complete)} of its {len(needed)} runs are complete.**"
     return f"{text}\n"
+
+
+def _describe(dataset: str, manifest: Manifest | None) -> str:
+    name = f"Data set {escape_markdown(dataset)}"
+    if manifest is None:
+        return f"{name}, not prepared yet."
+    train, val = (manifest.splits[split].images for split in ("train", "val"))
+    return (
+        f"{name}: {len(manifest.classes):,} classes, {train:,} training images, and {val:,} validation images, on "
+        "which every score is taken."
+    )
 
 
 def legend(contents: Sequence[Content]) -> str:
@@ -67,6 +86,8 @@ def _values(entries: Sequence[Entry]) -> list[str]:
         sentences.append(
             "The best value of a column is **bold**; networks that teach others in the table do not compete."
         )
+    if any(entry.gap for entry in entries):
+        sentences.append(f"*{NOT_RUN}*: not measured yet, or not by the present configuration.")
     return [f"- **Values.** {' '.join(sentences)}"] if sentences else []
 
 

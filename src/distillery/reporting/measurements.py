@@ -49,6 +49,11 @@ class Profile(_Measurement):
     throughput_batch: PositiveInt
     device: str
     threads: PositiveInt | None
+    # Not in profiles of the first releases; the first is None where the machine has no GPU.
+    gpu_throughput: FiniteFloat | None = None
+    cpu_throughput: FiniteFloat | None = None
+    cpu: str | None = None
+    cpu_threads: PositiveInt | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,16 @@ class Measured:
 
     metrics: tuple[Metrics, ...] = ()
     profile: Profile | None = None
+    teacher_profile: Profile | None = None
+
+    def holds(self, metric: str) -> bool:
+        """Whether what a column is taken from was read."""
+        return bool(self.metrics) if COLUMNS[metric].file == "metrics.json" else self.profile is not None
+
+    def complete(self, files: set[str], seeds: int) -> bool:
+        """Whether all was read that the tables show of the run."""
+        profiled = "profile.json" not in files or self.profile is not None
+        return profiled and ("metrics.json" not in files or len(self.metrics) == seeds)
 
     @property
     def selection(self) -> str:
@@ -71,6 +86,8 @@ class Measured:
     def summary(self, metric: str) -> Summary | None:
         """One column's value over the seeds; None where it has none, as the agreement of a run without a teacher."""
         column = COLUMNS[metric]
+        if metric == "size_ratio":
+            return self._size_ratio()
         sources: tuple[BaseModel, ...] = self.metrics
         if column.file == "profile.json":
             sources = () if self.profile is None else (self.profile,)
@@ -81,47 +98,80 @@ class Measured:
             values = [100 - value for value in values]
         return summarize(values)
 
+    def _size_ratio(self) -> Summary | None:
+        if self.profile is None or self.teacher_profile is None:
+            return None
+        return summarize([100 * self.profile.size_bytes / self.teacher_profile.size_bytes])
 
-def read_measurements(page: Page, results: Path) -> dict[str, Measured]:
-    """Read what the cells of a page's tables are filled with, by run.
 
-    Raises:
-        UserError: a file is missing, damaged, or measured another configuration; the line names it and the command
-            that makes it.
-    """
+def needed_files(page: Page) -> dict[str, set[str]]:
+    """The files that the cells of a page's tables are filled with: metrics.json, profile.json or both, by run."""
     needed: dict[str, set[str]] = {}
     for table in page.experiment.tables.values():
         for run in table.runs():
             needed.setdefault(run, set()).update(COLUMNS[column].file for column in table.columns)
-    return {run: _read_run(page, run, files, results) for run, files in needed.items()}
+            teacher = page.teacher(run)
+            if teacher is not None and "size_ratio" in table.columns:
+                needed.setdefault(teacher, set()).add("profile.json")
+    return needed
 
 
-def _read_run(page: Page, run: str, files: set[str], results: Path) -> Measured:
-    elsewhere = "" if results == Path("results") else f" --results {results}"
-    metrics: list[Metrics] = []
-    if "metrics.json" in files:
-        for seed in page.seeds(run):
-            path = run_folder(results, page.name, run, seed) / "metrics.json"
-            command = f"distillery evaluate {page.path} {run} --seed {seed}{elsewhere}"
-            metrics.append(_read(Metrics, path, page.spec(run, seed).digest, command))
-    profile = None
-    if "profile.json" in files:
-        command = f"distillery profile {page.path} {run}{elsewhere}"
-        profile = _read(Profile, profile_path(results, page.name, run), page.spec(run).digest, command)
-    return Measured(tuple(metrics), profile)
+def read_measurements(page: Page, results: Path, *, partial: bool = False) -> dict[str, Measured]:
+    """Read what the cells of a page's tables are filled with, by run.
+
+    A partial page leaves out what is missing or measured another configuration.
+
+    Raises:
+        UserError: a file is damaged or, unless ``partial``, missing or stale; the line names it and the command that
+            makes it.
+    """
+    needed = needed_files(page)
+    metrics: dict[str, tuple[Metrics, ...]] = {}
+    profiles: dict[str, Profile | None] = {}
+    for run, files in needed.items():
+        if "metrics.json" in files:
+            metrics[run] = _read_metrics(page, run, results, partial)
+        if "profile.json" in files:
+            profiles[run] = _read_profile(page, run, results, partial)
+    return {
+        run: Measured(metrics.get(run, ()), profiles.get(run), profiles.get(page.teacher(run) or "")) for run in needed
+    }
+
+
+def _read_metrics(page: Page, run: str, results: Path, partial: bool) -> tuple[Metrics, ...]:
+    metrics = []
+    for seed in page.seeds(run):
+        path = run_folder(results, page.name, run, seed) / "metrics.json"
+        command = f"distillery evaluate {page.path} {run} --seed {seed}{_elsewhere(results)}"
+        metrics.append(_read(Metrics, path, page.spec(run, seed).digest, command, partial))
+    return tuple(measured for measured in metrics if measured is not None)
+
+
+def _read_profile(page: Page, run: str, results: Path, partial: bool) -> Profile | None:
+    command = f"distillery profile {page.path} {run}{_elsewhere(results)}"
+    return _read(Profile, profile_path(results, page.name, run), page.spec(run).digest, command, partial)
+
+
+def _elsewhere(results: Path) -> str:
+    return "" if results == Path("results") else f" --results {results}"
 
 
 Model = TypeVar("Model", bound=_Measurement)
 
 
-def _read(model: type[Model], path: Path, digest: str, command: str) -> Model:
+def _read(model: type[Model], path: Path, digest: str, command: str, partial: bool) -> Model | None:
+    """Read a measurement; None if a partial page can do without it."""
+    if partial and not path.is_file():
+        return None
     measurement = validate(model, read_json(path, command), path)
-    if measurement.digest != digest:
-        raise UserError(
-            f"{path}: measured another configuration of the run (its digest is {measurement.digest}, now it is "
-            f"{digest}); train the run anew, then: {command}"
-        )
-    return measurement
+    if measurement.digest == digest:
+        return measurement
+    if partial:
+        return None
+    raise UserError(
+        f"{path}: measured another configuration of the run (its digest is {measurement.digest}, now it is "
+        f"{digest}); train the run anew, then: {command}"
+    )
 
 
 def read_json(path: Path, command: str) -> Mapping[str, Any]:

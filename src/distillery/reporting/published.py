@@ -12,6 +12,7 @@ from distillery.errors import UserError
 from distillery.reporting.columns import COLUMNS
 
 HEADER = ("run", "metric", "value", "std", "n", "selection", "source")
+OPTIONAL = ("table",)
 Selection = Literal["last", "best"]
 
 
@@ -20,7 +21,7 @@ class Published:
     """One published number, with the digits it was printed with.
 
     ``std`` is a sample standard deviation over ``n`` runs; ``n`` and ``selection`` are None where the source is silent.
-    ``row`` is the line of the ledger, for error messages.
+    ``row`` is the line of the ledger, for error messages. ``table`` is the only table that shows it, if not all do.
     """
 
     run: str
@@ -31,6 +32,7 @@ class Published:
     selection: Selection | None
     source: str
     row: int
+    table: str = ""
 
     @property
     def rounding(self) -> float:
@@ -61,10 +63,10 @@ def load_published(path: Path) -> list[Published]:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"{path}: cannot be read: {reason}") from None
     found: list[Published] = []
-    seen: dict[tuple[str, str], int] = {}
+    seen: dict[tuple[str, str, str], int] = {}
     for row, cells in _rows(path, text):
         number = _parse(path, row, cells)
-        key = number.run, min(number.metric, COLUMNS[number.metric].complement or number.metric)
+        key = number.table, number.run, min(number.metric, COLUMNS[number.metric].complement or number.metric)
         if key in seen:
             raise UserError(f"{path}: row {row}: {number.run} has its {number.metric} in row {seen[key]} already")
         seen[key] = row
@@ -96,9 +98,9 @@ def _rows(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
 
 def _check_header(path: Path, header: list[str]) -> None:
     for name in header:
-        if name not in HEADER:
-            raise UserError(f"{path}: row 1: unknown column {name!r}; {nearest(name, list(HEADER))}")
-    for name in HEADER:
+        if name not in HEADER + OPTIONAL:
+            raise UserError(f"{path}: row 1: unknown column {name!r}; {nearest(name, [*HEADER, *OPTIONAL])}")
+    for name in (*HEADER, *(name for name in OPTIONAL if name in header)):
         if header.count(name) != 1:
             found = "is missing" if name not in header else "occurs twice"
             raise UserError(f"{path}: row 1: column {name!r} {found}; the header is {','.join(HEADER)}")
@@ -109,10 +111,8 @@ def _parse(path: Path, row: int, cells: dict[str, str]) -> Published:
         return UserError(f"{path}: row {row}, {column}: {cells[column]!r} is not valid; {reason}")
 
     metric = cells["metric"]
-    valid = [name for name, column in COLUMNS.items() if not column.timed]
-    if metric not in valid:
-        timed = metric in COLUMNS
-        raise fault("metric", "times of another machine are not compared" if timed else nearest(metric, valid))
+    if metric not in COLUMNS:
+        raise fault("metric", nearest(metric, list(COLUMNS)))
     for column in ("run", "source"):
         if not cells[column]:
             raise fault(column, "name the run of the page" if column == "run" else "say where the number is printed")
@@ -138,7 +138,7 @@ def _parse(path: Path, row: int, cells: dict[str, str]) -> Published:
             selection = rule
     if selection is None and cells["selection"]:
         raise fault("selection", "expected last or best (epoch), or nothing if the source does not say")
-    return Published(cells["run"], metric, value, std, n, selection, cells["source"], row)
+    return Published(cells["run"], metric, value, std, n, selection, cells["source"], row, cells.get("table", ""))
 
 
 def _decimal(text: str) -> Decimal | None:

@@ -6,12 +6,12 @@ from typing import Any
 
 from distillery.atomic import write_text
 from distillery.config import Page
-from distillery.config.schema.experiment import Grid
-from distillery.data.manifest import load_manifest
+from distillery.config.schema.experiment import Grid, head_cells
+from distillery.data.manifest import FILE_NAME, load_manifest
 from distillery.layout import dataset_folder, table_folder
 from distillery.reporting.columns import COLUMNS
 from distillery.reporting.content import Content, Entry, gather, read_ledger
-from distillery.reporting.legend import SELECTIONS, introduce, legend
+from distillery.reporting.legend import NOT_RUN, SELECTIONS, introduce, legend
 from distillery.reporting.markup import LATEX_HEAD, Cell, Sheet, escape_markdown, to_latex, to_markdown
 from distillery.reporting.measurements import Measured, Profile, read_measurements
 
@@ -36,7 +36,7 @@ CSV_HEADER = (
 )
 
 
-def tabulate_page(page: Page, results: Path, published: Path) -> list[Path]:
+def tabulate_page(page: Page, results: Path, published: Path, *, partial: bool = False) -> list[Path]:
     """Write the tables of a page from the metrics and profiles of its runs, and return the files.
 
     The page's own three files have the same bytes whenever and wherever they are made from the same results. A table
@@ -46,19 +46,21 @@ def tabulate_page(page: Page, results: Path, published: Path) -> list[Path]:
         page: the experiment.
         results: the results folder.
         published: the ledger of published numbers; need not exist.
+        partial: mark what is missing or stale instead of refusing it.
 
     Raises:
         UserError: a measurement is missing or stale, or the ledger is wrong. Nothing is written then.
     """
-    manifest = load_manifest(dataset_folder(results, page.experiment.dataset))
+    prepared = dataset_folder(results, page.experiment.dataset)
+    manifest = None if partial and not (prepared / FILE_NAME).exists() else load_manifest(prepared)
     ledger = read_ledger(page, published)
-    runs = read_measurements(page, results)
+    runs = read_measurements(page, results, partial=partial)
     contents = [gather(page, name, table, runs, ledger) for name, table in page.experiment.tables.items()]
     stable = [content for content in contents if not content.timed]
 
     folder = table_folder(results)
     alone = folder / page.name
-    top = [f"# {page.name}\n", introduce(page, manifest)]
+    top = [f"# {page.name}\n", introduce(page, manifest, runs)]
     files = {
         folder / f"{page.name}.md": _join([*top, *(_section(page, content) for content in contents), legend(stable)]),
         folder / f"{page.name}.tex": _latex(page, stable),
@@ -86,26 +88,31 @@ def lay_out(content: Content) -> Sheet:
     if content.table.grid is not None:
         return _lay_out_grid(content, content.table.grid)
     has_teacher = any(content.teachers.values())
-    headings = ["Run"] + ["Teacher"] * has_teacher + [COLUMNS[metric].heading for metric in content.table.columns]
-    numeric = [False] + [False] * has_teacher + [True] * len(content.table.columns)
+    heads = list(head_cells(content.table.heading)) if content.table.heading else []
+    headings = (
+        heads + ["Run"] + ["Teacher"] * has_teacher + [COLUMNS[metric].heading for metric in content.table.columns]
+    )
+    numeric = [False] * len(heads) + [False] + [False] * has_teacher + [True] * len(content.table.columns)
     if content.scored:
         headings += ["n", "Selection"]
         numeric += [True, False]
     for metric in content.judged:
         headings += [f"Published {COLUMNS[metric].heading}", "Difference", "Verdict"]
         numeric += [True, True, False]
-    rows = [_row(content, run, has_teacher) for run in content.table.rows]
+    labels = {run: list(head_cells(label)) if heads else [] for run, label in content.table.rows.items()}
+    rows = [(*map(Cell, labels[run]), *_row(content, run, has_teacher)) for run in content.table.rows]
     return Sheet(content.name, content.title, tuple(headings), tuple(numeric), tuple(rows), _notes(content))
 
 
 def _lay_out_grid(content: Content, grid: Grid) -> Sheet:
     metrics = " / ".join(COLUMNS[metric].heading for metric in content.table.columns)
     rows = [
-        (Cell(heading), *(Cell(NOTHING) if run is None else _grid_cell(content, run) for run in runs))
+        (*map(Cell, head_cells(heading)), *(Cell(NOTHING) if run is None else _grid_cell(content, run) for run in runs))
         for heading, runs in grid.down.items()
     ]
-    numeric = (False, *(True for _ in grid.across))
-    headings = (grid.corner or metrics, *grid.across)
+    corner = head_cells(grid.corner or metrics)
+    numeric = (*(False for _ in corner), *(True for _ in grid.across))
+    headings = (*corner, *grid.across)
     title = f"{content.title} ({metrics})"
     return Sheet(content.name, title, headings, numeric, tuple(rows), _notes(content))
 
@@ -137,7 +144,7 @@ def _row(content: Content, run: str, has_teacher: bool) -> tuple[Cell, ...]:
 def _value_cell(entry: Entry) -> Cell:
     column, summary = COLUMNS[entry.metric], entry.summary
     if summary is None:
-        return Cell(NOTHING)
+        return Cell(NOT_RUN if entry.gap else NOTHING)
     spread = "" if summary.std is None else f" ± {column.show(summary.std)}"
     return Cell(column.show(summary.mean) + spread, entry.best)
 
@@ -161,17 +168,25 @@ def _notes(content: Content) -> tuple[str, ...]:
         return ()
     measured = [content.runs[run].profile for run in content.table.runs() if run in content.runs]
     profiles = [profile for profile in measured if profile is not None]
-    text = f"Measured on {' and '.join(dict.fromkeys(map(_machine, profiles)))}, float32"
-    if "throughput" in content.table.columns:
+    machines = dict.fromkeys(machine for profile in profiles for machine in _machines(profile, content.table.columns))
+    if not machines:
+        return ()
+    text = f"Measured on {' and '.join(machines)}, float32"
+    if any(column.endswith("throughput") for column in content.table.columns):
         batches = dict.fromkeys(str(profile.throughput_batch) for profile in profiles)
         text += f"; images a second in batches of {' or '.join(batches)}"
     return (f"{text}.",)
 
 
-def _machine(profile: Profile) -> str:
-    if profile.threads is None:
-        return profile.device
-    return f"{profile.device} ({profile.threads} CPU thread{'s' * (profile.threads > 1)})"
+def _machines(profile: Profile, columns: Iterable[str]) -> list[str]:
+    """What the times of some columns were taken on."""
+    by_column = {"cpu_throughput": (profile.cpu, profile.cpu_threads)}
+    used = [by_column.get(column, (profile.device, profile.threads)) for column in columns if COLUMNS[column].timed]
+    return [_machine(name, threads) for name, threads in used if name is not None]
+
+
+def _machine(name: str, threads: int | None) -> str:
+    return name if threads is None else f"{name} ({threads} CPU thread{'s' * (threads > 1)})"
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
