@@ -51,6 +51,18 @@ def test_recipes_give_the_learning_rates_of_the_reference_systems(name):
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("min_lr", [0.0, 0.01])
+def test_a_cosine_with_restarts_is_torchs(min_lr):
+    restarting = recipe(25, 0.1, {"name": "cosine", "min_lr": min_lr, "restart_every": 10, "cooldown": 2})
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=10, eta_min=min_lr)
+    for epoch in range(25):
+        assert learning_rate(restarting, epoch, 0, 1) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12)
+        optimizer.step()
+        scheduler.step()
+    assert [learning_rate(restarting, epoch, 0, 1) for epoch in (25, 26)] == [min_lr, min_lr]
+
+
 def test_sgd_decays_every_weight():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     optimizer = build_optimizer(REFERENCES["mgd_plain"].optimizer, network)

@@ -68,7 +68,11 @@ def learning_rate(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
         drops = schedule.drops or every_to_drops(schedule.every or recipe.epochs, recipe.epochs)
         rate = step_lr(epoch, base, [drop + shift for drop in drops], schedule.ratio)
     elif schedule.name == "cosine":
-        rate = cosine_lr(max(epoch - shift, 0), base, recipe.epochs, schedule.min_lr)
+        since = max(epoch - shift, 0)
+        if schedule.restart_every is not None and since < recipe.epochs:
+            rate = cosine_lr(since % schedule.restart_every, base, schedule.restart_every, schedule.min_lr)
+        else:
+            rate = cosine_lr(since, base, recipe.epochs, schedule.min_lr)
     else:
         rate = base
     if warmup is not None and warmup.name == "ratio":

@@ -81,6 +81,7 @@ class CosineSchedule(Block):
     name: Literal["cosine"]
     min_lr: NonNegativeFloat = 0.0
     cooldown: NonNegativeInt = Field(0, description="epochs added to the run at min_lr")
+    restart_every: PositiveInt | None = Field(None, description="begin again after so many epochs, instead of one arc")
     warmup: Warmup | None = None
 
 
