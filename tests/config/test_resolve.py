@@ -152,6 +152,46 @@ def test_a_teacher_is_the_first_seed_of_its_run(config):
     assert page.spec("resnet8-kd", 2).teacher == page.spec("resnet20", 0)
 
 
+INITIAL = "{model: cifar_resnet8, recipe: digits, weights: 'run:resnet8'}"
+FROM_OTHER = INITIAL.replace("run:resnet8", "run:other/base")
+
+
+def test_initial_weights_are_part_of_what_decides_a_run(config):
+    alone = load_page(config / "digits.yaml").spec("resnet8", 1)
+    page = load_page(edit(config / "digits.yaml", "  tables:", f"    tuned: {INITIAL}\n  tables:"))
+    tuned = page.spec("tuned", 1)
+    assert tuned.initial == page.spec("resnet8", 0)
+    assert tuned.weights is None
+    assert tuned.model_copy(update={"initial": None}).digest == alone.digest != tuned.digest
+    before = digests(page)
+    after = digests(load_page(edit(config / "digits.yaml", "run:resnet8'", "run:resnet8', new_classifier: true")))
+    assert {run for (run, _), digest in after.items() if digest not in before.values()} == {"tuned"}
+
+
+def test_a_run_may_start_from_a_run_of_another_page(config):
+    (config / "other.yaml").write_text(
+        "other:\n  dataset: digits\n  runs:\n    base: {model: cifar_resnet8, recipe: digits, seeds: [3]}\n"
+    )
+    path = edit(config / "digits.yaml", "  tables:", f"    tuned: {FROM_OTHER}\n  tables:")
+    page = load_page(path)
+    other, run = page.origin("tuned")
+    assert (other.name, run) == ("other", "base")
+    assert page.spec("tuned").initial == load_page(config / "other.yaml").spec("base", 3)
+    assert [(found.name, run) for found, run in page.family(["tuned"])] == [("digits", "tuned"), ("other", "base")]
+    pages = load_pages(config)
+    assert pages["digits"].origin("tuned")[0] is pages["other"]
+
+
+def test_pages_may_not_descend_from_each_other_in_a_circle(config):
+    (config / "other.yaml").write_text(
+        "other:\n  dataset: digits\n  runs:\n"
+        "    base: {model: cifar_resnet8, recipe: digits, weights: 'run:digits/tuned'}\n"
+    )
+    path = edit(config / "digits.yaml", "  tables:", f"    tuned: {FROM_OTHER}\n  tables:")
+    with pytest.raises(UserError, match="digits/tuned <- other/base <- digits/tuned descend from each other"):
+        load_page(path)
+
+
 def test_an_override_that_renames_a_block_replaces_it_whole(config):
     line = "{model: cifar_resnet8, recipe: digits}"
     path = edit(config / "digits.yaml", line, f"{line[:-1]}, optimizer: {{name: adamw, lr: 0.001}}}}")
@@ -214,8 +254,28 @@ MISTAKES = [
         "{model: cifar_resnet20, recipe: digits, preprocess: {normalize: imagenets}}",
         "did you mean 'imagenet'?",
     ),
-    (RESNET20, "{model: cifar_resnet20}", "needs either `recipe` (to train) or `weights` (to import); found neither"),
-    (RESNET20, "{model: cifar_resnet20, recipe: digits, weights: a.pth}", "found both"),
+    (RESNET20, "{model: cifar_resnet20}", "needs `recipe` (to train), `weights` (to import) or both; found neither"),
+    (
+        RESNET20,
+        "{model: cifar_resnet20, weights: a.pth, new_classifier: true}",
+        "resnet20.new_classifier: imported weights are not trained; remove this key or add `recipe`",
+    ),
+    (RESNET20, "{model: cifar_resnet20, recipe: digits, new_classifier: true}", "there are no `weights` whose"),
+    (
+        RESNET20,
+        "{model: cifar_resnet20, recipe: digits, weights: 'run:resnet9'}",
+        "resnet20.weights: config/digits.yaml has no run 'resnet9'; did you mean 'resnet8'",
+    ),
+    (
+        RESNET20,
+        "{model: cifar_resnet20, recipe: digits, weights: 'run:digitz/resnet8'}",
+        "resnet20.weights: no page config/digitz.yaml; did you mean 'digits'?",
+    ),
+    (
+        RESNET20,
+        "{model: cifar_resnet20, recipe: digits, weights: 'run:resnet8-kd'}",
+        "resnet20: digits/resnet20 <- digits/resnet8-kd <- digits/resnet20 descend from each other in a circle",
+    ),
     (
         RESNET20,
         "{model: cifar_resnet20, weights: a.pth, epochs: 3}",
@@ -224,7 +284,7 @@ MISTAKES = [
     (
         RESNET20,
         "{model: cifar_resnet20, recipe: digits, teacher: resnet8-kd, objective: {kd: {}}}",
-        "teach each other in a circle",
+        "descend from each other in a circle",
     ),
     (RESNET20, "5", "digits.runs.resnet20: 5 is not valid; expected a mapping of keys"),
     ("    resnet8-kd:", "    resnet8:", ":9:5: key 'resnet8' occurs twice"),

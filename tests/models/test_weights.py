@@ -18,7 +18,7 @@ from torch import nn
 from distillery.config.schema.recipe import Preprocess, Statistics
 from distillery.errors import UserError
 from distillery.models import create_model
-from distillery.models.weights import import_weights, load_weights, save_weights
+from distillery.models.weights import classifier_modules, import_weights, load_weights, save_weights
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ FAULTS = {
     ),
     "another classifier": (
         lambda _: create_model("cifar_resnet8", 100).state_dict(),
-        r"weights for 100 classes \(fc\.weight\), but the data set has 10$",
+        r"weights for 100 classes \(fc\.weight\), but the data set has 10; to train from them .* new_classifier: true$",
     ),
     "another width": (
         lambda state: {**state, "conv1.weight": torch.zeros(8, 3, 5, 5)},
@@ -304,7 +304,7 @@ def test_torchvisions_weights_come_with_their_preparation(name, torchvision_cach
 
 def test_published_weights_never_get_a_random_classifier(torchvision_cache):
     torchvision_cache("resnet18", "IMAGENET1K_V1", create_model("torchvision:resnet18", 1000).state_dict())
-    with pytest.raises(UserError, match=r"IMAGENET1K_V1: weights for 1000 classes .* the data set has 10$"):
+    with pytest.raises(UserError, match=r"IMAGENET1K_V1: weights for 1000 classes .* the data set has 10; "):
         import_weights(create_model("resnet18", 10), "torchvision:IMAGENET1K_V1", "resnet18")
 
 
@@ -386,3 +386,41 @@ def test_timms_weights_come_with_their_preparation_and_their_classes(tmp_path):
 def test_the_saved_file_is_plain_safetensors(donor, tmp_path):
     save_weights(donor, tmp_path / "w.safetensors")
     assert load_file(tmp_path / "w.safetensors").keys() == donor.state_dict().keys()
+
+
+# --- a new last layer --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("cifar_resnet8", ("fc",)),
+        ("resnet18", ("fc",)),
+        ("torchvision:squeezenet1_1", ("classifier.1",)),
+        ("torchvision:mobilenet_v2", ("classifier.1",)),
+        ("torchvision:vit_b_32", ("heads.head",)),
+        ("deit_tiny_distilled_patch16_224", ("head", "head_dist")),
+        ("resnetv2_18", ("head.fc",)),
+    ],
+)
+def test_the_last_layer_is_found(name, layers):
+    with torch.device("meta"):
+        assert classifier_modules(create_model(name, 7)) == layers
+
+
+def test_a_new_last_layer_keeps_its_draw_and_all_else_is_imported(donor, tmp_path):
+    save_weights(donor, tmp_path / "w.safetensors")
+    torch.manual_seed(5)
+    network = create_model("cifar_resnet8", 7)
+    before = network.fc.weight.clone()
+    import_weights(network, str(tmp_path / "w.safetensors"), "cifar_resnet8", new_classifier=True)
+    assert torch.equal(network.fc.weight, before)
+    expected = donor.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in network.state_dict().items() if "fc." not in key)
+
+
+def test_other_missing_weights_are_still_told(donor, tmp_path):
+    state = {name: value for name, value in donor.state_dict().items() if name != "conv1.weight"}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth: weights of another network: the file lacks conv1\.weight$"):
+        import_weights(create_model("cifar_resnet8", 7), str(tmp_path / "w.pth"), "cifar_resnet8", new_classifier=True)

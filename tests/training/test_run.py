@@ -199,3 +199,38 @@ def test_the_bar_is_one_line_an_epoch_where_there_is_no_terminal(workplace, caps
     assert len(lines) == 2
     for word in ("small/seed0", "epoch 2/2", "loss", "top-1", "val", "img/s", "data wait", "ETA"):
         assert word in lines[1]
+
+
+STILL = "recipe: tiny, epochs: 1, optimizer: {name: sgd, lr: 1.0e-30}"
+
+
+def test_training_starts_from_the_first_seed_of_another_run(workplace):
+    workplace.edit("  tables:", f"    tuned: {{model: cifar_resnet8, {STILL}, weights: 'run:small'}}\n  tables:")
+    with pytest.raises(UserError, match=r"small/seed0/run\.json: missing; first make it with: distillery train "):
+        make(workplace, "tuned", seed=1)
+    origin = load_file(make(workplace) / "weights.safetensors")
+    tuned = load_file(make(workplace, "tuned", seed=1) / "weights.safetensors")
+    learned = [name for name in origin if "running" not in name and "num_batches" not in name]
+    assert all((origin[name] == tuned[name]).all() for name in learned)
+    assert any((origin[name] != tuned[name]).any() for name in origin)  # the batch norms' running statistics
+
+
+def test_training_may_begin_with_a_new_last_layer(workplace):
+    tuned = f"{{model: cifar_resnet8, {STILL}, weights: 'run:small', new_classifier: true}}"
+    workplace.edit("  tables:", f"    tuned: {tuned}\n    fresh: {{model: cifar_resnet8, {STILL}}}\n  tables:")
+    origin = load_file(make(workplace) / "weights.safetensors")
+    fresh = load_file(make(workplace, "fresh") / "weights.safetensors")
+    tuned = load_file(make(workplace, "tuned") / "weights.safetensors")
+    assert (tuned["conv1.weight"] == origin["conv1.weight"]).all()
+    assert (tuned["fc.weight"] == fresh["fc.weight"]).all()
+
+
+def test_a_run_can_be_imported_from_another_page(workplace):
+    text = workplace.page.read_text().replace("tiny:\n  dataset", "other:\n  dataset")
+    workplace.page.with_name("other.yaml").write_text(text)
+    make_run(Job(load_page(workplace.page.with_name("other.yaml")), "small", 0, workplace.results, Machine(workers=0)))
+    workplace.edit("  tables:", "    taken: {model: cifar_resnet8, weights: 'run:other/small'}\n  tables:")
+    taken = make(workplace, "taken")
+    assert json.loads((taken / "run.json").read_text())["preprocess"]["size"] == 8
+    original = workplace.results / "other" / "small" / "seed0" / "weights.safetensors"
+    assert (taken / "weights.safetensors").read_bytes() == original.read_bytes()

@@ -39,6 +39,24 @@ def test_one_student_needs_its_teacher_and_nobody_else(pristine):
     }
 
 
+def test_initial_weights_are_made_first_on_whatever_page_they_stand(fresh):
+    fresh.write(
+        "config/tuned.yaml",
+        "tuned:\n  dataset: digits\n  runs:\n"
+        "    base: {model: cifar_resnet8, recipe: digits}\n"
+        "    tuned: {model: cifar_resnet8, recipe: digits, weights: 'run:base', teacher: taken, objective: {kd: {}}}\n"
+        "    taken: {model: cifar_resnet20, weights: 'run:digits/resnet20'}\n",
+    )
+    assert fresh.planned("results/tuned/tuned/seed0/metrics.json") == {
+        "prepare data set digits",
+        "train digits/resnet20, seed 0, a teacher",
+        "import tuned/taken",
+        "train tuned/base, seed 0",
+        "train tuned/tuned, seed 0",
+        "evaluate tuned/tuned, seed 0",
+    }
+
+
 def test_slurm_profile_works_from_the_root(pristine):
     planned = pristine.planned("results/tables/digits.md", "--profile", "slurm")
     assert trainings(planned) == TRAININGS

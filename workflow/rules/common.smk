@@ -68,7 +68,7 @@ LINES = [
     (page.name, run, page) for page in PAGES.values() for run in page.experiment.runs
 ]
 IMPORTED = [
-    (name, run) for name, run, page in LINES if page.experiment.runs[run].weights
+    (name, run) for name, run, page in LINES if page.experiment.runs[run].recipe is None
 ]
 TEACHERS = [
     (name, run)
@@ -169,10 +169,17 @@ def first_digest(wildcards):
     return PAGES[wildcards.experiment].spec(wildcards.run).digest
 
 
-def weights_file(wildcards):
-    """The file that a run imports; none if it downloads, or if the file is missing, which the job itself says best."""
-    weights = PAGES[wildcards.experiment].experiment.runs[wildcards.run].weights
-    return weights if Path(weights).is_file() else []
+@one_line_errors
+def initial_weights(wildcards):
+    """The files that a run imports or starts from; none if it downloads or a file is missing, which the job says best."""
+    page = PAGES[wildcards.experiment]
+    origin = page.origin(wildcards.run)
+    if origin is not None:
+        page, run = origin
+        folder = f"results/{page.name}/{run}/seed{page.seeds(run)[0]}"
+        return [f"{folder}/weights.safetensors", f"{folder}/run.json"]
+    weights = page.experiment.runs[wildcards.run].weights
+    return weights if weights is not None and Path(weights).is_file() else []
 
 
 @one_line_errors
@@ -215,7 +222,7 @@ def table_rows(page):
 
 def trained_runs(page):
     """The runs of a page that have a history."""
-    return [run for run, line in page.experiment.runs.items() if line.weights is None]
+    return [run for run, line in page.experiment.runs.items() if line.recipe is not None]
 
 
 def table_measurements(page):

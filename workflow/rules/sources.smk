@@ -2,6 +2,7 @@
 # made with it, and nothing else.
 import ast
 from functools import cache
+from itertools import chain
 
 PACKAGE = Path("src", "distillery")
 MEASURING = (PACKAGE / "evaluation" / "metrics.py",)
@@ -17,6 +18,7 @@ INDIFFERENT = {*(PACKAGE / "config").rglob("*.py"), PACKAGE / "__init__.py"} | {
         "models/registry.py",
         "objectives/terms.py",
         "provenance.py",
+        "training/lock.py",
         "training/logbook.py",
     )
 }
@@ -75,7 +77,7 @@ def making_sources(line):
         if line.model in ZOO
         else []
     )
-    if line.weights is not None:
+    if line.recipe is None:
         return sources("models/weights.py", "models/normalize.py", *network)
     terms = [
         below_package(TERMS[term].partition(":")[0]) for term in line.objective.terms()
@@ -89,19 +91,11 @@ def lineage(page, runs, *roots):
     All of it, not only what the job itself reads, because a failed job loses its outputs, and Snakemake takes a missing
     intermediate file for no reason to run: after an edit and a failed training, old tables would pass for new.
     """
-    lines = [page.experiment.runs[run] for run in with_teachers(page, runs)]
+    family = [(page, None), *page.family(runs)]
+    lines = [relative.experiment.runs[run] for relative, run in family if run is not None]
     code = set(sources("data/prepare.py", *roots)).union(*map(making_sources, lines))
-    return raw_record(page.experiment.dataset) + sorted(code)
-
-
-def with_teachers(page, runs):
-    """Some runs, their teachers, the teachers' teachers, and so on."""
-    family = set()
-    for run in runs:
-        while run is not None and run not in family:
-            family.add(run)
-            run = page.teacher(run)
-    return family
+    records = (raw_record(relative.experiment.dataset) for relative, _ in family)
+    return list(dict.fromkeys(chain.from_iterable(records))) + sorted(code)
 
 
 def run_lineage(*roots):

@@ -16,6 +16,7 @@ rule train_student:
         manifest=manifest,
         teacher=of_teacher("weights.safetensors"),
         teacher_record=of_teacher("run.json"),
+        initial=initial_weights,
         lineage=run_lineage(),
     output:
         weights=ensure(
@@ -63,7 +64,7 @@ localrules:
 rule import_weights:
     input:
         manifest=manifest,
-        file=weights_file,
+        initial=initial_weights,
         lineage=run_lineage(),
     output:
         weights=ensure(

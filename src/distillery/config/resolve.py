@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,9 @@ from distillery.errors import UserError
 # Names that stand beside experiments in the results folder.
 RESERVED = ("datasets", "tables", "figures", "rehearsal", "work")
 
+# What `weights` begins with that names a run.
+RUN_PREFIX = "run:"
+
 
 class RunSpec(Block):
     """Everything that decides what a run's weights will be, and nothing else.
@@ -33,6 +36,8 @@ class RunSpec(Block):
     model_args: dict[str, bool | int | float | str] = Field({})
     seed: int
     weights: str | None = None
+    initial: "RunSpec | None" = None  # the run whose weights these are, in place of `weights`
+    new_classifier: bool = False
     preprocess: Preprocess | None = None
     recipe: Recipe | None = None
     objective: Objective | None = None
@@ -58,6 +63,7 @@ class Page:
     experiment: Experiment
     dataset: Dataset
     recipes: dict[str, Recipe]
+    shelf: "dict[str, Page]" = field(default_factory=dict, compare=False, repr=False)  # pages read together, by name
 
     def seeds(self, run: str) -> tuple[int, ...]:
         """The seeds a run is made with; imported weights exist once.
@@ -68,7 +74,7 @@ class Page:
         if run not in self.experiment.runs:
             raise UserError(f"{self.path}: {self.name}.runs: no run {run!r}; {nearest(run, self.experiment.runs)}")
         line = self.experiment.runs[run]
-        if line.weights is not None:
+        if line.recipe is None:
             return (0,)
         return line.seeds or self.experiment.seeds
 
@@ -79,6 +85,47 @@ class Page:
     def teachers(self) -> set[str]:
         """Every run that teaches another."""
         return {line.teacher for line in self.experiment.runs.values() if line.teacher}
+
+    def origin(self, run: str) -> "tuple[Page, str] | None":
+        """The page and the run whose weights this run imports or starts from, where `weights` names a run.
+
+        Raises:
+            UserError: there is no such page or run.
+        """
+        weights = self.experiment.runs[run].weights
+        if weights is None or not weights.startswith(RUN_PREFIX):
+            return None
+        where = f"{self.path}: {self.name}.runs.{run}.weights"
+        name, slash, other = weights.removeprefix(RUN_PREFIX).rpartition("/")
+        page = self._other_page(name, where) if slash else self
+        if other not in page.experiment.runs:
+            raise UserError(f"{where}: {page.path} has no run {other!r}; {nearest(other, page.experiment.runs)}")
+        return page, other
+
+    def _other_page(self, name: str, where: str) -> "Page":
+        if name not in self.shelf:
+            path = self.path.with_name(f"{name}.yaml")
+            if not path.is_file():
+                known = [found.stem for found in self.path.parent.glob("*.yaml") if found.name != "datasets.yaml"]
+                raise UserError(f"{where}: no page {path}; {nearest(name, known)}")
+            _read_page(path, self.shelf)
+        return self.shelf[name]
+
+    def parents(self, run: str) -> "list[tuple[Page, str]]":
+        """The runs that this one descends from at first hand: its teacher, and the one whose weights it takes."""
+        teacher, origin = self.teacher(run), self.origin(run)
+        return [*([(self, teacher)] if teacher else []), *([origin] if origin else [])]
+
+    def family(self, runs: Iterable[str]) -> "list[tuple[Page, str]]":
+        """Some runs, their parents, their parents' parents, and so on, each once."""
+        found: dict[tuple[str, str], tuple[Page, str]] = {}
+        waiting: list[tuple[Page, str]] = [(self, run) for run in runs]
+        while waiting:
+            page, run = waiting.pop()
+            if (page.name, run) not in found:
+                found[page.name, run] = page, run
+                waiting += page.parents(run)
+        return list(found.values())
 
     def members(self) -> Iterator[tuple[str, int]]:
         """Every (run, seed) of the page, in the order written."""
@@ -100,13 +147,16 @@ class Page:
             known = ", ".join(map(str, seeds))
             raise UserError(f"{self.path}: {self.name}.runs.{run}: no seed {seed}; valid: {known}")
         line, recipe = self.experiment.runs[run], self.recipes.get(run)
+        origin = self.origin(run)
         return RunSpec(
             dataset=self.experiment.dataset,
             model=line.model,
             model_args=line.model_args,
             seed=seed,
-            weights=line.weights,
-            preprocess=self._imported_preprocess(run) if line.weights else None,
+            weights=None if origin else line.weights,
+            initial=origin[0].spec(origin[1]) if origin else None,
+            new_classifier=line.new_classifier,
+            preprocess=None if recipe else self._imported_preprocess(run),
             recipe=recipe,
             objective=line.objective if recipe else None,
             teacher=self.spec(line.teacher) if line.teacher else None,
@@ -124,11 +174,16 @@ def _usual_norm(objective: Objective) -> Literal["eval", "batch"]:
 
 
 def load_page(path: Path) -> Page:
-    """Read an experiment file with the recipes and the data set that it names.
+    """Read an experiment file with the recipes, the data set and the other pages that it names.
 
     Raises:
         UserError: something in it is wrong; one line says what, where, and what would be right.
     """
+    return _check_runs(_read_page(path, {}))
+
+
+def _read_page(path: Path, shelf: dict[str, Page]) -> Page:
+    """Read a page and put it on the shelf; what its lines say of other runs is not checked yet."""
     raw = read_mapping(path)
     if len(raw) != 1:
         raise UserError(f"{path}: expected one top-level key, the experiment's name; found {len(raw)}")
@@ -145,15 +200,18 @@ def load_page(path: Path) -> Page:
         for run, line in experiment.runs.items()
         if line.recipe is not None
     }
-    page = Page(path, name, experiment, dataset, recipes)
-    _check_runs(page, overrides)
+    for run, line in experiment.runs.items():
+        _check_line(f"{path}: {name}.runs.{run}", line, overrides[run])
+    page = shelf[name] = Page(path, name, experiment, dataset, recipes, shelf)
     return page
 
 
 def load_pages(folder: Path) -> dict[str, Page]:
     """Read every experiment of a configuration folder."""
+    shelf: dict[str, Page] = {}
     paths = sorted(path for path in folder.glob("*.yaml") if path.name != "datasets.yaml")
-    return {page.name: page for page in map(load_page, paths)}
+    pages = [_read_page(path, shelf) for path in paths]
+    return {page.name: _check_runs(page) for page in pages}
 
 
 def _split_lines(path: Path, name: str, body: object) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -215,20 +273,27 @@ def _deep_merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, An
     return merged
 
 
-def _check_runs(page: Page, overrides: dict[str, dict[str, Any]]) -> None:
+def _check_line(where: str, line: Run, overrides: dict[str, Any]) -> None:
+    """Check which keys of a run go together."""
+    if line.recipe is None and line.weights is None:
+        raise UserError(f"{where}: a run needs `recipe` (to train), `weights` (to import) or both; found neither")
+    if line.recipe is None:
+        stray = sorted(set(overrides) - {"preprocess"}) + ["teacher"] * (line.teacher is not None)
+        stray += ["new_classifier"] * line.new_classifier
+        if stray:
+            raise UserError(f"{where}.{stray[0]}: imported weights are not trained; remove this key or add `recipe`")
+    if line.new_classifier and line.weights is None:
+        raise UserError(f"{where}.new_classifier: there are no `weights` whose classifier it could replace")
+
+
+def _check_runs(page: Page) -> Page:
     """Check what the schema cannot see: names that point at each other."""
     runs = page.experiment.runs
-    for run, line in runs.items():
-        where = f"{page.path}: {page.name}.runs.{run}"
-        if (line.recipe is None) == (line.weights is None):
-            found = "both" if line.recipe else "neither"
-            raise UserError(f"{where}: a run needs either `recipe` (to train) or `weights` (to import); found {found}")
-        stray = sorted(set(overrides[run]) - {"preprocess"})
-        if line.weights is not None and (stray or line.teacher):
-            raise UserError(
-                f"{where}.{stray[0] if stray else 'teacher'}: imported weights are not trained; remove this key"
-            )
+    for run in runs:
         _check_teacher(page, run)
+    for run in runs:
+        where = f"{page.path}: {page.name}.runs.{run}"
+        _check_descent(page, run)
         _check_sampling(page, run)
         if len(set(page.seeds(run))) != len(page.seeds(run)):
             raise UserError(f"{where}.seeds: a seed occurs twice")
@@ -237,6 +302,7 @@ def _check_runs(page: Page, overrides: dict[str, dict[str, Any]]) -> None:
             if row not in runs:
                 where = f"{page.path}: {page.name}.tables.{table}.{'grid' if block.grid else 'rows'}"
                 raise UserError(f"{where}: no run {row!r}; {nearest(row, runs)}")
+    return page
 
 
 def _check_teacher(page: Page, run: str) -> None:
@@ -254,11 +320,23 @@ def _check_teacher(page: Page, run: str) -> None:
         raise UserError(
             f"{where}.teacher: no term of the objective uses {line.teacher!r}; add kd, mgd or overhaul, or remove it"
         )
-    lineage = [run]
-    while (teacher := runs[lineage[-1]].teacher) is not None and teacher in runs:
-        if teacher in lineage:
-            raise UserError(f"{where}.teacher: {' -> '.join([*lineage, teacher])} teach each other in a circle")
-        lineage.append(teacher)
+
+
+def _check_descent(page: Page, run: str) -> None:
+    """No run may descend from itself, by teachers or by weights, on whatever pages they stand."""
+
+    def visit(descendants: tuple[str, ...], page: Page, run: str) -> None:
+        name = f"{page.name}/{run}"
+        if name in descendants:
+            circle = " <- ".join([*descendants[descendants.index(name) :], name])
+            raise UserError(f"{start}: {circle} descend from each other in a circle")
+        if run not in page.experiment.runs:
+            return  # on another page, whose own check says it better
+        for parent in page.parents(run):
+            visit((*descendants, name), *parent)
+
+    start = f"{page.path}: {page.name}.runs.{run}"
+    visit((), page, run)
 
 
 def _check_sampling(page: Page, run: str) -> None:

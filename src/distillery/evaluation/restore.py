@@ -59,18 +59,12 @@ def restore_run(
     """
     spec = page.spec(run, seed)
     folder = run_folder(results, page.name, run, seed)
-    elsewhere = "" if results == Path("results") else f" --results {results}"
-    command = f"distillery train {page.path} {run} --seed {seed}{elsewhere}"
-    record = _read_record(folder / "run.json", command)
-    if record["digest"] != spec.digest:
-        raise UserError(
-            f"{folder / 'run.json'}: made from another configuration (digest {record['digest']}, but {page.path} now "
-            f"gives {spec.digest}); make it anew with: {command}"
-        )
+    record = finished_record(page, run, seed, results)
     if manifest is not None and record["manifest_digest"] != manifest.digest:
         raise UserError(
             f"{folder / 'run.json'}: made from other images than {spec.dataset} now holds (manifest digest "
-            f"{record['manifest_digest'][:16]}, now {manifest.digest[:16]}); make it anew with: {command}"
+            f"{record['manifest_digest'][:16]}, now {manifest.digest[:16]}); "
+            f"make it anew with: {_command(page, run, seed, results)}"
         )
     preprocess = Preprocess.model_validate(record["preprocess"])
     network = create_model(spec.model, record["classes"], **spec.model_args)
@@ -84,6 +78,29 @@ def restore_run(
         record=record,
         weights=folder / "weights.safetensors",
     )
+
+
+def finished_record(page: Page, run: str, seed: int, results: Path) -> dict[str, Any]:
+    """Read run.json of a run.
+
+    Raises:
+        UserError: the run was not made yet or was made from another configuration, or the file is damaged.
+    """
+    spec = page.spec(run, seed)
+    command = _command(page, run, seed, results)
+    path = run_folder(results, page.name, run, seed) / "run.json"
+    record = _read_record(path, command)
+    if record["digest"] != spec.digest:
+        raise UserError(
+            f"{path}: made from another configuration (digest {record['digest']}, but {page.path} now gives "
+            f"{spec.digest}); make it anew with: {command}"
+        )
+    return record
+
+
+def _command(page: Page, run: str, seed: int, results: Path) -> str:
+    elsewhere = "" if results == Path("results") else f" --results {results}"
+    return f"distillery train {page.path} {run} --seed {seed}{elsewhere}"
 
 
 def default_device() -> torch.device:

@@ -90,7 +90,7 @@ def plot_page(page: Page, results: Path) -> list[Path]:
     import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    trained = [run for run, line in page.experiment.runs.items() if line.weights is None]
+    trained = [run for run, line in page.experiment.runs.items() if line.recipe is not None]
     histories = {run: read_histories(page, run, results) for run in trained}
     folder = figure_folder(results, page.name)
     folder.mkdir(parents=True, exist_ok=True)

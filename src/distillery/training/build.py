@@ -21,6 +21,7 @@ from distillery.models import check_input, create_model
 from distillery.models.normalize import Normalize, resolve_statistics
 from distillery.models.sync_batchnorm import convert_sync_batchnorm
 from distillery.models.taps import TapPoint, Taps, common_size, norm_affine, pair_stages, plan_taps
+from distillery.models.weights import import_weights
 from distillery.objectives.collective import Collective
 from distillery.objectives.partial_l2 import bn_margin
 from distillery.objectives.term import Lesson, Setting, StagePair
@@ -29,6 +30,7 @@ from distillery.randomness import seed_generators
 from distillery.training.checkpoint import CheckpointFolder, Progress, StopSignal
 from distillery.training.collective import Ranks
 from distillery.training.devices import accumulation_steps
+from distillery.training.initial import initial_weights
 from distillery.training.job import Job
 from distillery.training.logbook import Logbook
 from distillery.training.loop import Training
@@ -131,6 +133,11 @@ def _parties(job: Job, recipe: Recipe, fabric: Fabric, finished: FinishedRun | N
     seed_generators(job.seed, "init")
     student = create_model(job.spec.model, classes, **job.spec.model_args)
     check_input(student, job.spec.model, size, classes)
+    source = initial_weights(job)
+    if source is not None:
+        # One rank downloads; the others find the file.
+        with fabric.rank_zero_first():
+            import_weights(student, source.file, job.spec.model, job.spec.model_args, job.spec.new_classifier)
     if recipe.sync_batchnorm and fabric.world_size > 1:
         student = convert_sync_batchnorm(student, fabric.device.type)
     student_taps, teacher_taps = None, None

@@ -16,6 +16,7 @@ from distillery.provenance import provenance
 from distillery.training.build import build_training
 from distillery.training.checkpoint import StopSignal
 from distillery.training.devices import start_devices
+from distillery.training.initial import initial_weights
 from distillery.training.job import Job
 from distillery.training.loop import Training, chosen_weights, fit, note_sitting, restore
 from distillery.training.optim import learning_rate, total_epochs
@@ -35,13 +36,14 @@ def make_run(job: Job) -> None:
 
 
 def _import_weights(job: Job) -> None:
-    assert job.spec.weights is not None
+    source = initial_weights(job)
+    assert source is not None
     network = create_model(job.spec.model, len(job.manifest.classes), **job.spec.model_args)
-    known = import_weights(network, job.spec.weights, job.spec.model, job.spec.model_args)
-    preprocess = job.spec.preprocess or known
+    known = import_weights(network, source.file, job.spec.model, job.spec.model_args)
+    preprocess = job.spec.preprocess or source.preprocess or known
     if preprocess is None:
         raise UserError(
-            f"{job.where}.preprocess: missing; {job.spec.weights} does not say how its images were prepared; "
+            f"{job.where}.preprocess: missing; {source.file} does not say how its images were prepared; "
             "write e.g. preprocess: {size: 32, normalize: imagenet}"
         )
     job.folder.mkdir(parents=True, exist_ok=True)
