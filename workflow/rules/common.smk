@@ -222,7 +222,9 @@ def table_rows(page):
 
 def trained_runs(page):
     """The runs of a page that have a history."""
-    return [run for run, line in page.experiment.runs.items() if line.recipe is not None]
+    return [
+        run for run, line in page.experiment.runs.items() if line.recipe is not None
+    ]
 
 
 def table_measurements(page):

@@ -92,7 +92,9 @@ def lineage(page, runs, *roots):
     intermediate file for no reason to run: after an edit and a failed training, old tables would pass for new.
     """
     family = [(page, None), *page.family(runs)]
-    lines = [relative.experiment.runs[run] for relative, run in family if run is not None]
+    lines = [
+        relative.experiment.runs[run] for relative, run in family if run is not None
+    ]
     code = set(sources("data/prepare.py", *roots)).union(*map(making_sources, lines))
     records = (raw_record(relative.experiment.dataset) for relative, _ in family)
     return list(dict.fromkeys(chain.from_iterable(records))) + sorted(code)
