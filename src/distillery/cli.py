@@ -4,6 +4,7 @@ Heavy libraries are imported inside the commands that need them, so that the lig
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -70,12 +71,16 @@ def train(options: argparse.Namespace) -> int:
     from distillery.training.checkpoint import STOPPED, Stopped
     from distillery.training.job import Job, Machine
     from distillery.training.run import make_run
+    from distillery.training.slurm import requeue_this_job
 
     machine = Machine(options.workers, options.threads, options.device_batch, options.checkpoint_seconds)
     try:
         make_run(Job(page, options.run, seed, options.results, machine))
     except Stopped as stopped:
-        print(f"distillery: {stopped}: saved; the same command continues from here", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"distillery: {stopped}: saved; the same command continues from here", file=sys.stderr, flush=True)
+            if options.requeue and str(stopped) != "SIGINT":
+                requeue_this_job()
         return 130 if str(stopped) == "SIGINT" else STOPPED
     return 0
 
@@ -171,6 +176,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     add.add_argument("--checkpoint-seconds", type=float, default=60.0, help="time between checkpoints [%(default)s]")
     add.add_argument("--expect-digest", help="refuse to train if the run's digest is another")
+    add.add_argument(
+        "--requeue", action="store_true", help="have Slurm start this job again if it is stopped before the run's end"
+    )
 
     add = _command(commands, "evaluate", evaluate)
     _run(add)

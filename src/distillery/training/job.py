@@ -66,6 +66,11 @@ class Job:
         return work_folder(self.results, key)
 
     @property
+    def lock(self) -> Path:
+        """Where it says that it is being made; whatever its spec, it has one folder."""
+        return work_folder(self.results, f"{self.page.name}-{self.run}-seed{self.seed}.lock")
+
+    @property
     def teacher_folder(self) -> Path:
         """Where its teacher's results lie."""
         teacher = self.page.teacher(self.run)

@@ -83,7 +83,7 @@ def _train_epoch(training: Training, saved_at: float) -> float:
         _train_step(training, step, batches, sums)
         progress.step = step + 1
         training.logbook.step(training.batches.step_images(step), sums.means)
-        if training.stop.received is not None or _save_is_due(training, saved_at):
+        if training.stop.agreed() or _save_is_due(training, saved_at):
             progress.sums = sums.totals()
             saved_at = _save(training)
             training.stop.check()
@@ -210,7 +210,7 @@ def _save_is_due(training: Training, saved_at: float) -> bool:
 
 
 def _save_if_due(training: Training, saved_at: float) -> float:
-    if training.stop.received is not None or _save_is_due(training, saved_at):
+    if training.stop.agreed() or _save_is_due(training, saved_at):
         saved_at = _save(training)
         training.stop.check()
     return saved_at

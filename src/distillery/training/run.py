@@ -18,6 +18,7 @@ from distillery.training.checkpoint import StopSignal
 from distillery.training.devices import start_devices
 from distillery.training.initial import initial_weights
 from distillery.training.job import Job
+from distillery.training.lock import RunLock, locked
 from distillery.training.loop import Training, chosen_weights, fit, note_sitting, restore
 from distillery.training.optim import learning_rate, total_epochs
 
@@ -32,7 +33,8 @@ def make_run(job: Job) -> None:
     if job.spec.recipe is None:
         _import_weights(job)
     else:
-        _train(job, job.spec.recipe)
+        with locked(job.lock) as lock:
+            _train(job, job.spec.recipe, lock)
 
 
 def _import_weights(job: Job) -> None:
@@ -52,11 +54,12 @@ def _import_weights(job: Job) -> None:
     write_json(job.folder / "run.json", _facts(job, preprocess) | choice | {"provenance": provenance()})
 
 
-def _train(job: Job, recipe: Recipe) -> None:
+def _train(job: Job, recipe: Recipe, lock: RunLock | None) -> None:
     began = time.monotonic()
     stop = StopSignal()
     stop.install()
     fabric = start_devices(recipe, job.machine.threads)
+    stop.connect(fabric)
     training = build_training(job, recipe, fabric, stop, began)
     state = training.checkpoints.load()
     if state is not None:
@@ -67,6 +70,8 @@ def _train(job: Job, recipe: Recipe) -> None:
     fit(training)
     note_sitting(training)
     if fabric.is_global_zero:
+        assert lock is not None
+        lock.check()
         _write_results(job, recipe, training)
     fabric.barrier()
 
