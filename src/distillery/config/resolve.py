@@ -63,6 +63,7 @@ class Page:
     experiment: Experiment
     dataset: Dataset
     recipes: dict[str, Recipe]
+    preprocesses: dict[str, Preprocess]  # of the imported runs that say how images must be prepared for them
     shelf: "dict[str, Page]" = field(default_factory=dict, compare=False, repr=False)  # pages read together, by name
 
     def seeds(self, run: str) -> tuple[int, ...]:
@@ -156,16 +157,12 @@ class Page:
             weights=None if origin else line.weights,
             initial=origin[0].spec(origin[1]) if origin else None,
             new_classifier=line.new_classifier,
-            preprocess=None if recipe else self._imported_preprocess(run),
+            preprocess=self.preprocesses.get(run),
             recipe=recipe,
             objective=line.objective if recipe else None,
             teacher=self.spec(line.teacher) if line.teacher else None,
             teacher_norm=(line.teacher_norm or _usual_norm(line.objective)) if line.teacher else "eval",
         )
-
-    def _imported_preprocess(self, run: str) -> Preprocess | None:
-        raw = read_mapping(self.path)[self.name]["runs"][run].get("preprocess")
-        return None if raw is None else validate(Preprocess, raw, self.path, (self.name, "runs", run, "preprocess"))
 
 
 def _usual_norm(objective: Objective) -> Literal["eval", "batch"]:
@@ -202,7 +199,12 @@ def _read_page(path: Path, shelf: dict[str, Page]) -> Page:
     }
     for run, line in experiment.runs.items():
         _check_line(f"{path}: {name}.runs.{run}", line, overrides[run])
-    page = shelf[name] = Page(path, name, experiment, dataset, recipes, shelf)
+    preprocesses = {
+        run: validate(Preprocess, overrides[run]["preprocess"], path, (name, "runs", run, "preprocess"))
+        for run, line in experiment.runs.items()
+        if line.recipe is None and overrides[run].get("preprocess") is not None
+    }
+    page = shelf[name] = Page(path, name, experiment, dataset, recipes, preprocesses, shelf)
     return page
 
 
