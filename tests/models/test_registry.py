@@ -8,35 +8,7 @@ import torch
 
 from distillery.errors import UserError
 from distillery.models import check_input, create_model, is_model, model_names
-from distillery.models.registry import ZOO, explain_unknown
-
-
-@pytest.mark.parametrize("name", ZOO)
-def test_every_network_of_the_zoo_learns(name):
-    network = create_model(name, 10)
-    assert sum(parameter.numel() for parameter in network.parameters()) == ZOO[name].parameters
-    logits = network(torch.randn(2, 3, ZOO[name].input_size, ZOO[name].input_size))
-    assert logits.shape == (2, 10)
-    logits.logsumexp(dim=1).sum().backward()
-    for key, parameter in network.named_parameters():
-        assert parameter.grad is not None, key
-        assert torch.isfinite(parameter.grad).all(), key
-        assert parameter.grad.abs().sum() > 0, key
-
-
-@pytest.mark.parametrize(
-    ("name", "millions"),
-    [
-        ("cifar_resnet20", 0.27),
-        ("cifar_resnet32", 0.46),
-        ("cifar_resnet44", 0.66),
-        ("cifar_resnet56", 0.85),
-        ("cifar_resnet110", 1.7),
-    ],
-)
-def test_sizes_are_those_of_the_paper(name, millions):
-    digits = len(str(millions).partition(".")[2])
-    assert round(ZOO[name].parameters / 1e6, digits) == millions
+from distillery.models.registry import explain_unknown
 
 
 @pytest.mark.parametrize(
@@ -77,7 +49,7 @@ def test_the_same_seed_gives_the_same_network():
         ("timm:resnet_18", {}, r"no model 'timm:resnet_18'; did you mean 'resnet18'"),
         ("torchvision:vit_b16", {}, r"no model 'torchvision:vit_b16'; did you mean 'vit_b_16'"),
         ("resnet50.a1_in1k", {}, r"a tag names weights: write `model: resnet50` and, .* `weights: timm:a1_in1k`"),
-        ("hf-hub:timm/resnet18", {}, r"no model 'hf-hub:timm/resnet18'; valid: cifar_resnet8, "),
+        ("hf-hub:timm/resnet18", {}, r"no model 'hf-hub:timm/resnet18'; valid: those of docs"),
         ("fasterrcnn_resnet50_fpn", {}, r"no model 'fasterrcnn_resnet50_fpn'"),
         ("", {}, r"no model ''; valid: "),
         ("resnet18", {"drop_pth_rate": 0.1}, r"model_args\.drop_pth_rate: resnet18 has no .* 'drop_path_rate'"),
@@ -142,7 +114,7 @@ def test_names_and_their_check_agree():
     assert {"cifar_resnet20", "resnet50", "shufflenet_v2_x1_0"} <= set(names)
     assert all(is_model(name) for name in names[::40])
     assert not is_model("nothing")
-    assert "valid: cifar_resnet8" in explain_unknown("nothing")
+    assert "valid: those of docs/models.md" in explain_unknown("nothing")
 
 
 def test_the_zoo_needs_no_library_and_its_names_not_even_torch():

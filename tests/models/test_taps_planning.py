@@ -47,6 +47,9 @@ def record(network, plan, images):
         ("torchvision:resnet152", "resnet152", "layer4.2.bn3"),
         ("timm:resnet50", "resnet50", "layer4.2.bn3"),
         ("timm:mobilenetv1_100", "mobilenet_v1", "blocks.4.1.bn2"),
+        ("mobilenet_v1", "mobilenet_v1", "blocks.4.1.bn2"),
+        ("mgd_shufflenet_v2", "shufflenet_v2", "stage4.3.branch2.6"),
+        ("mgd_mobilenet_v2", "mobilenet_v2", "features.17.conv.1.1"),
         ("torchvision:shufflenet_v2_x1_0", "shufflenet_v2", "stage4.3.branch2.6"),
     ],
 )

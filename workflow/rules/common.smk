@@ -11,7 +11,7 @@ try:
     from distillery.config.reading import nearest, read_mapping
     from distillery.config.resolve import load_dataset
     from distillery.errors import UserError
-    from distillery.models.registry import ZOO
+    from distillery.models.zoo import ZOO
     from distillery.objectives.terms import TERMS
     from distillery.reporting.columns import COLUMNS
 except ModuleNotFoundError as error:

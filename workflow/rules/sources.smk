@@ -16,6 +16,7 @@ INDIFFERENT = {*(PACKAGE / "config").rglob("*.py"), PACKAGE / "__init__.py"} | {
         "errors.py",
         "layout.py",
         "models/registry.py",
+        "models/zoo.py",
         "objectives/terms.py",
         "provenance.py",
         "training/lock.py",

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from distillery.config.reading import nearest
 from distillery.config.schema.recipe import Preprocess, Statistics
 from distillery.errors import UserError
-from distillery.models.registry import ZOO, bare_name
+from distillery.models.registry import bare_name
+from distillery.models.zoo import ZOO
 
 Published = tuple[dict[str, Tensor], Preprocess | None]
 

@@ -1,61 +1,23 @@
 """Every network by its name: the CIFAR zoo of this project, then timm's, then torchvision's.
 
-A new network of the zoo is one builder and one entry of ZOO. Libraries are imported when a name needs them, and no
-sooner: the zoo's names cost nothing, and building one of its networks needs torch alone.
+A new network of the zoo is one builder and one entry of `distillery.models.zoo.ZOO`. Libraries are imported when a name
+needs them, and no sooner: the zoo's names cost nothing.
 """
 
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from distillery.config.reading import nearest
 from distillery.errors import UserError
+from distillery.models.zoo import ZOO
 
 if TYPE_CHECKING:
     from torch import nn
 
-
-@dataclass(frozen=True)
-class ZooEntry:
-    """A network that this project builds itself, and what is known about it.
-
-    ``builder`` is ``module:function``; the function takes the number of classes, then ``fixed`` and the run's
-    ``model_args`` as keywords.
-    """
-
-    builder: str
-    fixed: Mapping[str, int]
-    input_size: int  # side of the images it was designed for, in pixels
-    parameters: int  # learned numbers with ten classes
-    source: str
-
-
-def _cifar_resnet(depth: int, parameters: int) -> ZooEntry:
-    return ZooEntry(
-        builder="distillery.models.cifar_resnet:cifar_resnet",
-        fixed=MappingProxyType({"depth": depth}),
-        input_size=32,
-        parameters=parameters,
-        source="He et al. 2016, Deep Residual Learning for Image Recognition, section 4.2",
-    )
-
-
-ZOO: Mapping[str, ZooEntry] = MappingProxyType(
-    {
-        "cifar_resnet8": _cifar_resnet(8, 75_290),
-        "cifar_resnet14": _cifar_resnet(14, 172_506),
-        "cifar_resnet20": _cifar_resnet(20, 269_722),
-        "cifar_resnet32": _cifar_resnet(32, 464_154),
-        "cifar_resnet44": _cifar_resnet(44, 658_586),
-        "cifar_resnet56": _cifar_resnet(56, 853_018),
-        "cifar_resnet110": _cifar_resnet(110, 1_727_962),
-    }
-)
 
 # What a run says elsewhere (classes: its data set; weights: `weights`), or what would fetch files behind its back.
 RESERVED_ARGUMENTS = frozenset(
@@ -101,7 +63,7 @@ def explain_unknown(name: str) -> str:
         known = model_names()
     close = get_close_matches(bare_name(name), known, n=3, cutoff=0.6)
     hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    return f"no model {name!r}; {hint}valid: {', '.join(ZOO)}, and every classifier of timm and torchvision"
+    return f"no model {name!r}; {hint}valid: those of docs/models.md, and every classifier of timm and torchvision"
 
 
 def create_model(name: str, num_classes: int, /, **model_args: Any) -> "nn.Module":  # noqa: ANN401
@@ -212,9 +174,13 @@ def _build_zoo(name: str, num_classes: int, model_args: Mapping[str, Any]) -> "n
     for argument in model_args:
         if argument in entry.fixed:
             raise UserError(f"model_args.{argument}: cannot be set here; the model's name {name!r} says it")
-    module, _, function = entry.builder.partition(":")
+    return _zoo_builder(name)(num_classes, **entry.fixed, **model_args)
+
+
+def _zoo_builder(name: str) -> "Callable[..., nn.Module]":
+    module, _, function = ZOO[name].builder.partition(":")
     builder: Callable[..., nn.Module] = getattr(import_module(module), function)
-    return builder(num_classes, **entry.fixed, **model_args)
+    return builder
 
 
 def _build_timm(name: str, num_classes: int, model_args: Mapping[str, Any]) -> "nn.Module":
@@ -247,10 +213,10 @@ def _explain_arguments(
         given = ", ".join(f"{key}: {value!r}" for key, value in model_args.items())
         return f"model_args: {name} cannot be built with {{{given}}}: {_first_line(error)}"
     where = f"model_args.{unknown[1]}: {name} has no argument {unknown[1]!r}"
-    signature = inspect.signature(type(build(bare_name(name), num_classes, {})).__init__)
+    builder = _zoo_builder(name) if name in ZOO else type(build(bare_name(name), num_classes, {})).__init__
     accepted = [
         parameter.name
-        for parameter in list(signature.parameters.values())[1:]
+        for parameter in list(inspect.signature(builder).parameters.values())[1:]
         if isinstance(parameter.default, bool | int | float | str | None)
     ]
     said_by_name = ZOO[name].fixed.keys() if name in ZOO else set()

@@ -56,18 +56,25 @@ class TableRow:
 # MobileNetV2 is tapped inside inverted residuals, at the batch norm of the depthwise convolution of the first block of
 # a stage (expanded width), as Matching Guided Distillation does; ShuffleNetV2's first tap is its stem after pooling.
 TABLE = (
+    TableRow("distillery.models.cifar_resnet", ("layer1", "layer2", "layer3")),
+    TableRow("distillery.models.cifar_wide", ("layer1", "layer2", "layer3")),  # ResNeXt-29
+    TableRow("distillery.models.cifar_preact", tuple(f"stages.{stage}" for stage in range(4))),
+    TableRow("distillery.models.cifar_preact", tuple(f"stages.{stage}" for stage in range(3))),  # Wide ResNet
+    TableRow("distillery.models.cifar_densenet", tuple(f"features.denseblock{block}" for block in (1, 2, 3))),
     TableRow("torchvision.models.resnet", ("layer1", "layer2", "layer3", "layer4")),
     TableRow("timm.models.resnet", ("layer1", "layer2", "layer3", "layer4")),  # ResNeXt, ResNeSt, SE, SK too
-    TableRow("distillery.models.cifar_resnet", ("layer1", "layer2", "layer3")),
     TableRow("torchvision.models.mobilenetv2", tuple(f"features.{block}.conv.1.1" for block in (4, 7, 11, 17))),
     TableRow("timm.models.efficientnet", tuple(f"blocks.{stage}.0.bn2" for stage in (2, 3, 4, 6)), "mobilenetv2_"),
     TableRow("timm.models.efficientnet", tuple(f"blocks.{stage}" for stage in (1, 2, 3, 4)), "mobilenetv1_"),
     TableRow("timm.models.efficientnet", tuple(f"blocks.{stage}" for stage in (1, 2, 4, 6)), "efficientnet_b"),
     TableRow(
-        "torchvision.models.efficientnet", tuple(f"features.{stage}" for stage in (2, 3, 5, 7)), holds="features.8"
+        "torchvision.models.efficientnet",
+        tuple(f"features.{stage}" for stage in (2, 3, 5, 7)),
+        holds="features.7.0.block",
     ),
     TableRow("torchvision.models.efficientnet", tuple(f"features.{stage}" for stage in (2, 3, 5, 6))),  # V2-S
     TableRow("torchvision.models.shufflenetv2", ("maxpool", "stage2", "stage3", "stage4")),
+    TableRow("torchvision.models.vgg", tuple(f"features.block{group}" for group in (1, 2, 3, 4))),  # of the CIFAR zoo
     TableRow("torchvision.models.densenet", tuple(f"features.denseblock{block}" for block in (1, 2, 3, 4))),
     TableRow("timm.models.densenet", tuple(f"features.denseblock{block}" for block in (1, 2, 3, 4))),
 )
