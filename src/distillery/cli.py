@@ -122,7 +122,8 @@ def tabulate(options: argparse.Namespace) -> None:
     from distillery.reporting.tables import tabulate_page
 
     page = load_page(options.config)
-    tabulate_page(page, options.results, page.path.parent / "published" / f"{page.name}.csv")
+    published = page.path.parent / "published" / f"{page.name}.csv"
+    tabulate_page(page, options.results, published, partial=options.partial)
 
 
 def plot(options: argparse.Namespace) -> None:
@@ -130,7 +131,9 @@ def plot(options: argparse.Namespace) -> None:
     from distillery.config import load_page
     from distillery.reporting.figures import plot_page
 
-    plot_page(load_page(options.config), options.results)
+    page = load_page(options.config)
+    published = page.path.parent / "published" / f"{page.name}.csv"
+    plot_page(page, options.results, published, partial=options.partial)
 
 
 def schema(options: argparse.Namespace) -> None:
@@ -200,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, function in (("tabulate", tabulate), ("plot", plot)):
         add = _command(commands, name, function)
         add.add_argument("config", type=Path, metavar="CONFIG", help="an experiment file, e.g. config/digits.yaml")
+        add.add_argument("--partial", action="store_true", help="mark what is missing instead of refusing it")
         _results(add)
 
     add = _command(commands, "schema", schema)

@@ -1,5 +1,6 @@
 # The pages of config/, and what rules ask about them. Rules see the pages through these functions only, so that a job
 # depends on what it uses and on nothing else that stands in the same file.
+import hashlib
 import os
 import re
 import sys
@@ -13,7 +14,7 @@ try:
     from distillery.errors import UserError
     from distillery.models.zoo import ZOO
     from distillery.objectives.terms import TERMS
-    from distillery.reporting.columns import COLUMNS
+    from distillery.reporting.measurements import needed_files, tables_with_figures
 except ModuleNotFoundError as error:
     sys.exit(
         f"distillery: {error}; {sys.executable} is not the environment of this project: run `make` in its root, "
@@ -111,6 +112,8 @@ def page_files(page):
     made = of_members(page, runs, "weights.safetensors")
     measured = of_members(page, runs, "metrics.json") + table_measurements(page)
     pages = [f"results/tables/{page.name}.md", f"results/figures/{page.name}"]
+    if PARTIAL:
+        return pages
     return [*pages, *made, *dict.fromkeys(measured)]
 
 
@@ -227,19 +230,19 @@ def trained_runs(page):
     ]
 
 
-def table_measurements(page):
-    """The measurements that the cells of a page's tables are filled with."""
-    cells = {
-        (run, COLUMNS[column].file)
-        for table in page.experiment.tables.values()
-        for run in table.runs()
-        for column in table.columns
-    }
-    measured = [run for run in table_rows(page) if (run, "metrics.json") in cells]
-    profiled = [run for run in table_rows(page) if (run, "profile.json") in cells]
+def table_measurements(page, tables=None):
+    """The measurements that the cells of some of a page's tables, or all, are filled with."""
+    needed = needed_files(page, tables)
+    measured = [run for run in needed if "metrics.json" in needed[run]]
+    profiled = [run for run in needed if "profile.json" in needed[run]]
     return of_members(page, measured, "metrics.json") + [
         f"results/{page.name}/{run}/profile.json" for run in profiled
     ]
+
+
+def figure_measurements(page):
+    """The measurements behind those tables that are drawn too."""
+    return table_measurements(page, tables_with_figures(page))
 
 
 def published_ledger(wildcards):
@@ -286,16 +289,76 @@ def table_lineage(wildcards):
 def figure_lineage(wildcards):
     """What a page's figures descend from."""
     page = PAGES[wildcards.experiment]
-    return lineage(page, trained_runs(page), "reporting/figures.py")
+    drawn = needed_files(page, tables_with_figures(page))
+    measuring = ["evaluation/evaluate.py", "evaluation/profile.py"] if drawn else []
+    return lineage(
+        page,
+        dict.fromkeys([*trained_runs(page), *drawn]),
+        "reporting/figures.py",
+        *measuring,
+    )
 
 
-def training_histories(wildcards):
+def drawn_ledger(wildcards):
+    """The published numbers of a page, if a figure shows any."""
+    drawn = tables_with_figures(PAGES[wildcards.experiment])
+    return published_ledger(wildcards) if drawn else []
+
+
+def training_histories(page):
     """The learning curves of a page's runs."""
-    page = PAGES[wildcards.experiment]
     return of_members(page, trained_runs(page), "history.csv")
+
+
+# --- a page with gaps ------------------------------------------------------------------------------------------------
+
+
+@one_line_errors
+def asked(name):
+    """Whether the command line says `--config name=true`."""
+    value = str(config.get(name, False)).lower()
+    if value not in ("true", "false"):
+        raise UserError(f"--config {name}={value}: expected true or false")
+    return value == "true"
+
+
+# A page as far as there are results, without making any.
+PARTIAL = asked("partial")
+
+
+def unless_partial(files):
+    """An input function: what a page needs. A partial page waits for nothing."""
+    return lambda wildcards: [] if PARTIAL else files(PAGES[wildcards.experiment])
+
+
+def found_if_partial(files):
+    """A parameter: what of it is there when the page is partial, so that the page is made anew when more is."""
+
+    def found(wildcards):
+        paths = map(Path, files(PAGES[wildcards.experiment]) if PARTIAL else [])
+        return [
+            f"{path}: {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+            for path in paths
+            if path.is_file()
+        ]
+
+    return found
+
+
+def page_manifest(page):
+    """The prepared data set of a page, in a list."""
+    return [f"results/datasets/{page.experiment.dataset}/manifest.json"]
 
 
 def trained_digests(wildcards):
     """The specs behind a page's figures."""
     page = PAGES[wildcards.experiment]
-    return digests(page, trained_runs(page))
+    drawn = needed_files(page, tables_with_figures(page))
+    return digests(page, dict.fromkeys([*trained_runs(page), *drawn]))
+
+
+def drawn_tables(wildcards):
+    """How a page lays out the tables that are drawn too."""
+    page = PAGES[wildcards.experiment]
+    drawn = tables_with_figures(page)
+    return [(name, text) for name, text in tables_block(wildcards) if name in drawn]

@@ -6,8 +6,8 @@ localrules:
 
 rule assemble_tables:
     input:
-        manifest=manifest,
-        measured=lambda wildcards: table_measurements(PAGES[wildcards.experiment]),
+        manifest=unless_partial(page_manifest),
+        measured=unless_partial(table_measurements),
         published=published_ledger,
         lineage=table_lineage,
     output:
@@ -32,15 +32,21 @@ rule assemble_tables:
     params:
         tables=tables_block,
         digests=table_digests,
+        partial="--partial" if PARTIAL else "",
+        found=found_if_partial(
+            lambda page: page_manifest(page) + table_measurements(page)
+        ),
     message:
         "assemble the tables of {wildcards.experiment}"
     shell:
-        "exec distillery tabulate config/{wildcards.experiment}.yaml > {log} 2>&1"
+        "exec distillery tabulate config/{wildcards.experiment}.yaml {params.partial} > {log} 2>&1"
 
 
 rule draw_figures:
     input:
-        histories=training_histories,
+        histories=unless_partial(training_histories),
+        measured=unless_partial(figure_measurements),
+        published=drawn_ledger,
         lineage=figure_lineage,
     output:
         curves=report(
@@ -48,7 +54,7 @@ rule draw_figures:
             patterns=["{figure}.svg"],
             category="Figures",
             labels={"page": "{experiment}", "figure": "{figure}"},
-            caption="../report/learning_curves.rst",
+            caption="../report/figures.rst",
         ),
     log:
         "logs/{experiment}/figures.log",
@@ -56,7 +62,12 @@ rule draw_figures:
         "logs/{experiment}/figures.benchmark.jsonl"
     params:
         digests=trained_digests,
+        tables=drawn_tables,
+        partial="--partial" if PARTIAL else "",
+        found=found_if_partial(
+            lambda page: training_histories(page) + figure_measurements(page)
+        ),
     message:
         "draw the figures of {wildcards.experiment}"
     shell:
-        "exec distillery plot config/{wildcards.experiment}.yaml > {log} 2>&1"
+        "exec distillery plot config/{wildcards.experiment}.yaml {params.partial} > {log} 2>&1"

@@ -1,259 +1,57 @@
-"""The figures of a page: learning curves of its trained runs, as SVG and PNG with the same bytes every time."""
+"""The figures of a page, as SVG and PNG with the same bytes every time.
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from math import ceil, sqrt
+Learning curves of the trained runs, and what tables ask for by `figure`: a heat map of a grid, or accuracy against
+images a second with the Pareto front.
+"""
+
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
-from distillery.atomic import replace_file
 from distillery.config import Page
 from distillery.layout import figure_folder
-from distillery.reporting.history import read_histories
+from distillery.reporting.content import Content, gather, read_ledger
+from distillery.reporting.curves import learning_curves
+from distillery.reporting.heat_map import draw_heat_map
+from distillery.reporting.measurements import read_measurements, tables_with_figures
+from distillery.reporting.pareto import draw_pareto
+from distillery.reporting.style import house_style, save
 
 if TYPE_CHECKING:
-    from matplotlib.artist import Artist
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which stay apart for colour-blind eyes; without yellow, which vanishes on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-OTHERS = "#DDDDDD"
-STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so that no installed font decides
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#606060",
-    "axes.labelcolor": "#202020",
-    "xtick.color": "#606060",
-    "ytick.color": "#606060",
-    "axes.grid": True,
-    "grid.color": "#E8E8E8",
-    "grid.linewidth": 0.8,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.hashsalt": "distillery",
-    "svg.fonttype": "path",
-}
-PIXELS_PER_INCH = 160
 
+def plot_page(page: Page, results: Path, published: Path, *, partial: bool = False) -> list[Path]:
+    """Draw the figures of a page, and return the files.
 
-@dataclass(frozen=True)
-class Curve:
-    """One quantity of a run: epochs (E,), and its values over seeds (S, E)."""
-
-    run: str
-    teacher: str | None
-    teaches: bool
-    epochs: NDArray[np.float64]
-    values: NDArray[np.float64]
-
-    @property
-    def mean(self) -> NDArray[np.float64]:
-        """Mean over seeds (E,)."""
-        mean: NDArray[np.float64] = self.values.mean(axis=0)
-        return mean
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """What a figure shows, and how it is found in a history."""
-
-    name: str
-    label: str
-    take: Callable[[dict[str, NDArray[np.float64]]], NDArray[np.float64]]
-    logarithmic: bool
-
-
-def _validation_top1(history: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-    """A run with a moving average keeps the better of both weights, so that is what its curve shows."""
-    return np.fmax(history["val_top1"], history.get("ema_val_top1", history["val_top1"]))
-
-
-QUANTITIES = (
-    Quantity("validation_top1", "Validation top-1 (%)", _validation_top1, logarithmic=False),
-    Quantity("training_loss", "Training loss", lambda history: history["train_loss"], logarithmic=True),
-)
-
-
-def plot_page(page: Page, results: Path) -> list[Path]:
-    """Draw the learning curves of a page's trained runs, and return the files.
+    Args:
+        page: the experiment.
+        results: the results folder.
+        published: the ledger of published numbers; need not exist.
+        partial: draw what there is, instead of refusing a page with gaps.
 
     Raises:
-        UserError: a history is missing or damaged. Nothing is written then.
+        UserError: a history or a measurement is missing or damaged. Nothing is written then.
     """
-    import matplotlib.style
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    trained = [run for run, line in page.experiment.runs.items() if line.recipe is not None]
-    histories = {run: read_histories(page, run, results) for run in trained}
-    folder = figure_folder(results, page.name)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    # The default style first: a user's own matplotlibrc must not change the bytes.
-    with matplotlib.style.context(["default", STYLE]):
-        for quantity in QUANTITIES if trained else ():
-            curves = [
-                Curve(
-                    run,
-                    page.teacher(run),
-                    run in page.teachers(),
-                    histories[run][0]["epoch"],
-                    np.stack([quantity.take(history) for history in histories[run]]),
-                )
-                for run in trained
-            ]
-            figure = draw(curves, quantity)
-            FigureCanvasAgg(figure)
-            files += [_save(figure, folder / f"{quantity.name}.{kind}") for kind in ("svg", "png")]
+    illustrated = tables_with_figures(page)
+    ledger = read_ledger(page, published)
+    runs = read_measurements(page, results, illustrated, partial=partial)
+    with house_style():
+        figures = learning_curves(page, results, partial=partial)
+        for name in illustrated:
+            figures |= _draw(gather(page, name, page.experiment.tables[name], runs, ledger))
+        folder = figure_folder(results, page.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [file for name, figure in figures.items() for file in save(figure, folder, name)]
     _remove_former(folder, keep=files)
     return files
 
 
-def draw(curves: list[Curve], quantity: Quantity) -> "Figure":
-    """All runs in one picture as long as seven colours tell them apart; beyond that, a panel for each."""
-    return _overlay(curves, quantity) if len(curves) <= len(COLOURS) else _panels(curves, quantity)
-
-
-def _overlay(curves: list[Curve], quantity: Quantity) -> "Figure":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
-    axes = figure.subplots()
-    for colour, curve in zip(COLOURS, curves, strict=False):
-        axes.plot(curve.epochs, curve.mean, color=colour, **_line(curve.teaches), label=curve.run)
-        _band(axes, curve, colour)
-    _finish(axes, curves, quantity)
-    axes.set_xlabel("Epoch")
-    axes.set_ylabel(quantity.label)
-    handles, labels = axes.get_legend_handles_labels()
-    # From top to bottom as the lines end; those that end in NaN last.
-    order = sorted(range(len(curves)), key=lambda index: -np.nan_to_num(curves[index].mean[-1], nan=-np.inf))
-    figure.legend(
-        [handles[index] for index in order],
-        [labels[index] for index in order],
-        loc="outside right upper",
-        title=_legend_title(curves),
-        alignment="left",
-        handlelength=2.6,
-    )
-    return figure
-
-
-def _panels(curves: list[Curve], quantity: Quantity) -> "Figure":
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
-    # Four at least, so that the legend above them has room.
-    columns = min(5, max(4, ceil(sqrt(len(curves)))))
-    rows = ceil(len(curves) / columns)
-    figure = Figure(figsize=(2.1 * columns, 1.7 * rows + 0.6), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    by_run = {curve.run: curve for curve in curves}
-    envelope = _envelope(curves)
-    for axes, curve in zip(grid.flat, curves, strict=False):
-        axes.fill_between(*envelope, color=OTHERS, linewidth=0)
-        if curve.teacher in by_run:
-            teacher = by_run[curve.teacher]
-            axes.plot(teacher.epochs, teacher.mean, color=COLOURS[1], **_line(teaches=True))
-        axes.plot(curve.epochs, curve.mean, color=COLOURS[0], **_line(teaches=False))
-        _band(axes, curve, COLOURS[0])
-        axes.set_title(curve.run, loc="left")
-    for axes in grid.flat[len(curves) :]:
-        axes.set_visible(False)
-    # Where the last row is not full, the panels above its gaps carry the numbers of the epochs.
-    for axes in grid.flat[max(0, len(curves) - columns) : len(curves)]:
-        axes.xaxis.set_tick_params(labelbottom=True)
-    _finish(grid.flat[0], curves, quantity)
-    figure.supxlabel("Epoch", fontsize=9)
-    figure.supylabel(quantity.label, fontsize=9)
-    several = any(len(curve.values) > 1 for curve in curves)
-    handles: list[Artist] = [Line2D([], [], color=COLOURS[0], **_line(teaches=False))]
-    labels = ["the run (mean, and range over seeds)" if several else "the run"]
-    if any(curve.teacher in by_run for curve in curves):
-        handles.append(Line2D([], [], color=COLOURS[1], **_line(teaches=True)))
-        labels.append("its teacher")
-    handles.append(Patch(color=OTHERS, linewidth=0))
-    labels.append("between the best and the worst run")
-    figure.legend(handles, labels, loc="outside upper left", ncols=3, handlelength=2.6)
-    return figure
-
-
-def _envelope(curves: list[Curve]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Epochs (E,), and the least and greatest mean of a run at each; all lines in every panel would swell the SVG."""
-    means: dict[float, list[float]] = {}
-    for curve in curves:
-        for epoch, mean in zip(curve.epochs, curve.mean, strict=True):
-            means.setdefault(float(epoch), []).append(float(mean))
-    epochs = sorted(means)
-    low, high = ([np.fmin.reduce(means[epoch]) for epoch in epochs], [np.fmax.reduce(means[epoch]) for epoch in epochs])
-    return np.array(epochs), np.array(low), np.array(high)
-
-
-def _line(teaches: bool) -> dict[str, Any]:
-    return {"linestyle": (0, (4, 2)) if teaches else "-", "linewidth": 1.4}
-
-
-def _band(axes: "Axes", curve: Curve, colour: str) -> None:
-    if len(curve.values) > 1:
-        low, high = curve.values.min(axis=0), curve.values.max(axis=0)
-        axes.fill_between(curve.epochs, low, high, color=colour, alpha=0.18, linewidth=0)
-
-
-def _legend_title(curves: list[Curve]) -> str | None:
-    words = ["band: range over seeds"] if any(len(curve.values) > 1 for curve in curves) else []
-    words += ["dashed: teaches"] if any(curve.teaches for curve in curves) else []
-    return "\n".join(words) or None
-
-
-def _finish(axes: "Axes", curves: list[Curve], quantity: Quantity) -> None:
-    """Scales and ticks; shared axes follow."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
-    axes.margins(x=0.02)
-    values = _finite(curve.values for curve in curves)
-    if not values.size:
-        return
-    if not quantity.logarithmic:
-        axes.set_ylim(_limits(curves))
-    elif values.min() > 0:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_locator(NullLocator())
-
-
-def _limits(curves: list[Curve]) -> tuple[float, float]:
-    """Room for what comes after the first quarter of the epochs; the steep beginning would flatten all that differs."""
-    late = _finite(curve.values[:, ceil(curve.values.shape[1] / 4) :] for curve in curves)
-    whole = _finite(curve.values for curve in curves)
-    low = float(late.min() if late.size else whole.min())
-    high = float(whole.max())
-    room = 0.05 * (high - low) or 1.0
-    return low - room, high + room
-
-
-def _finite(values: Iterable[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """All numbers among some arrays, in one row."""
-    row: NDArray[np.float64] = np.concatenate([array.ravel() for array in values])
-    finite: NDArray[np.float64] = row[np.isfinite(row)]
-    return finite
-
-
-def _save(figure: "Figure", path: Path) -> Path:
-    kind = path.suffix[1:]
-    # Dates and versions would change the bytes of an unchanged picture.
-    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    with replace_file(path) as temporary:
-        figure.savefig(temporary, format=kind, dpi=PIXELS_PER_INCH, metadata=metadata)
-    return path
+def _draw(content: Content) -> dict[str, "Figure"]:
+    """The figure that a table asks for, under its name; none as long as there is nothing to see."""
+    draw = {"heat_map": draw_heat_map, "pareto": draw_pareto}[content.table.figure or ""]
+    figure = draw(content)
+    return {} if figure is None else {f"{content.name}_{content.table.figure}": figure}
 
 
 def _remove_former(folder: Path, keep: Iterable[Path]) -> None:

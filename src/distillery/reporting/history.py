@@ -37,6 +37,11 @@ def read_histories(page: Page, run: str, results: Path) -> list[dict[str, NDArra
     return histories
 
 
+def has_histories(page: Page, run: str, results: Path) -> bool:
+    """Whether every seed of a trained run has told of its epochs."""
+    return all((run_folder(results, page.name, run, seed) / "history.csv").is_file() for seed in page.seeds(run))
+
+
 def read_history(path: Path, command: str) -> dict[str, NDArray[np.float64]]:
     """Read one history as columns (E,); what is infinite or left empty is NaN, so that a curve has a gap there.
 

@@ -1,7 +1,7 @@
 """Read what was measured: metrics.json of each seed and profile.json of each run."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -104,10 +104,10 @@ class Measured:
         return summarize([100 * self.profile.size_bytes / self.teacher_profile.size_bytes])
 
 
-def needed_files(page: Page) -> dict[str, set[str]]:
-    """The files that the cells of a page's tables are filled with: metrics.json, profile.json or both, by run."""
+def needed_files(page: Page, tables: Iterable[str] | None = None) -> dict[str, set[str]]:
+    """The files that the cells of some tables, or all, are filled with: metrics.json, profile.json or both, by run."""
     needed: dict[str, set[str]] = {}
-    for table in page.experiment.tables.values():
+    for table in [page.experiment.tables[name] for name in (page.experiment.tables if tables is None else tables)]:
         for run in table.runs():
             needed.setdefault(run, set()).update(COLUMNS[column].file for column in table.columns)
             teacher = page.teacher(run)
@@ -116,8 +116,15 @@ def needed_files(page: Page) -> dict[str, set[str]]:
     return needed
 
 
-def read_measurements(page: Page, results: Path, *, partial: bool = False) -> dict[str, Measured]:
-    """Read what the cells of a page's tables are filled with, by run.
+def tables_with_figures(page: Page) -> list[str]:
+    """The tables that are drawn too."""
+    return [name for name, table in page.experiment.tables.items() if table.figure is not None]
+
+
+def read_measurements(
+    page: Page, results: Path, tables: Iterable[str] | None = None, *, partial: bool = False
+) -> dict[str, Measured]:
+    """Read what the cells of some of a page's tables, or all, are filled with, by run.
 
     A partial page leaves out what is missing or measured another configuration.
 
@@ -125,7 +132,7 @@ def read_measurements(page: Page, results: Path, *, partial: bool = False) -> di
         UserError: a file is damaged or, unless ``partial``, missing or stale; the line names it and the command that
             makes it.
     """
-    needed = needed_files(page)
+    needed = needed_files(page, tables)
     metrics: dict[str, tuple[Metrics, ...]] = {}
     profiles: dict[str, Profile | None] = {}
     for run, files in needed.items():

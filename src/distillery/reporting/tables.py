@@ -125,7 +125,7 @@ def _grid_cell(content: Content, run: str) -> Cell:
         text = _value_cell(entry).text
         if entry.published is not None:
             published, _, finding = _verdict_cells(entry)
-            text += f" ({published.text}: {finding.text})"
+            text += f" ({published.text})" if finding.text == text else f" ({published.text}: {finding.text})"
         texts.append(text)
     return Cell(" / ".join(texts), entries[0].best)
 

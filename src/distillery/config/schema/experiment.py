@@ -98,6 +98,18 @@ class Table(Block):
     rows: Rows = Field({}, description="runs, one a row, or a mapping of runs to their labels")
     grid: Grid | None = Field(None, description="instead of rows")
     columns: tuple[Column, ...]
+    figure: Literal["heat_map", "pareto"] | None = Field(
+        None, description="draw a grid's first column as a heat map, or accuracy against speed with the Pareto front"
+    )
+
+    @model_validator(mode="after")
+    def _drawable(self) -> Self:
+        if self.figure == "heat_map" and self.grid is None:
+            raise ValueError("a heat map needs a `grid`")
+        accuracy, speed = {"top1", "error1"} & set(self.columns), [c for c in self.columns if c.endswith("throughput")]
+        if self.figure == "pareto" and (self.grid is not None or len(accuracy) != 1 or not speed):
+            raise ValueError("a Pareto front needs `rows`, and the columns top1 or error1 and a throughput")
+        return self
 
     @model_validator(mode="after")
     def _rows_or_grid(self) -> Self:

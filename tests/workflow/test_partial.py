@@ -1,0 +1,33 @@
+"""A page as far as there are results."""
+
+import shutil
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+TARGETS = ("results/tables/tiny.md", "results/figures/tiny")
+PARTIAL = ("--config", "partial=true", "--", *TARGETS)
+
+
+def test_a_partial_page_marks_its_gaps_and_makes_nothing(made):
+    shutil.rmtree(made.folder / "results/tiny/taught")
+    assert made.planned(*PARTIAL) == {"assemble the tables of tiny", "draw the figures of tiny"}
+    result = made.run("snakemake", "--cores", "1", *PARTIAL)
+    assert result.returncode == 0, result.stdout
+    text = made.read("results/tables/tiny.md")
+    assert "A partial page: 2 of its 3 runs are complete." in text
+    assert "| taught | big" in " ".join(text.split())
+    assert not (made.folder / "results/tiny/taught").exists()
+    assert made.planned(*PARTIAL) == set()
+    # More results make it anew, and so does the wish for the whole page.
+    shutil.copytree(made.folder / "results/tiny/small", made.folder / "results/tiny/taught")
+    assert "assemble the tables of tiny" in made.planned(*PARTIAL)
+    shutil.rmtree(made.folder / "results/tiny/taught")
+    assert made.planned(*TARGETS) >= {"train tiny/taught, seed 0", "assemble the tables of tiny"}
+
+
+def test_partial_is_true_or_false(pristine):
+    result = pristine.run("snakemake", "--dry-run", "--config", "partial=maybe", "--", "results/tables/digits.md")
+    assert result.returncode == 1
+    assert result.stdout.splitlines()[-1] == "distillery: --config partial=maybe: expected true or false"
