@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-methods test quick lint format lock clean
+.PHONY: help demo demo-methods rehearse rehearse-families test quick lint format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,6 +15,12 @@ demo: .venv/.installed  ## real digits, from images to a judged table (4 minutes
 
 demo-methods: .venv/.installed  ## every method on the digits (15 minutes on 2 cores)
 	@bash scripts/demo.sh digits-methods
+
+rehearse: .venv/.installed  ## every page with its real networks, on a few generated images
+	snakemake --cores all --keep-going --quiet rules --config rehearsal=true pages=all
+
+rehearse-families: .venv/.installed  ## one run of each method and of each family of networks, rehearsed
+	snakemake --cores all --keep-going --quiet rules --config rehearsal=true -- rehearse_families
 
 test: .venv/.installed lint  ## every check and test (under 12 minutes on 2 cores)
 	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal

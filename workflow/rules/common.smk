@@ -10,6 +10,7 @@ from pathlib import Path
 try:
     from distillery.config import load_pages
     from distillery.config.reading import nearest, read_mapping
+    from distillery.config.rehearsal import representatives, write_rehearsal
     from distillery.config.resolve import load_dataset
     from distillery.errors import UserError
     from distillery.models.zoo import ZOO
@@ -42,6 +43,9 @@ def one_line_errors(function):
             sys.exit(f"distillery: {error}")
 
     return answer
+
+
+include: "rehearsal.smk"
 
 
 PAGES = one_line_errors(load_pages)(CONFIG)
@@ -92,12 +96,13 @@ wildcard_constraints:
 
 @one_line_errors
 def chosen_pages(wildcards):
-    """All that belongs to the pages that `--config pages=...` names.
+    """All that belongs to the pages that `--config pages=...` names, or to every page for `pages=all`.
 
     Tables and figures would be enough to ask for, but a run that was deleted is to be made again too.
     """
     chosen = config.get("pages", "digits")
     names = chosen if isinstance(chosen, list) else str(chosen).split(",")
+    names = list(PAGES) if names == ["all"] else names
     for name in names:
         if name not in PAGES:
             raise UserError(

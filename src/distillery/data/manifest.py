@@ -37,7 +37,7 @@ class Split(Block):
 
     folder: str
     images: PositiveInt
-    images_per_class: tuple[PositiveInt, ...]
+    images_per_class: tuple[NonNegativeInt, ...]
     width: tuple[int, int]
     height: tuple[int, int]
     modes: dict[str, int]

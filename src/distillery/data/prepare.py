@@ -10,6 +10,7 @@ from distillery.data import shards
 from distillery.data.decode import DEEP_MODES
 from distillery.data.describe import WrittenShard, describe
 from distillery.data.digits import write_digits
+from distillery.data.generated import generate_images
 from distillery.data.manifest import FILE_NAME, SPLITS, Manifest
 from distillery.data.parallel import Progress, write_shards
 from distillery.data.shards import ShardFacts, ShardTask, split_into_shards
@@ -36,15 +37,15 @@ def prepare_dataset(name: str, dataset: Dataset, output: Path, workers: int) -> 
     path = Path(dataset.path)
     if dataset.bundled == "digits":
         write_digits(path)
+    generated = None if dataset.generated is None else generate_images(path, dataset.generated)
     if not path.exists():
         raise UserError(missing_message(path, name))
     _refuse_strange(output)
     with staged_folder(output) as staging:
-        tree = open_tree(path, staging)
-        images = find_images(tree, name, dataset)
+        images = generated or find_images(open_tree(path, staging), name, dataset)
         outcome = _write(name, images, staging, workers)
-        if tree.source.parent == staging:
-            tree.source.unlink()
+        if images.source.parent == staging:
+            images.source.unlink()
         faults = [fault for shards_of in outcome.values() for _, facts in shards_of for fault in facts.faults]
         _check_faults(name, dataset, output, faults, sum(map(len, images.splits.values())))
         _check_classes(dataset, images, outcome)
@@ -133,10 +134,9 @@ def _check_classes(dataset: Dataset, images: RawImages, outcome: Outcome) -> Non
     """Skipping must not empty a class."""
     for split, shards_of in outcome.items():
         left = {task.images[position].label for task, facts in shards_of for position in facts.kept}
-        for label, class_name in enumerate(images.classes):
-            if label not in left:
-                folder = f"{images.folders[split]}/{shown(class_name)}/"
-                raise UserError(f"{dataset.path}: {folder}: none of its images can be decoded; a class needs some")
+        for label in sorted({image.label for image in images.splits[split]} - left):
+            folder = f"{images.folders[split]}/{shown(images.classes[label])}/"
+            raise UserError(f"{dataset.path}: {folder}: none of its images can be decoded; a class needs some")
 
 
 def _give_names(outcome: Outcome) -> dict[str, list[WrittenShard]]:

@@ -2,9 +2,17 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from distillery.config.schema.block import Block
+
+
+class Generated(Block):
+    """Images made up for a rehearsal: noise in a colour of each class."""
+
+    classes: PositiveInt
+    images: PositiveInt = Field(description="for training; half as many are for validation")
+    size: PositiveInt = Field(description="height in pixels")
 
 
 class Dataset(Block):
@@ -14,5 +22,6 @@ class Dataset(Block):
     bundled: Literal["digits"] | None = Field(
         None, description="write these embedded images to `path` when it is absent"
     )
+    generated: Generated | None = Field(None, description="write made-up images to `path`, as rehearsals do")
     val_folder: str | None = Field(None, description="name of the validation folder; found by itself when it is usual")
     on_corrupt: Literal["stop", "skip"] = Field("stop", description="what to do about images that cannot be decoded")

@@ -1,0 +1,159 @@
+"""A rehearsal of the pages: every run with its real networks and objective, on a few small generated images.
+
+The rehearsal is a working folder of its own, with a config/ that says what is rehearsed and a results/ that is never
+mixed with real results. Whatever can go wrong with names, networks, objectives, files and tables goes wrong there,
+before a GPU-hour is spent; only the numbers mean nothing.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distillery.atomic import write_text
+from distillery.config.resolve import Page
+from distillery.config.schema.experiment import Run
+from distillery.config.schema.recipe import Preprocess, Recipe
+
+# Enough for two steps an epoch, and for two epochs: what acts when an epoch begins acts twice.
+BATCH = 8
+TRAINING_IMAGES = 2 * BATCH
+EPOCHS = 2
+# Networks for larger images see them at this size; the smallest at which all known ones still have pixels at the end.
+SIZE = 64
+# Names that end in a number of pixels, and LeViT's, whose number is a width: these networks take one size only.
+FIXED_SIZE = re.compile(r"_[2-9]\d\d$")
+# Networks that were hardly trained answer wildly; at the recipes' rates their students would not stay finite.
+LEARNING_RATE = 1e-3
+
+CLASSES = {"imagenet": 1000, "cub200": 200, "cifar100": 100, "tiny-imagenet": 200, "stanford-dogs": 120, "mit67": 67}
+_HEADER = "# Written by a rehearsal; changes are lost. The pages themselves lie in the project's config/.\n"
+
+
+def family(model: str) -> str:
+    """The kind of network that a name tells: resnet of torchvision:resnet50, cifar_resnet of cifar_resnet20."""
+    found = re.match(r"(?:cifar_|mgd_)?[a-z]+(?:_v\d)?", model.rpartition(":")[2].removeprefix("tf_"))
+    return found[0] if found else model
+
+
+def representatives(pages: Iterable[Page]) -> list[tuple[str, str]]:
+    """One run (page, run) of every method and of every family of networks, the first of each in the order written."""
+    chosen: dict[tuple[str, str], None] = {}
+    seen: set[object] = set()
+    for page in pages:
+        for run, line in page.experiment.runs.items():
+            if line.recipe is None:
+                continue
+            mgd = line.objective.mgd
+            method = (frozenset(line.objective.terms()), mgd and mgd.reducer, line.weights is not None)
+            new = {method, family(line.model)} - seen
+            if new:
+                seen |= new
+                chosen[page.name, run] = None
+    return list(chosen)
+
+
+def write_rehearsal(pages: Iterable[Page], folder: Path) -> None:
+    """Write ``folder``/config with every page shrunk; files that are right already are left alone."""
+    recipes: dict[str, str] = {}
+    datasets: dict[str, Any] = {}
+    config = folder / "config"
+    for page in pages:
+        datasets[page.experiment.dataset] = _generated(page)
+        runs = {run: _line(page, run, recipes) for run in page.experiment.runs}
+        body = page.experiment.model_dump(mode="json", exclude_defaults=True)
+        _write(config / page.path.name, _dumped({page.name: body | {"seeds": [0], "runs": runs}}))
+        ledger = page.path.parent / "published" / f"{page.name}.csv"
+        if ledger.is_file():
+            _write(config / "published" / ledger.name, ledger.read_text(encoding="utf-8"))
+    _write(config / "datasets.yaml", _dumped(datasets))
+    for text, name in recipes.items():
+        _write(config / "recipes" / f"{name}.yaml", text)
+
+
+def _line(page: Page, run: str, recipes: dict[str, str]) -> dict[str, Any]:
+    """A run's line; what it imports from files or the network is trained instead, since a rehearsal has neither."""
+    line = page.experiment.runs[run]
+    body = line.model_dump(mode="json", exclude_defaults=True, exclude={"seeds", "recipe"})
+    if page.origin(run) is None:
+        body.pop("weights", None)
+        body.pop("new_classifier", None)
+    if line.recipe is None and page.origin(run) is not None:
+        return body
+    recipe = _plain_recipe(page, run) if line.recipe is None else page.recipes[run]
+    text = _dumped(rehearsed(recipe, line))
+    name = line.recipe or "imported"
+    taken = set(recipes.values())
+    candidates = (f"{name}-{number}" if number else name for number in range(len(recipes) + 1))
+    body["recipe"] = recipes.setdefault(text, next(candidate for candidate in candidates if candidate not in taken))
+    return body
+
+
+def rehearsed(recipe: Recipe, line: Run) -> dict[str, Any]:
+    """A recipe as a rehearsal follows it: all its parts, for a few steps."""
+    body = recipe.model_dump(mode="json", exclude_defaults=True)
+    bake = line.objective.bake
+    body |= {"epochs": EPOCHS, "batch": BATCH if bake is None else BATCH // 2 * (bake.partners + 1)}
+    body["optimizer"]["lr"] = LEARNING_RATE
+    body["schedule"] = _short_schedule(body["schedule"])
+    if not FIXED_SIZE.search(line.model):
+        body["preprocess"] = _small_preprocess(recipe.preprocess)
+    # Half precision needs a GPU; bfloat16 takes the same paths on a CPU.
+    if recipe.precision == "16-mixed":
+        body["precision"] = "bf16-mixed"
+    return body
+
+
+def _short_schedule(schedule: dict[str, Any]) -> dict[str, Any]:
+    short: dict[str, Any] = {"drops": [1], "every": 1, "restart_every": 1, "cooldown": 1, "min_lr": LEARNING_RATE / 100}
+    body = {key: short.get(key, value) for key, value in schedule.items()}
+    if "warmup" in body:
+        short = {"epochs": 1, "lr": LEARNING_RATE / 10}
+        body["warmup"] = {key: short.get(key, value) for key, value in body["warmup"].items()}
+    return body
+
+
+def _small_preprocess(preprocess: Preprocess) -> dict[str, Any]:
+    body = preprocess.model_dump(mode="json", exclude_defaults=True)
+    size = min(preprocess.size, SIZE)
+    if preprocess.resize is not None:
+        body["resize"] = round(preprocess.resize * size / preprocess.size)
+    return body | {"size": size}
+
+
+def _plain_recipe(page: Page, run: str) -> Recipe:
+    """A recipe for a network that the page imports."""
+    given = page.spec(run).preprocess
+    body: dict[str, Any] = {
+        "epochs": EPOCHS,
+        "batch": BATCH,
+        "optimizer": {"name": "sgd", "lr": LEARNING_RATE},
+        "schedule": {"name": "constant"},
+        "preprocess": {"size": SIZE} if given is None else given.model_dump(mode="json"),
+    }
+    return Recipe.model_validate(body)
+
+
+def _generated(page: Page) -> dict[str, Any]:
+    sizes = [recipe.preprocess.size for recipe in page.recipes.values()]
+    return {
+        "path": f"generated/{page.experiment.dataset}",
+        "generated": {
+            "classes": CLASSES.get(page.experiment.dataset, 10),
+            "images": TRAINING_IMAGES,
+            "size": min(SIZE, max(sizes, default=SIZE)),
+        },
+    }
+
+
+def _dumped(body: dict[str, Any]) -> str:
+    text: str = yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=1000)
+    return _HEADER + text
+
+
+def _write(path: Path, text: str) -> None:
+    """Many jobs of one workflow may write at once; none of them needs to."""
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)

@@ -1,0 +1,100 @@
+"""A rehearsal keeps every run, network and objective of a page, and shrinks the rest."""
+
+import pytest
+
+from distillery.config import load_page, load_pages
+from distillery.config.rehearsal import BATCH, EPOCHS, LEARNING_RATE, SIZE, write_rehearsal
+from distillery.config.schema.experiment import Run
+from distillery.config.schema.recipe import Recipe
+
+PAGE = """
+big:
+  dataset: photos
+  seeds: [3, 4]
+  runs:
+    imported: {model: resnet18, weights: "torchvision:IMAGENET1K_V1", preprocess: {size: 224, resize: 256}}
+    stored: {model: resnet18, weights: /nowhere/at/all.pth}
+    plain: {model: resnet18, recipe: usual}
+    taught: {model: mobilenetv3_small_050, recipe: usual, batch: 256, teacher: imported, seeds: [5],
+             objective: {ce: {}, mgd: {reducer: sm, update_every: 2}}}
+    baked: {model: resnet18, recipe: usual, batch: 96, objective: {ce: {}, bake: {partners: 2}}}
+    tuned: {model: resnet18, recipe: usual, weights: "run:plain"}
+    started: {model: resnet18, recipe: usual, weights: "timm:a1_in1k", new_classifier: true}
+    borrowed: {model: resnet18, weights: "run:plain"}
+  tables:
+    all: {rows: [imported, plain, taught], columns: [top1, params]}
+"""
+RECIPE = """
+epochs: 90
+batch: 256
+optimizer: {name: sgd, lr: 0.1, weight_decay: 1.0e-4}
+schedule: {name: step, drops: [30, 60], warmup: {name: ratio, epochs: 5}}
+preprocess: {size: 224, resize: 256, normalize: imagenet}
+augment:
+  - {name: random_resized_crop}
+precision: 16-mixed
+"""
+
+
+@pytest.fixture
+def page(tmp_path):
+    (tmp_path / "config" / "recipes").mkdir(parents=True)
+    (tmp_path / "config" / "big.yaml").write_text(PAGE)
+    (tmp_path / "config" / "recipes" / "usual.yaml").write_text(RECIPE)
+    (tmp_path / "config" / "datasets.yaml").write_text("photos: {path: data/photos}\n")
+    return load_page(tmp_path / "config" / "big.yaml")
+
+
+@pytest.fixture
+def small(page, tmp_path):
+    write_rehearsal([page], tmp_path / "rehearsal")
+    return load_page(tmp_path / "rehearsal" / "config" / "big.yaml")
+
+
+def test_every_run_with_its_network_and_objective(page, small):
+    assert list(small.experiment.runs) == list(page.experiment.runs)
+    for run, line in page.experiment.runs.items():
+        rehearsal = small.experiment.runs[run]
+        assert (rehearsal.model, rehearsal.objective, rehearsal.teacher) == (line.model, line.objective, line.teacher)
+        assert small.seeds(run) == (0,)
+    assert small.experiment.tables == page.experiment.tables
+
+
+def test_recipes_keep_their_parts_and_last_a_few_steps(small):
+    recipe = small.recipes["plain"]
+    assert (recipe.epochs, recipe.batch, recipe.optimizer.lr) == (EPOCHS, BATCH, LEARNING_RATE)
+    assert (recipe.preprocess.size, recipe.preprocess.resize, recipe.preprocess.normalize) == (SIZE, 73, "imagenet")
+    assert (recipe.schedule.name, recipe.schedule.drops, recipe.schedule.warmup.epochs) == ("step", (1,), 1)
+    assert [step.name for step in recipe.augment] == ["random_resized_crop"]
+    assert recipe.precision == "bf16-mixed"
+    assert small.recipes["baked"].batch % 3 == 0
+
+
+def test_what_is_not_there_is_trained_instead_and_runs_stay_linked(small):
+    runs = small.experiment.runs
+    for run in ("imported", "stored", "started"):
+        assert runs[run].weights is None
+        assert run in small.recipes
+    assert small.recipes["imported"].preprocess.size == SIZE
+    assert not runs["started"].new_classifier
+    assert runs["tuned"].weights == runs["borrowed"].weights == "run:plain"
+    assert "borrowed" not in small.recipes
+
+
+def test_files_that_are_right_are_left_alone(page, small):
+    files = {path: path.stat().st_mtime_ns for path in small.path.parent.rglob("*.yaml")}
+    write_rehearsal([page], small.path.parents[1])
+    assert {path: path.stat().st_mtime_ns for path in small.path.parent.rglob("*.yaml")} == files
+
+
+def test_every_page_of_this_repository_can_be_rehearsed(request, tmp_path):
+    pages = load_pages(request.config.rootpath / "config")
+    write_rehearsal(pages.values(), tmp_path)
+    small = load_pages(tmp_path / "config")
+    assert small.keys() == pages.keys()
+    for name, page in small.items():
+        assert set(page.experiment.runs) == set(pages[name].experiment.runs)
+        assert {recipe.epochs for recipe in page.recipes.values()} == {EPOCHS}
+        for run in page.experiment.runs:
+            assert isinstance(page.experiment.runs[run], Run)
+            assert page.spec(run).recipe is None or isinstance(page.spec(run).recipe, Recipe)
