@@ -42,5 +42,5 @@ def test_a_rehearsal_is_planned_without_the_real_data(fresh):
 def test_a_mistyped_switch_gets_one_line(pristine):
     result = pristine.run("snakemake", "--dry-run", "--config", "rehearsal=yes")
     assert result.returncode != 0
-    assert "distillery: --config rehearsal=yes: give true or false" in result.stdout
+    assert "distillery: --config rehearsal=yes: expected true or false" in result.stdout
     assert "Traceback" not in result.stdout

@@ -45,6 +45,15 @@ def one_line_errors(function):
     return answer
 
 
+@one_line_errors
+def asked(name):
+    """Whether the command line says `--config name=true`."""
+    value = str(config.get(name, False)).lower()
+    if value not in ("true", "false"):
+        raise UserError(f"--config {name}={value}: expected true or false")
+    return value == "true"
+
+
 include: "rehearsal.smk"
 
 
@@ -316,15 +325,6 @@ def training_histories(page):
 
 
 # --- a page with gaps ------------------------------------------------------------------------------------------------
-
-
-@one_line_errors
-def asked(name):
-    """Whether the command line says `--config name=true`."""
-    value = str(config.get(name, False)).lower()
-    if value not in ("true", "false"):
-        raise UserError(f"--config {name}={value}: expected true or false")
-    return value == "true"
 
 
 # A page as far as there are results, without making any.

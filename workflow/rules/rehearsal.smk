@@ -4,10 +4,7 @@
 
 def set_up_rehearsal():
     """Write the rehearsal's pages; return its folder, or None if this is none."""
-    asked = str(config.get("rehearsal", False)).lower()
-    if asked not in ("true", "false"):
-        sys.exit(f"distillery: --config rehearsal={asked}: give true or false")
-    if asked == "false":
+    if not asked("rehearsal"):
         return None
     folder = Path("results", "rehearsal")
     one_line_errors(write_rehearsal)(
