@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from collections import OrderedDict
@@ -18,6 +19,7 @@ from torch import nn
 from distillery.config.schema.recipe import Preprocess, Statistics
 from distillery.errors import UserError
 from distillery.models import create_model
+from distillery.models.foreign import translate
 from distillery.models.weights import classifier_modules, import_weights, load_weights, save_weights
 
 
@@ -424,3 +426,117 @@ def test_other_missing_weights_are_still_told(donor, tmp_path):
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"w\.pth: weights of another network: the file lacks conv1\.weight$"):
         import_weights(create_model("cifar_resnet8", 7), str(tmp_path / "w.pth"), "cifar_resnet8", new_classifier=True)
+
+
+# --- names of published code bases -------------------------------------------------------------------------------
+
+PREACT = {
+    "stem.conv.weight": "conv1.weight",
+    "stages.0.blocks.1.norm2.running_mean": "layer1.1.bn2.running_mean",
+    "stages.1.blocks.0.conv1.weight": "layer2.0.conv1.weight",
+    "stages.1.blocks.0.downsample.conv.weight": "layer2.0.shortcut.0.weight",
+    "stages.3.blocks.1.norm1.bias": "layer4.1.bn1.bias",
+    "head.fc.weight": "linear.weight",
+    "head.fc.bias": "linear.bias",
+}
+NAMES = [
+    ("cifar_preact_resnet18", PREACT),
+    ("cifar_bake_resnet18", PREACT | {"stem.norm.weight": "bn1.weight", "stem.norm.running_var": "bn1.running_var"}),
+    (
+        "cifar_wrn_16_2",
+        {
+            "stem.conv.weight": "conv1.weight",
+            "stages.0.blocks.0.norm1.weight": "block1.layer.0.bn1.weight",
+            "stages.1.blocks.0.downsample.conv.weight": "block2.layer.0.convShortcut.weight",
+            "stages.2.blocks.1.conv2.weight": "block3.layer.1.conv2.weight",
+            "norm.running_mean": "bn1.running_mean",
+            "head.fc.weight": "fc.weight",
+        },
+    ),
+    (
+        "cifar_efficientnet_b0",
+        {
+            "features.0.0.weight": "conv1.weight",
+            "features.0.1.bias": "bn1.bias",
+            "features.1.0.block.0.0.weight": "layers.0.conv2.weight",
+            "features.1.0.block.1.fc2.bias": "layers.0.se.se2.bias",
+            "features.1.0.block.2.1.weight": "layers.0.bn3.weight",
+            "features.2.0.block.0.0.weight": "layers.1.conv1.weight",
+            "features.4.2.block.1.1.running_var": "layers.7.bn2.running_var",
+            "features.7.0.block.2.fc1.weight": "layers.15.se.se1.weight",
+            "features.7.0.block.3.0.weight": "layers.15.conv3.weight",
+            "classifier.1.weight": "linear.weight",
+        },
+    ),
+    (
+        "cifar_vgg8",
+        {
+            "features.block0.0.weight": "block0.0.weight",
+            "features.block4.1.running_mean": "block4.1.running_mean",
+            "classifier.bias": "classifier.bias",
+        },
+    ),
+    (
+        "cifar_resnext29_32x4d",
+        {
+            "conv1.weight": "conv1.weight",
+            "layer2.0.downsample.1.bias": "layer2.0.shortcut.1.bias",
+            "fc.bias": "linear.bias",
+        },
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "names"), NAMES)
+def test_names_of_published_code_bases_are_known(name, names):
+    own = {here: torch.zeros(()) for here in create_model(name, 10).state_dict()}
+    for here, there in names.items():
+        assert here in own
+        assert list(translate({there: torch.zeros(())}, own)) == [here]
+
+
+def test_a_linear_layer_fits_where_the_network_has_a_convolution(tmp_path):
+    network = create_model("cifar_wrn_16_1", 10)
+    state = network.state_dict()
+    torch.save({**state, "head.fc.weight": state["head.fc.weight"].flatten(1) + 1}, tmp_path / "w.pth")
+    before = state["head.fc.weight"].clone()
+    import_weights(network, str(tmp_path / "w.pth"), "cifar_wrn_16_1")
+    assert torch.equal(network.head.fc.weight, before + 1)
+
+
+def test_weights_that_the_original_never_uses_are_passed_over(tmp_path):
+    state = create_model("cifar_efficientnet_b0", 10).state_dict()
+    torch.save({**state, "layers.0.conv1.weight": torch.zeros(32, 32, 1, 1)}, tmp_path / "w.pth")
+    import_weights(create_model("cifar_efficientnet_b0", 10), str(tmp_path / "w.pth"), "cifar_efficientnet_b0")
+
+
+def test_timms_own_namings_of_originals_are_used(tmp_path):
+    """MIIL's file of TResNet-L V2: the bare names of its first version, and signs of in-place batch norms."""
+    with torch.device("meta"):
+        own = create_model("tresnet_v2_l", 3).state_dict()
+    torch.manual_seed(0)
+    state = {name: torch.randn(value.shape).to(value.dtype) for name, value in own.items()}
+    original = {}
+    for name, value in state.items():
+        name = re.sub(r"(conv\d+)\.conv\.", r"\1.0.", name)
+        name = re.sub(r"(conv\d+)\.bn\.", r"\1.1.", name)
+        name = re.sub(r"(downsample\.\d+)\.conv\.", r"\1.0.", name)
+        name = re.sub(r"(downsample\.\d+)\.bn\.", r"\1.1.", name)
+        original[f"module.{name}"] = value
+    torch.save({"state_dict": original}, tmp_path / "tresnet.pth")
+    network = create_model("tresnet_v2_l", 3)
+    import_weights(network, str(tmp_path / "tresnet.pth"), "tresnet_v2_l")
+    read = network.state_dict()
+    assert torch.equal(read["body.conv1.conv.weight"], state["body.conv1.conv.weight"])
+    assert torch.allclose(read["body.conv1.bn.weight"], state["body.conv1.bn.weight"].abs() + 1e-5)
+
+
+def test_published_weights_of_torchvision_fit_mgds_students(torchvision_cache):
+    donor = create_model("torchvision:shufflenet_v2_x1_0", 1000)
+    torchvision_cache("shufflenet_v2_x1_0", "IMAGENET1K_V1", donor.state_dict())
+    network = create_model("mgd_shufflenet_v2", 1000, inplace_relu_compat=True)
+    arguments = {"inplace_relu_compat": True}
+    preprocess = import_weights(network, "torchvision:IMAGENET1K_V1", "mgd_shufflenet_v2", arguments)
+    assert preprocess is not None
+    assert preprocess.resize == 256
+    assert same(donor, network)

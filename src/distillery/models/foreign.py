@@ -4,7 +4,6 @@ import argparse
 import pickle
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from distillery.errors import UserError
+from distillery.models.namings import UNUSED, proposals
 
 StateDict = dict[str, Tensor]
 
@@ -36,9 +36,6 @@ NESTS = (
 
 # What DataParallel, torch.compile and Lightning put in front of every name.
 WRAPPERS = ("module.", "_orig_mod.", "model.")
-
-# Names that different code bases give to the same part.
-SYNONYMS = (("fc", "linear", "classifier", "head"), ("downsample", "shortcut"))
 
 # Counters that some tools leave among the weights.
 COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
@@ -117,20 +114,15 @@ def unwrap(state: StateDict, own: Collection[str]) -> StateDict:
     return state
 
 
-def translate(state: StateDict, own: Collection[str]) -> StateDict:
-    """Rename what the model does not know to what it misses, where only a synonym stands between them."""
+def translate(state: StateDict, own: Mapping[str, Tensor]) -> StateDict:
+    """Rename what the model does not know to what it misses, where the namings of other code bases propose that."""
     translated = {}
     for name, value in state.items():
         if name not in own:
-            name = next((other for other in _synonyms(name) if other in own and other not in state), name)
-        translated[name] = value
+            if UNUSED.match(name):
+                continue
+            name = next((here for here in proposals(name) if here in own and here not in state), name)
+        # A linear layer that is a 1 x 1 convolution here.
+        unsqueezed = name in own and own[name].shape == (*value.shape, 1, 1)
+        translated[name] = value[..., None, None] if unsqueezed else value
     return translated
-
-
-def _synonyms(name: str) -> Iterator[str]:
-    choices = []
-    for part in name.split("."):
-        group = next((group for group in SYNONYMS if part in group), (part,))
-        choices.append(group)
-    for parts in product(*choices):
-        yield ".".join(parts)

@@ -23,10 +23,10 @@ def torchvision_weights(model: nn.Module, tag: str, name: str, model_args: Mappi
     """
     from torchvision.models import get_model, get_model_weights, list_models
 
-    bare = bare_name(name)
-    tags = [] if name in ZOO or bare not in list_models() else [weights.name for weights in get_model_weights(bare)]
+    bare, model_args = _donor("torchvision", name, model_args)
+    tags = [weights.name for weights in get_model_weights(bare)] if bare in list_models() else []
     if tag not in tags:
-        raise UserError(f"weights: torchvision has no {tag!r} for {bare}; {nearest(tag, tags)}")
+        raise UserError(f"weights: torchvision has no {tag!r} for {name}; {nearest(tag, tags)}")
     published = get_model_weights(bare)[tag]
     transforms = published.transforms()
     preprocess = Preprocess(
@@ -57,11 +57,11 @@ def timm_weights(tag: str, name: str, model_args: Mapping[str, Any]) -> Publishe
     import timm
     import timm.data
 
-    bare = bare_name(name)
-    known = timm.list_pretrained(f"{bare}.*") if name not in ZOO and timm.is_model(bare) else []
+    bare, model_args = _donor("timm", name, model_args)
+    known = timm.list_pretrained(f"{bare}.*") if timm.is_model(bare) else []
     tags = [full.partition(".")[2] for full in known]
     if tag not in tags:
-        raise UserError(f"weights: timm has no {tag!r} for {bare}; {nearest(tag, tags)}")
+        raise UserError(f"weights: timm has no {tag!r} for {name}; {nearest(tag, tags)}")
     published: Any = timm.get_pretrained_cfg(f"{bare}.{tag}")
     resolve_data_config: Any = timm.data.resolve_data_config  # type: ignore[attr-defined]
     wanted = resolve_data_config(pretrained_cfg=published.to_dict())
@@ -80,6 +80,14 @@ def timm_weights(tag: str, name: str, model_args: Mapping[str, Any]) -> Publishe
         lambda: timm.create_model(f"{bare}.{tag}", pretrained=True, **model_args), file, f"timm:{tag}", preprocess
     )
     return donor.state_dict(), preprocess
+
+
+def _donor(library: str, name: str, model_args: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The network of a library whose published weights fit a model, and its arguments; no name where there is none."""
+    if name not in ZOO:
+        return bare_name(name), model_args
+    owner, _, donor = ZOO[name].weights_of.partition(":")
+    return donor if owner == library else "", {}
 
 
 def _download(build: Callable[[], nn.Module], file: str, source: str, preprocess: Preprocess | None) -> nn.Module:

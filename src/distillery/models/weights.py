@@ -4,6 +4,7 @@ Own files are safetensors, whose bytes depend on the weights alone. Foreign file
 that they may contain.
 """
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,25 @@ def import_weights(
     else:
         path = Path(source)
         found = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
-        own = model.state_dict().keys()
-        state = translate(unwrap(found, own), own)
+        state = _fit_names(found, model)
     _copy_into(model, state, source, without=classifier_modules(model) if new_classifier else ())
     return preprocess
+
+
+def _fit_names(found: StateDict, model: nn.Module) -> StateDict:
+    """Give the weights of a file the names that they have in the model, as far as these can be known."""
+    own = model.state_dict()
+    state = translate(unwrap(found, own), own)
+    # timm keeps the namings of the original implementations beside its networks.
+    rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if rename is None or own.keys() <= state.keys():
+        return state
+    try:
+        renamed: StateDict = rename(dict(unwrap(found, own)), model)
+    # It is made for files of known networks; whatever it makes of others, the message about the names says it better.
+    except Exception:
+        return state
+    return renamed if own.keys() <= renamed.keys() else state
 
 
 def classifier_modules(model: nn.Module) -> tuple[str, ...]:

@@ -20,10 +20,17 @@ class ZooEntry:
     input_size: int  # side of the images it was designed for, in pixels
     parameters: int  # learned numbers with ten classes
     source: str
+    weights_of: str = ""  # the network of timm or torchvision whose published weights fit
 
 
 def _entry(builder: str, parameters: int, source: str, input_size: int = 32, **fixed: Setting) -> ZooEntry:
     return ZooEntry(f"distillery.models.{builder}", MappingProxyType(fixed), input_size, parameters, source)
+
+
+def _mgd_student(function: str, parameters: int, weights_of: str = "") -> ZooEntry:
+    return ZooEntry(
+        f"distillery.models.mgd_students:{function}", MappingProxyType({}), 224, parameters, MGD, weights_of
+    )
 
 
 def _cifar_resnet(depth: int, parameters: int) -> ZooEntry:
@@ -107,9 +114,9 @@ ZOO: Mapping[str, ZooEntry] = MappingProxyType(
         "cifar_efficientnet_b0": _entry("cifar_mobile:cifar_efficientnet_b0", 3_598_598, KUANGLIU),
         "cifar_mobilenet_v2": _entry("cifar_mobile:cifar_mobilenet_v2", 2_236_682, KUANGLIU),
         "cifar_shufflenet_v2": _entry("cifar_mobile:cifar_shufflenet_v2", 1_263_854, KUANGLIU),
-        "mobilenet_v1": _entry("mgd_students:mobilenet_v1", 3_217_226, MGD, 224),
-        "mgd_mobilenet_v2": _entry("mgd_students:mgd_mobilenet_v2", 2_236_682, MGD, 224),
-        "mgd_shufflenet_v2": _entry("mgd_students:mgd_shufflenet_v2", 1_263_854, MGD, 224),
+        "mobilenet_v1": _mgd_student("mobilenet_v1", 3_217_226),
+        "mgd_mobilenet_v2": _mgd_student("mgd_mobilenet_v2", 2_236_682, "torchvision:mobilenet_v2"),
+        "mgd_shufflenet_v2": _mgd_student("mgd_shufflenet_v2", 1_263_854, "torchvision:shufflenet_v2_x1_0"),
         "resnext152_32x4d": _entry("resnext:resnext152_32x4d", 57_922_890, BAKE, 224),
         "ofa_595m": _entry("ofa:ofa_595m", 7_614_298, "Cai et al. 2020, Once-for-All", 224),
     }
