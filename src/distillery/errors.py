@@ -1,8 +1,20 @@
 """The one kind of error that is the user's to mend."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """Bad input from outside: one line that names the file, the key or row, the value, and what would be right.
 
     The command line prints that line and exits with code 2; no traceback reaches the user.
     """
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Put where a key stands, as ``config/digits.yaml: digits.runs.resnet8``, before errors that begin with the key."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}.{error}") from None

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from distillery.data.decode import decode_rgb
+from distillery.data.decode import REDUCTIONS, decode_rgb, image_size, is_reducible
 
 GENERATOR = np.random.Generator(np.random.Philox(key=7))
 RGB = Image.fromarray(GENERATOR.integers(0, 256, (9, 7, 3), dtype=np.uint8))
@@ -57,7 +57,7 @@ def test_it_is_pillows_rgb_without_warnings(kind):
         warnings.simplefilter("error")
         image_CHW = decode_rgb(memoryview(CASES[kind]))
     assert image_CHW.dtype == torch.uint8
-    assert image_CHW.is_contiguous()
+    assert image_CHW.permute(1, 2, 0).is_contiguous()
     assert (image_CHW.permute(1, 2, 0).numpy() == expected).all()
 
 
@@ -89,3 +89,46 @@ def test_of_an_animation_the_first_frame_counts():
     frames = [Image.new("RGB", (4, 4), colour) for colour in ((255, 0, 0), (0, 255, 0))]
     content = encode(frames[0], "gif", save_all=True, append_images=frames[1:])
     assert decode_rgb(content)[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def smooth(width, height, mode="RGB"):
+    small = Image.fromarray(GENERATOR.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC).convert(mode)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("quality", [40, 75, 95])
+def test_a_jpeg_has_pillows_pixels_exactly(quality, subsampling, progressive):
+    for width, height, mode in ((1, 1, "RGB"), (7, 9, "RGB"), (64, 48, "RGB"), (83, 61, "RGB"), (33, 17, "L")):
+        options = {} if mode == "L" else {"subsampling": subsampling}
+        content = encode(smooth(width, height, mode), "jpeg", quality=quality, progressive=progressive, **options)
+        expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+        assert (decode_rgb(memoryview(content)).permute(1, 2, 0).numpy() == expected).all()
+
+
+def test_a_damaged_jpeg_is_pillows_to_judge():
+    content = encode(smooth(64, 48), "jpeg")
+    with pytest.raises(OSError, match="truncated"):
+        decode_rgb(content[:-200])
+    stray = content[:-2] + b"\x00\x00" + content[-2:]  # Pillow passes over what follows the image
+    expected = np.asarray(Image.open(io.BytesIO(stray)))
+    assert (decode_rgb(stray).permute(1, 2, 0).numpy() == expected).all()
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_reduced_jpeg_is_the_mean_of_its_blocks(reduction):
+    picture = smooth(163, 121)
+    content = encode(picture, "jpeg", quality=97, subsampling="4:4:4")
+    reduced = decode_rgb(content, reduction)
+    assert reduced.shape == (3, -(-121 // reduction), -(-163 // reduction))
+    height, width = 121 // reduction, 163 // reduction
+    pixels = np.asarray(picture, dtype=float)[: height * reduction, : width * reduction]
+    blocks = pixels.reshape(height, reduction, width, reduction, 3).mean((1, 3))
+    assert np.abs(reduced.permute(1, 2, 0).numpy()[:height, :width] - blocks).mean() < 1.5
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_the_size_is_read_from_the_header(kind):
+    assert image_size(CASES[kind]) == decode_rgb(CASES[kind]).shape[1:]
+    assert is_reducible(CASES[kind]) == (kind in ("JPEG", "greyscale JPEG"))

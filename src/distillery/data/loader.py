@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from distillery.data.arrow import ArrowImages
-from distillery.data.decode import decode_rgb
+from distillery.data.augment.lighting import add_shifts
 from distillery.data.orders import Ids
 from distillery.data.samplers import GlobalBatches, Sample
 from distillery.data.transforms import Transform
@@ -25,15 +25,25 @@ from distillery.randomness import address_key
 
 
 class Batch(NamedTuple):
-    """Images uint8 (B, 3, H, W), labels long (B,), and the images' sample ids long (B,)."""
+    """Images uint8 (B, 3, H, W), labels long (B,), the images' sample ids long (B,).
+
+    ``shifts``, float32 (B, 3), are what lighting adds to red, green and blue; they are added on the device, where the
+    images become floats.
+    """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
+    shifts: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
-        """Copy the batch to a device."""
-        return Batch(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
+        """Copy the batch to a device, and light its images there."""
+        moved = [None if part is None else part.to(device, non_blocking=non_blocking) for part in self]
+        images, labels, indices, shifts = moved
+        assert images is not None
+        assert labels is not None
+        assert indices is not None
+        return Batch(images if shifts is None else add_shifts(images, shifts), labels, indices)
 
 
 def train_loader(
@@ -56,15 +66,17 @@ def eval_loader(
     rank: int,
     pin_memory: bool,
     indices: Ids | None = None,
+    persistent: bool = False,
 ) -> "DataLoader[Batch]":
     """Load this rank's share of the images in order: each image once over all ranks, none repeated to pad.
 
-    ``indices`` names the images and their order; all of the split by default.
+    ``indices`` names the images and their order; all of the split by default. ``persistent`` keeps the workers for the
+    next time that the loader is gone through.
     """
     chosen = np.arange(len(images)) if indices is None else indices
     low, high = len(chosen) * rank // world_size, len(chosen) * (rank + 1) // world_size
     parts = [chosen[begin : min(begin + batch, high)].tolist() for begin in range(low, high, batch)]
-    return _loader(EvalImages(images, transform), parts, workers, pin_memory, persistent=False)
+    return _loader(EvalImages(images, transform), parts, workers, pin_memory, persistent)
 
 
 class TrainImages(Dataset[Batch]):
@@ -74,13 +86,13 @@ class TrainImages(Dataset[Batch]):
         self._images, self._transform, self._seed = images, transform, seed
 
     def __getitem__(self, samples: Sequence[Sample]) -> Batch:
-        with _generators_kept():
-            return _collate(self._images, [sample.index for sample in samples], [self._load(s) for s in samples])
+        with generators_kept():
+            loaded = [self._load(sample) for sample in samples]
+        return assemble(self._images, [sample.index for sample in samples], loaded)
 
-    def _load(self, sample: Sample) -> Tensor:
-        image_CHW = decode_rgb(self._images.encoded(sample.index))
-        _seed_cpu_generators(address_key(self._seed, "augment", *sample))
-        return self._transform(image_CHW)
+    def _load(self, sample: Sample) -> tuple[Tensor, Tensor | None]:
+        seed_sample(self._seed, sample)
+        return self._transform.decode(self._images.encoded(sample.index)), self._transform.draw_shift()
 
 
 class EvalImages(Dataset[Batch]):
@@ -90,13 +102,35 @@ class EvalImages(Dataset[Batch]):
         self._images, self._transform = images, transform
 
     def __getitem__(self, indices: Sequence[int]) -> Batch:
-        tensors = [self._transform(decode_rgb(self._images.encoded(index))) for index in indices]
-        return _collate(self._images, indices, tensors)
+        loaded = [(self._transform.decode(self._images.encoded(index)), None) for index in indices]
+        return assemble(self._images, indices, loaded)
 
 
-def _collate(images: ArrowImages, indices: Sequence[int], tensors: list[Tensor]) -> Batch:
+def seed_sample(seed: int, sample: Sample) -> None:
+    """Seed the CPU's generators by a sample's address, right before its augmentation draws from them.
+
+    As ``randomness.seed_generators``, less the GPUs' generators, which would take most of a sample's time.
+    """
+    key = address_key(seed, "augment", *sample)
+    random.seed(key)
+    np.random.seed(key & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(key)
+
+
+def assemble(images: ArrowImages, indices: Sequence[int], loaded: Sequence[tuple[Tensor, Tensor | None]]) -> Batch:
+    """Make a batch of squares (3, size, size) and their shifts; the channels are innermost in memory, as decoded."""
     ids = np.asarray(indices, dtype=np.int64)
-    return Batch(torch.stack(tensors), torch.from_numpy(images.labels[ids]), torch.from_numpy(ids))
+    channels, height, width = loaded[0][0].shape
+    squares = torch.empty((len(loaded), height, width, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
+    for place, (square, _) in zip(squares, loaded, strict=True):
+        place.copy_(square)
+    shifts = [shift for _, shift in loaded if shift is not None]
+    return Batch(
+        squares,
+        torch.from_numpy(images.labels[ids]),
+        torch.from_numpy(ids),
+        torch.stack(shifts) if shifts else None,
+    )
 
 
 def _loader(
@@ -144,15 +178,8 @@ def _end_with_parent(parent: int) -> None:
     os._exit(0)
 
 
-def _seed_cpu_generators(key: int) -> None:
-    """What ``randomness.seed_generators`` does, less the GPUs' generators, which would take most of a sample's time."""
-    random.seed(key)
-    np.random.seed(key & 0xFFFFFFFF)
-    torch.default_generator.manual_seed(key)
-
-
 @contextmanager
-def _generators_kept() -> Iterator[None]:
+def generators_kept() -> Iterator[None]:
     """Leave the process's generators as they were; a worker's belong to nobody."""
     if get_worker_info() is not None:
         yield

@@ -7,14 +7,15 @@ from typing import Any, cast
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from distillery.config.schema.recipe import Preprocess, Recipe
 from distillery.data.arrow import ArrowImages
-from distillery.data.loader import eval_loader, train_loader
+from distillery.data.loader import Batch, eval_loader, train_loader
 from distillery.data.orders import Order, flow_sample, partner_order, repeated_order, shuffled_order
 from distillery.data.samplers import GlobalBatches
 from distillery.data.transforms import eval_transform, train_transform
-from distillery.errors import UserError
+from distillery.errors import UserError, located
 from distillery.evaluation.metrics import evaluate_model
 from distillery.evaluation.restore import FinishedRun, restore_run
 from distillery.models import check_input, create_model
@@ -79,7 +80,7 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         accumulation=accumulation,
         train_loader=train_loader(
             images,
-            train_transform(recipe.preprocess, recipe.augment),
+            train_transform(recipe.preprocess, recipe.augment, job.manifest.statistics.mean),
             batches,
             seed=job.seed,
             workers=job.machine.workers,
@@ -97,16 +98,17 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
 
 
 def _batches(job: Job, recipe: Recipe, fabric: Fabric, images: ArrowImages, accumulation: int) -> GlobalBatches:
-    order = _order(job, recipe, images)
-    batches = GlobalBatches(
-        order,
-        len(order(0)),
-        recipe.batch,
-        world_size=fabric.world_size,
-        rank=fabric.global_rank,
-        accumulation=accumulation,
-        drop_last=recipe.drop_last,
-    )
+    with located(job.where):
+        order = _order(job, recipe, images)
+        batches = GlobalBatches(
+            order,
+            len(order(0)),
+            recipe.batch,
+            world_size=fabric.world_size,
+            rank=fabric.global_rank,
+            accumulation=accumulation,
+            drop_last=recipe.drop_last,
+        )
     if batches.steps == 0:
         raise UserError(
             f"{job.where}.batch: {recipe.batch} is more than the {len(images)} training images; "
@@ -165,7 +167,8 @@ def _parties(job: Job, recipe: Recipe, fabric: Fabric, finished: FinishedRun | N
     objective = build_objective(job.spec.objective, Setting(tuple(pairs), collective))
     if recipe.sync_batchnorm and fabric.world_size > 1:
         objective.terms = cast(nn.ModuleDict, convert_sync_batchnorm(objective.terms, fabric.device.type))
-    normalize = Normalize(*resolve_statistics(recipe.preprocess, job.manifest.statistics))
+    with located(job.where):
+        normalize = Normalize(*resolve_statistics(recipe.preprocess, job.manifest.statistics))
     learner = Learner(Viewer(student, normalize, student_taps, sizes, recipe.channels_last), objective)
     student.to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
     learner.to(fabric.device)
@@ -206,7 +209,7 @@ def _mixer(recipe: Recipe, classes: int) -> Callable[[Tensor, Tensor], tuple[Ten
         label_smoothing=0.0,
         num_classes=classes,
     )
-    return lambda images, labels: mix(images.float() / 255, labels)
+    return lambda images, labels: mix(images.float() / 255 if images.dtype == torch.uint8 else images, labels)
 
 
 Validate = Callable[[Callable[[Tensor], Tensor], Preprocess], dict[str, float]]
@@ -215,17 +218,26 @@ Validate = Callable[[Callable[[Tensor], Tensor], Preprocess], dict[str, float]]
 def _validator(job: Job, fabric: Fabric) -> Validate:
     """Measure any network on the validation images, each image once over all ranks."""
     images = ArrowImages(job.data_folder, job.manifest, "val")
+    kept: dict[Preprocess, DataLoader[Batch]] = {}
+
+    def loader_for(preprocess: Preprocess) -> "DataLoader[Batch]":
+        """The loader of last time with its workers, unless the teacher wanted its images prepared in another way."""
+        if preprocess not in kept:
+            kept.clear()
+            kept[preprocess] = eval_loader(
+                images,
+                eval_transform(preprocess),
+                batch=EVALUATION_BATCH,
+                workers=job.machine.workers,
+                world_size=fabric.world_size,
+                rank=fabric.global_rank,
+                pin_memory=fabric.device.type == "cuda",
+                persistent=True,
+            )
+        return kept[preprocess]
 
     def validate(predict: Callable[[Tensor], Tensor], preprocess: Preprocess) -> dict[str, float]:
-        loader = eval_loader(
-            images,
-            eval_transform(preprocess),
-            batch=EVALUATION_BATCH,
-            workers=job.machine.workers,
-            world_size=fabric.world_size,
-            rank=fabric.global_rank,
-            pin_memory=fabric.device.type == "cuda",
-        )
+        loader = loader_for(preprocess)
         with fabric.autocast():
             measured = evaluate_model(predict, loader, len(job.manifest.classes), fabric.device)
         return {"loss": measured["nll"], "top1": measured["top1"], "top5": measured["top5"]}

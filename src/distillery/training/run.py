@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 
 from distillery.atomic import write_json
 from distillery.config.schema.recipe import Preprocess, Recipe
-from distillery.errors import UserError
+from distillery.errors import UserError, located
 from distillery.models import create_model
 from distillery.models.normalize import resolve_statistics
 from distillery.models.weights import import_weights, load_weights, save_weights
@@ -123,7 +123,8 @@ def _write_results(job: Job, recipe: Recipe, training: Training) -> None:
 
 def _facts(job: Job, preprocess: Preprocess) -> dict[str, Any]:
     """What is true of a run however it was made."""
-    mean, std = resolve_statistics(preprocess, job.manifest.statistics)
+    with located(job.where):
+        mean, std = resolve_statistics(preprocess, job.manifest.statistics)
     return {
         "run": job.run,
         "seed": job.seed,

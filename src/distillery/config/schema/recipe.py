@@ -2,8 +2,18 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from distillery.config.schema.augmentation import Augmentation, check_order
 from distillery.config.schema.block import Block, Fraction, Interpolation, Probability, Triple
 
 
@@ -101,67 +111,6 @@ class Ema(Block):
     decay: Fraction
 
 
-class RandomCrop(Block):
-    """Pad each side by `padding` pixels, then cut a random square of the input size."""
-
-    name: Literal["random_crop"]
-    padding: NonNegativeInt
-    mode: Literal["constant", "reflect"] = "constant"
-
-
-class RandomResizedCrop(Block):
-    """Cut a random area and aspect ratio, then resize it to the input size."""
-
-    name: Literal["random_resized_crop"]
-    scale: tuple[Fraction, Fraction] = (0.08, 1.0)
-    ratio: tuple[PositiveFloat, PositiveFloat] = (3 / 4, 4 / 3)
-    interpolation: Interpolation = "bilinear"
-
-
-class HorizontalFlip(Block):
-    """Mirror left and right."""
-
-    name: Literal["horizontal_flip"]
-    p: Probability = 0.5
-
-
-class Rotation(Block):
-    """Rotate by a uniform angle in [-degrees, degrees]."""
-
-    name: Literal["rotation"]
-    degrees: Annotated[float, Field(ge=0, le=180)]
-
-
-class Grayscale(Block):
-    """Drop the colours, keeping three channels."""
-
-    name: Literal["grayscale"]
-    p: Probability = 0.1
-
-
-class ColorJitter(Block):
-    """Scale brightness, contrast and saturation by factors in [1-x, 1+x], and shift the hue by up to x."""
-
-    name: Literal["color_jitter"]
-    brightness: NonNegativeFloat = 0.0
-    contrast: NonNegativeFloat = 0.0
-    saturation: NonNegativeFloat = 0.0
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-
-
-class RandAugment(Block):
-    """timm's RandAugment, by its policy string."""
-
-    name: Literal["rand_augment"]
-    policy: Annotated[str, Field(pattern=r"^rand(-[a-z]+[0-9.]+)*$")] = "rand-m7-mstd0.5-inc1"
-
-
-Augmentation = Annotated[
-    RandomCrop | RandomResizedCrop | HorizontalFlip | Rotation | Grayscale | ColorJitter | RandAugment,
-    Field(discriminator="name"),
-]
-
-
 class Mix(Block):
     """Mixup and cutmix, one of them a batch; targets become soft."""
 
@@ -185,7 +134,10 @@ class Statistics(Block):
 
 
 class Preprocess(Block):
-    """How an image reaches the network: resize the short side, cut the centre square, normalise."""
+    """How an image reaches the network: resize the short side, cut the centre square, normalise.
+
+    `rule: bake` is that of BAKE's ImageNet code: OpenCV's bilinear resizing without antialiasing, centres rounded up.
+    """
 
     size: PositiveInt = Field(description="side of the network's input, in pixels")
     resize: PositiveInt | None = Field(None, description="short side before the centre crop; default: `size`")
@@ -193,6 +145,20 @@ class Preprocess(Block):
     normalize: Literal["dataset", "imagenet", "none"] | Statistics = Field(
         "dataset", description="dataset: mean and std of the training images; imagenet; none; or {mean, std}"
     )
+    rule: Literal["torchvision", "bake"] = "torchvision"
+
+    @field_validator("resize")
+    @classmethod
+    def _room_for_the_square(cls, resize: int | None, info: ValidationInfo) -> int | None:
+        if resize is not None and resize < info.data.get("size", 0):
+            raise ValueError(f"it is smaller than `size`, {info.data['size']}; give at least that")
+        return resize
+
+    @model_validator(mode="after")
+    def _bilinear_as_bake(self) -> Self:
+        if self.rule == "bake" and self.interpolation != "bilinear":
+            raise ValueError("`rule: bake` goes with `interpolation: bilinear` only")
+        return self
 
 
 class Recipe(Block):
@@ -214,3 +180,10 @@ class Recipe(Block):
     drop_last: bool = Field(True, description="leave out the last, smaller batch of an epoch")
     selection: Literal["last", "best"] = Field("last", description="which epoch's weights the run ends with")
     deterministic: bool = Field(True, description="bit-reproducible kernels; false is a little faster on GPUs")
+
+    @field_validator("augment")
+    @classmethod
+    def _in_order(cls, augment: tuple[Augmentation, ...], info: ValidationInfo) -> tuple[Augmentation, ...]:
+        if "preprocess" in info.data:
+            check_order(augment, info.data["preprocess"].size)
+        return augment

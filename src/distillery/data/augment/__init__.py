@@ -1,0 +1,1 @@
+"""How a decoded image becomes what the network trains on: where it is cut, and what is done to the square."""

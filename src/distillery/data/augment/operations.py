@@ -1,0 +1,110 @@
+"""What is done to the network's square: uint8 (3, size, size) in and out.
+
+The operations are torchvision's v2 transforms, which draw from torch's global generator, and timm's RandAugment, which
+draws from Python's and numpy's. The two that small images are trained with, padded crop and flip, are written out: v2's
+take twice as long, a good part of a sample's time.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import assert_never
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from distillery.config.schema.augmentation import (
+    Augmentation,
+    ColorJitter,
+    Grayscale,
+    HorizontalFlip,
+    Lighting,
+    RandAugment,
+    RandomCrop,
+    RandomResizedCrop,
+    Rotation,
+)
+from distillery.config.schema.recipe import Preprocess, Statistics
+
+Step = Callable[[Tensor], Tensor]
+
+
+class PaddedCrop:
+    """Pad each side by ``padding`` pixels (zeros, or reflected), then cut a uniformly placed square of ``size``."""
+
+    def __init__(self, size: int, padding: int, mode: str) -> None:
+        self.size, self.padding, self.mode = size, padding, mode
+
+    def __call__(self, image_CHW: Tensor) -> Tensor:
+        """Transform one image."""
+        if self.padding:
+            image_CHW = v2.functional.pad_image(image_CHW, [self.padding], padding_mode=self.mode)
+        _, height, width = image_CHW.shape
+        top = int(torch.randint(height - self.size + 1, ()))
+        left = int(torch.randint(width - self.size + 1, ()))
+        return image_CHW[:, top : top + self.size, left : left + self.size]
+
+
+class Flip:
+    """Mirror left and right with probability ``p``."""
+
+    def __init__(self, p: float) -> None:
+        self.p = p
+
+    def __call__(self, image_CHW: Tensor) -> Tensor:
+        """Transform one image."""
+        return image_CHW.flip(-1) if float(torch.rand(())) < self.p else image_CHW
+
+
+class PillowRandAugment:
+    """timm's RandAugment with the settings of its training pipeline; draws from Python's and numpy's generators.
+
+    Translations reach 45 % of the side. Uncovered corners get the mean that images are normalised by, so that the
+    network sees zeros there; timm's grey, 128, where they are not normalised.
+    """
+
+    def __init__(self, policy: str, preprocess: Preprocess, dataset_mean: Sequence[float]) -> None:
+        from timm.data.auto_augment import rand_augment_transform
+
+        mean = _mean(preprocess, dataset_mean)
+        settings = {
+            "translate_const": int(preprocess.size * 0.45),
+            "interpolation": Image.Resampling[preprocess.interpolation.upper()],
+            "img_mean": (128, 128, 128) if mean is None else tuple(round(255 * value) for value in mean),
+        }
+        self._augment = rand_augment_transform(policy, settings)
+
+    def __call__(self, image_CHW: Tensor) -> Tensor:
+        """Transform one image."""
+        augmented = self._augment(Image.fromarray(image_CHW.permute(1, 2, 0).cpu().numpy()))
+        return torch.from_numpy(np.array(augmented)).permute(2, 0, 1).to(image_CHW.device)
+
+
+def _mean(preprocess: Preprocess, dataset_mean: Sequence[float]) -> Sequence[float] | None:
+    if isinstance(preprocess.normalize, Statistics):
+        return preprocess.normalize.mean
+    return {"imagenet": (0.485, 0.456, 0.406), "dataset": dataset_mean, "none": None}[preprocess.normalize]
+
+
+def build_step(operation: Augmentation, preprocess: Preprocess, dataset_mean: Sequence[float]) -> Step:
+    """Turn one line of ``augment`` into what it does to the square."""
+    match operation:
+        case RandomCrop():
+            return PaddedCrop(preprocess.size, operation.padding, operation.mode)
+        case HorizontalFlip():
+            return Flip(operation.p)
+        case Rotation():
+            return v2.RandomRotation(operation.degrees, InterpolationMode.BILINEAR)  # type: ignore[no-any-return]
+        case Grayscale():
+            return v2.RandomGrayscale(operation.p)  # type: ignore[no-any-return]
+        case ColorJitter():
+            return v2.ColorJitter(  # type: ignore[no-any-return]
+                operation.brightness, operation.contrast, operation.saturation, operation.hue
+            )
+        case RandAugment():
+            return PillowRandAugment(operation.policy, preprocess, dataset_mean)
+        case RandomResizedCrop() | Lighting():
+            raise AssertionError(f"{operation.name} works on the whole image or on floats, not on the square")
+        case _:
+            assert_never(operation)
