@@ -86,15 +86,45 @@ def train(options: argparse.Namespace) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    """Measure a trained or imported network on the validation images."""
+    """Measure a run, or any checkpoints side by side, on the validation images."""
+    if options.dataset is not None:
+        return _evaluate_checkpoints(options)
+    if len(options.what) != 2:
+        raise UserError(
+            "evaluate: expected CONFIG RUN, as config/digits.yaml resnet20; or --dataset NAME MODEL=WEIGHTS ..."
+        )
     from distillery.config import load_page
     from distillery.evaluation.evaluate import evaluate_run
 
     _limit_threads(options.threads)
-    page = load_page(options.config)
-    seed = page.seeds(options.run)[0] if options.seed is None else options.seed
-    metrics = evaluate_run(page, options.run, seed, options.results, workers=options.workers)
+    page, run = load_page(Path(options.what[0])), options.what[1]
+    seed = page.seeds(run)[0] if options.seed is None else options.seed
+    metrics = evaluate_run(page, run, seed, options.results, workers=options.workers)
     print(", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if isinstance(value, float)))
+    return None
+
+
+def _evaluate_checkpoints(options: argparse.Namespace) -> None:
+    import yaml
+
+    from distillery.config.reading import validate
+    from distillery.config.schema.recipe import Preprocess
+    from distillery.evaluation.checkpoints import evaluate_checkpoints, table_of
+    from distillery.layout import dataset_folder
+
+    _limit_threads(options.threads)
+    told = {key: getattr(options, key) for key in ("size", "resize", "interpolation", "normalize")}
+    told = {key: value for key, value in told.items() if value is not None}
+    preprocess = validate(Preprocess, told, Path("command line")) if told else None
+    folder = dataset_folder(options.results, options.dataset)
+    try:
+        arguments = yaml.safe_load(options.model_args)
+    except yaml.YAMLError:
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise UserError(f"--model-args: {options.model_args!r} is no mapping; give e.g. '{{shortcut: projection}}'")
+    rows = evaluate_checkpoints(options.what, options.teacher, folder, preprocess, arguments, options.workers)
+    print(table_of(rows))
 
 
 def profile(options: argparse.Namespace) -> None:
@@ -184,7 +214,24 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     add = _command(commands, "evaluate", evaluate)
-    _run(add)
+    add.usage = (
+        "%(prog)s [options] CONFIG RUN\n"
+        "       %(prog)s [options] --dataset NAME [--teacher CHECKPOINT] CHECKPOINT [CHECKPOINT ...]"
+    )
+    add.add_argument(
+        "what",
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="MODEL=WEIGHTS, with a file, torchvision:TAG or timm:TAG as weights; or the folder of a finished run; "
+        "without --dataset: an experiment file and a line of its runs",
+    )
+    add.add_argument("--dataset", metavar="NAME", help="a prepared data set, to measure checkpoints on")
+    add.add_argument("--teacher", metavar="CHECKPOINT", help="measured first; the others' agreement with it is told")
+    add.add_argument("--size", type=_positive, help="side of the images, for weights that do not say it")
+    add.add_argument("--resize", type=_positive, help="short side before the centre crop [the size]")
+    add.add_argument("--interpolation", choices=("nearest", "bilinear", "bicubic"), help="of the resizing [bilinear]")
+    add.add_argument("--normalize", choices=("dataset", "imagenet", "none"), help="by which statistics [dataset]")
+    add.add_argument("--model-args", default="{}", metavar="YAML", help="further arguments of the models")
     _seed(add)
     _results(add)
     _workers(add)

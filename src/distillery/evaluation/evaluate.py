@@ -16,7 +16,7 @@ from distillery.data.manifest import load_manifest
 from distillery.data.transforms import eval_transform
 from distillery.errors import UserError
 from distillery.evaluation.metrics import evaluate_model
-from distillery.evaluation.restore import FinishedRun, default_device, restore_run
+from distillery.evaluation.restore import ReadyNetwork, default_device, restore_run
 from distillery.layout import dataset_folder, run_folder
 
 SPLIT: Final = "val"
@@ -44,15 +44,7 @@ def evaluate_run(
         teacher = restore_run(page, teacher_name, page.seeds(teacher_name)[0], results, device, manifest)
 
     images = ArrowImages(data_folder, manifest, SPLIT)
-    loader = _loader(images, finished.preprocess, workers, device)
-    measured = evaluate_model(
-        finished.predict,
-        tqdm(loader, desc=f"{run}/seed{seed}", unit="batch", disable=None, leave=False),
-        len(manifest.classes),
-        device,
-        teacher_predict=None if teacher is None else teacher.predict,
-        teacher_loader=_teacher_loader(images, finished, teacher, workers, device),
-    )
+    measured = measure(finished, teacher, images, len(manifest.classes), workers, device, f"{run}/seed{seed}")
     if not math.isfinite(measured["nll"]):
         raise UserError(f"{finished.weights}: the network's scores are NaN or infinite; train it anew")
     metrics = {
@@ -75,6 +67,27 @@ def evaluate_run(
     return metrics
 
 
+def measure(
+    student: ReadyNetwork,
+    teacher: ReadyNetwork | None,
+    images: ArrowImages,
+    num_classes: int,
+    workers: int,
+    device: torch.device,
+    label: str,
+) -> dict[str, float]:
+    """Measure a network, and its agreement with a teacher, on images that each sees prepared as it wants them."""
+    loader = _loader(images, student.preprocess, workers, device)
+    return evaluate_model(
+        student.predict,
+        tqdm(loader, desc=label, unit="batch", disable=None, leave=False),
+        num_classes,
+        device,
+        teacher_predict=None if teacher is None else teacher.predict,
+        teacher_loader=_teacher_loader(images, student, teacher, workers, device),
+    )
+
+
 def _loader(images: ArrowImages, preprocess: Preprocess, workers: int, device: torch.device) -> Any:  # noqa: ANN401
     return eval_loader(
         images,
@@ -88,7 +101,7 @@ def _loader(images: ArrowImages, preprocess: Preprocess, workers: int, device: t
 
 
 def _teacher_loader(
-    images: ArrowImages, student: FinishedRun, teacher: FinishedRun | None, workers: int, device: torch.device
+    images: ArrowImages, student: ReadyNetwork, teacher: ReadyNetwork | None, workers: int, device: torch.device
 ) -> Any:  # noqa: ANN401
     """Decode the images a second time only where the teacher wants another size or crop than the student."""
     if teacher is None or _geometry(teacher.preprocess) == _geometry(student.preprocess):

@@ -20,12 +20,23 @@ from distillery.models.weights import load_weights
 
 
 @dataclass(frozen=True)
-class FinishedRun:
+class ReadyNetwork:
     """A network with its weights, in evaluation mode, and how images must be prepared for it."""
 
     network: nn.Module
     normalize: Normalize
     preprocess: Preprocess
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Return logits (B, C) for uint8 images (B, 3, H, W)."""
+        logits_BC: Tensor = self.network(self.normalize(images))
+        return logits_BC
+
+
+@dataclass(frozen=True)
+class FinishedRun(ReadyNetwork):
+    """A run's network, and what is on record of it."""
+
     record: dict[str, Any]  # run.json
     weights: Path
 
@@ -34,11 +45,6 @@ class FinishedRun:
         """Hash of the weights file, 64 hex digits."""
         with self.weights.open("rb") as file:
             return file_digest(file, "sha256").hexdigest()
-
-    def predict(self, images: Tensor) -> Tensor:
-        """Return logits (B, C) for uint8 images (B, 3, H, W)."""
-        logits_BC: Tensor = self.network(self.normalize(images))
-        return logits_BC
 
 
 def restore_run(
@@ -89,7 +95,7 @@ def finished_record(page: Page, run: str, seed: int, results: Path) -> dict[str,
     spec = page.spec(run, seed)
     command = _command(page, run, seed, results)
     path = run_folder(results, page.name, run, seed) / "run.json"
-    record = _read_record(path, command)
+    record = read_record(path, command)
     if record["digest"] != spec.digest:
         raise UserError(
             f"{path}: made from another configuration (digest {record['digest']}, but {page.path} now gives "
@@ -108,14 +114,19 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _read_record(path: Path, command: str) -> dict[str, Any]:
+def read_record(path: Path, command: str = "distillery train") -> dict[str, Any]:
+    """Read a run.json; ``command`` is what makes it.
+
+    Raises:
+        UserError: it is missing, damaged or incomplete.
+    """
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; first make it with: {command}") from None
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error}); make it anew with: {command}") from None
-    needed = ("digest", "manifest_digest", "classes", "preprocess", "statistics", "selection", "epoch")
+    needed = ("digest", "spec", "manifest_digest", "classes", "preprocess", "statistics", "selection", "epoch")
     lacking = [key for key in needed if not isinstance(record, dict) or key not in record]
     if lacking:
         raise UserError(f"{path}: lacks {lacking[0]!r}; make it anew with: {command}")

@@ -1,0 +1,150 @@
+"""Measure any weights side by side: files that were not trained here, published ones, and finished runs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distillery.config.schema.recipe import Preprocess
+from distillery.data.arrow import ArrowImages
+from distillery.data.manifest import Manifest, load_manifest
+from distillery.errors import UserError
+from distillery.evaluation.evaluate import SPLIT, measure
+from distillery.evaluation.restore import ReadyNetwork, default_device, read_record
+from distillery.models import check_input, create_model
+from distillery.models.normalize import Normalize, resolve_statistics
+from distillery.models.weights import import_weights, load_weights
+
+# Headings and formats of a row's values.
+COLUMNS = {
+    "model": ("Model", ""),
+    "weights": ("Weights", ""),
+    "parameters": ("Params", ","),
+    "images": ("Images", ","),
+    "top1": ("Top-1 (%)", ".2f"),
+    "top5": ("Top-5 (%)", ".2f"),
+    "nll": ("NLL", ".3f"),
+    "ece": ("ECE (%)", ".2f"),
+    "agreement": ("Agreement (%)", ".2f"),
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint(ReadyNetwork):
+    """A network, and what it is called on screens."""
+
+    model: str
+    source: str
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers were learned."""
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+
+def evaluate_checkpoints(
+    students: Sequence[str],
+    teacher: str | None,
+    data_folder: Path,
+    preprocess: Preprocess | None = None,
+    model_args: Mapping[str, Any] | None = None,
+    workers: int = 0,
+    device: torch.device | None = None,
+) -> list[dict[str, Any]]:
+    """Measure checkpoints on the validation images of a prepared data set, the teacher first.
+
+    Args:
+        students: each ``MODEL=WEIGHTS``, with weights as `distillery.models.weights.import_weights` takes them; or the
+            folder of a finished run.
+        teacher: likewise; every student's agreement with it is measured.
+        data_folder: the prepared data set.
+        preprocess: how images are prepared for weights that do not say it themselves.
+        model_args: further arguments of the models.
+        workers: processes that read images.
+        device: where networks run; by default the GPU where there is one.
+
+    Returns:
+        A row a checkpoint: ``model``, ``weights``, ``parameters``, ``images``, ``top1``, ``top5``, ``nll``, ``ece``;
+        with a teacher also ``agreement`` (None for itself).
+
+    Raises:
+        UserError: a checkpoint cannot be read or does not fit the model, the data set or its images.
+    """
+    device = device or default_device()
+    manifest = load_manifest(data_folder)
+    images = ArrowImages(data_folder, manifest, SPLIT)
+
+    def load(item: str) -> Checkpoint:
+        return load_checkpoint(item, manifest, device, preprocess, model_args or {})
+
+    def row(checkpoint: Checkpoint, taught_by: Checkpoint | None) -> dict[str, Any]:
+        measured = measure(
+            checkpoint, taught_by, images, len(manifest.classes), workers, device, Path(checkpoint.source).name
+        )
+        if not math.isfinite(measured["nll"]):
+            raise UserError(f"{checkpoint.source}: the network's scores are NaN or infinite")
+        about = {"model": checkpoint.model, "weights": checkpoint.source, "parameters": checkpoint.parameters}
+        agreement = {} if teacher is None else {"agreement": None}
+        return about | agreement | measured | {"images": int(measured["images"])}
+
+    loaded = None if teacher is None else load(teacher)
+    # Every file is read before the first is measured: a mistake in the last shows at once.
+    checkpoints = [load(item) for item in students]
+    first = [] if loaded is None else [row(loaded, None)]
+    return first + [row(checkpoint, loaded) for checkpoint in checkpoints]
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Lay out what `evaluate_checkpoints` measured for people."""
+    from tabulate import tabulate
+
+    columns = [(key, head, form) for key, (head, form) in COLUMNS.items() if key in rows[0]]
+    cells = [["–" if row[key] is None else format(row[key], form) for key, _, form in columns] for row in rows]
+    align = ["right" if form else "left" for _, _, form in columns]
+    heads = [head for _, head, _ in columns]
+    return tabulate(cells, headers=heads, tablefmt="github", colalign=align, disable_numparse=True)
+
+
+def load_checkpoint(
+    item: str, manifest: Manifest, device: torch.device, preprocess: Preprocess | None, model_args: Mapping[str, Any]
+) -> Checkpoint:
+    """Build a network for a data set with the weights that ``MODEL=WEIGHTS``, or a run's folder, names.
+
+    Raises:
+        UserError: it names neither; the weights cannot be read or do not fit; or nobody says how to prepare images.
+    """
+    if (Path(item) / "run.json").is_file():
+        return _load_run(Path(item), manifest, device)
+    model, separator, weights = item.partition("=")
+    if not separator or not model or not weights:
+        raise UserError(
+            f"{item}: expected MODEL=WEIGHTS, as cifar_resnet56=weights.pth, or the folder of a finished run"
+        )
+    network = create_model(model, len(manifest.classes), **model_args)
+    preprocess = import_weights(network, weights, model, model_args) or preprocess
+    if preprocess is None:
+        raise UserError(
+            f"{weights}: does not say how images are prepared for it; add e.g. --size 32 --normalize imagenet"
+        )
+    mean, std = resolve_statistics(preprocess, manifest.statistics)
+    check_input(network, model, preprocess.size, len(manifest.classes))
+    return Checkpoint(_ready(network, device), Normalize(mean, std).to(device), preprocess, model, weights)
+
+
+def _load_run(folder: Path, manifest: Manifest, device: torch.device) -> Checkpoint:
+    record = read_record(folder / "run.json")
+    spec, classes = record["spec"], record["classes"]
+    if classes != len(manifest.classes):
+        raise UserError(f"{folder}: a network for {classes} classes, but {manifest.name} has {len(manifest.classes)}")
+    network = create_model(spec["model"], classes, **spec.get("model_args", {}))
+    load_weights(network, folder / "weights.safetensors")
+    preprocess = Preprocess.model_validate(record["preprocess"])
+    normalize = Normalize(record["statistics"]["mean"], record["statistics"]["std"]).to(device)
+    return Checkpoint(_ready(network, device), normalize, preprocess, spec["model"], str(folder))
+
+
+def _ready(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    return network.to(device).eval().requires_grad_(False)
