@@ -60,6 +60,17 @@ def test_only_the_selection_rules_in_use_are_explained(desk, page):
     assert "*imported*: " not in text
 
 
+def test_scores_of_an_epoch_chosen_by_held_out_images_say_so(desk, page):
+    page()
+    for seed in (0, 1, 2):
+        desk.write_metrics("small", seed, selection="best", selection_split="holdout")
+    tabulate_page(desk.page, desk.results, desk.ledger)
+    text = (table_folder(desk.results) / "toy.md").read_text()
+    assert "best held-out |" in text
+    assert "*best held-out*: " in text
+    assert "*best epoch*: " not in text
+
+
 def test_the_verdict_is_explained_where_there_is_one(page):
     assert "Verdict" not in page()
     text = page("small,top1,91.5,,,last,here")

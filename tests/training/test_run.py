@@ -10,7 +10,10 @@ import pytest
 from safetensors.torch import load_file
 
 from distillery.config import load_page
+from distillery.config.resolve import load_dataset
+from distillery.data.prepare import prepare_dataset
 from distillery.errors import UserError
+from distillery.evaluation.evaluate import evaluate_run
 from distillery.training.checkpoint import Stopped
 from distillery.training.job import Job, Machine
 from distillery.training.logbook import Logbook
@@ -185,6 +188,23 @@ def test_the_best_epoch_is_kept(workplace):
     rows = list(csv.DictReader((folder / "history.csv").open()))
     best = max(rows, key=lambda row: float(row["val_top1"]))
     assert json.loads((folder / "run.json").read_text())["epoch"] == int(best["epoch"])
+
+
+def test_held_out_images_choose_the_epoch_and_others_are_reported(workplace):
+    workplace.edit_recipe("selection: best\nepochs: 4\noptimizer: {name: sgd, lr: 0.3}")
+    lines = workplace.folder / "config" / "datasets.yaml"
+    lines.write_text(lines.read_text().replace("}", ", holdout: 0.25}"))
+    prepare_dataset("tiny", load_dataset(lines, "tiny"), workplace.results / "datasets" / "tiny", workers=1)
+    folder = make(workplace)
+    rows = list(csv.DictReader((folder / "history.csv").open()))
+    # 3 of 12 images of each of 3 classes are held out.
+    for row in rows:
+        assert (float(row["val_top1"]) * 9 / 100) == pytest.approx(round(float(row["val_top1"]) * 9 / 100))
+    best = max(rows, key=lambda row: float(row["val_top1"]))
+    record = json.loads((folder / "run.json").read_text())
+    assert (record["epoch"], record["selection_split"]) == (int(best["epoch"]), "holdout")
+    metrics = evaluate_run(load_page(workplace.page), "small", 0, workplace.results)
+    assert (metrics["split"], metrics["images"], metrics["selection_split"]) == ("val", 12, "holdout")
 
 
 def test_a_batch_larger_than_the_data_is_refused(workplace):

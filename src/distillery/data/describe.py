@@ -53,7 +53,7 @@ def describe(
             "classes": images.classes,
             "statistics": pixel_statistics(sum(shard.facts.histogram for shard in written["train"])),
             "splits": splits,
-            "duplicates": _find_duplicates(written["train"], written["val"]),
+            "duplicates": _find_duplicates([*written["train"], *written.get("holdout", [])], written["val"]),
             "ignored": images.ignored,
             "skipped": [SkippedImage(path=path, reason=reason) for path, reason in skipped],
         }

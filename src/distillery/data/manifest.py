@@ -14,6 +14,7 @@ FILE_NAME = "manifest.json"
 # Raise it when shards or manifest change in a way that older code or older shards cannot follow.
 FORMAT = 1
 SPLITS = ("train", "val")
+SplitName = Literal["train", "holdout", "val"]
 
 
 class PixelStatistics(Block):
@@ -80,10 +81,15 @@ class Manifest(Block):
     digest: str
     classes: tuple[str, ...]
     statistics: PixelStatistics
-    splits: dict[Literal["train", "val"], Split]
+    splits: dict[SplitName, Split]
     duplicates: Duplicates
     ignored: Ignored
     skipped: tuple[SkippedImage, ...]
+
+    @property
+    def selection_split(self) -> SplitName:
+        """The images that epochs are measured and chosen by: held-out ones where the data set has them."""
+        return "holdout" if "holdout" in self.splits else "val"
 
 
 def load_manifest(folder: Path) -> Manifest:

@@ -11,7 +11,8 @@ from distillery.data.decode import DEEP_MODES
 from distillery.data.describe import WrittenShard, describe
 from distillery.data.digits import write_digits
 from distillery.data.generated import generate_images
-from distillery.data.manifest import FILE_NAME, SPLITS, Manifest
+from distillery.data.holdout import hold_out
+from distillery.data.manifest import FILE_NAME, Manifest
 from distillery.data.parallel import Progress, write_shards
 from distillery.data.shards import ShardFacts, ShardTask, split_into_shards
 from distillery.data.sources import RawImages, find_images, missing_message
@@ -43,6 +44,8 @@ def prepare_dataset(name: str, dataset: Dataset, output: Path, workers: int) -> 
     _refuse_strange(output)
     with staged_folder(output) as staging:
         images = generated or find_images(open_tree(path, staging), name, dataset)
+        if dataset.holdout is not None:
+            images = hold_out(images, dataset.holdout, name)
         outcome = _write(name, images, staging, workers)
         if images.source.parent == staging:
             images.source.unlink()
@@ -63,6 +66,10 @@ def summary(manifest: Manifest, folder: Path) -> list[str]:
         f"{name}: {len(manifest.classes):,} classes, {train.images:,} training and {val.images:,} validation images "
         f"in {folder}"
     ]
+    if "holdout" in manifest.splits:
+        lines.append(
+            f"{name}: {manifest.splits['holdout'].images:,} more are held out from training, to choose epochs by"
+        )
     pairs = manifest.duplicates.across_splits
     if pairs:
         lines.append(
@@ -102,17 +109,17 @@ def _write(name: str, images: RawImages, staging: Path, workers: int) -> Outcome
             ShardTask(images.source, part, images.classes, staging / f"{next(number)}.shard")
             for part in split_into_shards(images.splits[split])
         ]
-        for split in SPLITS
+        for split in images.splits
     }
     total = sum(map(len, images.splits.values()))
     # Starting a process takes as long as reading some two thousand small images.
     processes = min(workers, next(number), total // shards.IMAGES_PER_SHARD)
     progress = Progress(name, total)
     try:
-        found = iter(write_shards([task for split in SPLITS for task in planned[split]], processes, progress))
+        found = iter(write_shards([task for tasks in planned.values() for task in tasks], processes, progress))
     finally:
         progress.close()
-    return {split: [(task, next(found)) for task in planned[split]] for split in SPLITS}
+    return {split: [(task, next(found)) for task in tasks] for split, tasks in planned.items()}
 
 
 def _check_faults(name: str, dataset: Dataset, output: Path, faults: list[tuple[str, str]], total: int) -> None:

@@ -53,6 +53,7 @@ def evaluate_run(
         "split": SPLIT,
         "images": int(measured["images"]),
         "selection": finished.record["selection"],
+        "selection_split": finished.record.get("selection_split"),
         "epoch": finished.record["epoch"],
         "top1": measured["top1"],
         "top5": measured["top5"],

@@ -10,11 +10,13 @@ from distillery.reporting.markup import escape_markdown
 from distillery.reporting.measurements import Measured, needed_files
 
 NOT_RUN = "not run"
-SELECTIONS = {"last": "last epoch", "best": "best epoch", "imported": "imported"}
+SELECTIONS = {"last": "last epoch", "best": "best epoch", "holdout": "best held-out", "imported": "imported"}
 _SELECTION_RULES = {
     "last": "*last epoch*: the weights after the last epoch, whatever they score.",
     "best": "*best epoch*: the weights of the epoch with the highest validation top-1, scored on the images they were "
     "chosen by, which flatters them.",
+    "holdout": "*best held-out*: the weights of the epoch with the highest top-1 on images held out from training; the "
+    "scores are taken on other images.",
     "imported": "*imported*: weights that were trained elsewhere.",
 }
 _FINDING_RULES = {
@@ -59,9 +61,11 @@ def _describe(dataset: str, manifest: Manifest | None) -> str:
     if manifest is None:
         return f"{name}, not prepared yet."
     train, val = (manifest.splits[split].images for split in ("train", "val"))
+    held = manifest.splits.get("holdout")
+    chosen = "" if held is None else f"{held.images:,} images held out from training to choose epochs by, "
     return (
-        f"{name}: {len(manifest.classes):,} classes, {train:,} training images, and {val:,} validation images, on "
-        "which every score is taken."
+        f"{name}: {len(manifest.classes):,} classes, {train:,} training images, {chosen}and {val:,} validation images, "
+        "on which every score is taken."
     )
 
 

@@ -31,6 +31,8 @@ class Metrics(_Measurement):
 
     images: PositiveInt
     selection: Literal["last", "best", "imported"]
+    # Not in metrics of the first releases, which chose by the validation images.
+    selection_split: Literal["holdout", "val"] | None = None
     top1: Percent
     top5: Percent
     nll: FiniteFloat
@@ -75,8 +77,11 @@ class Measured:
 
     @property
     def selection(self) -> str:
-        """Which epoch's weights were measured: last, best, or those of an imported network."""
-        return self.metrics[0].selection if self.metrics else ""
+        """Which epoch's weights were measured: last, best, best by held-out images, or an imported network's."""
+        if not self.metrics:
+            return ""
+        first = self.metrics[0]
+        return "holdout" if (first.selection, first.selection_split) == ("best", "holdout") else first.selection
 
     @property
     def images(self) -> int:

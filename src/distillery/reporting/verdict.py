@@ -31,9 +31,9 @@ def judge(column: Column, measured: Summary | None, selection: str, images: int,
     """Compare the mean over our seeds with a published number.
 
     - `not run`: there is nothing of ours to compare.
-    - `not comparable`: one side reports the last epoch, the other the best one on the images it is scored on; or both
-      are times, which were taken on different machines. A source that does not name its epoch is compared as if it did
-      as we do; imported weights have no epoch of ours to choose.
+    - `not comparable`: one side chose its epoch by the images that it is scored on, the other did not (the last epoch,
+      or the best one by held-out images); or both are times, which were taken on different machines. A source that does
+      not name its epoch is compared as if it did as we do; imported weights have no epoch of ours to choose.
     - `reproduced`: ours is at least as good as the published number may be by the digits it was printed with.
     - `within noise`: ours falls short of that by no more than the tolerance, below.
     - `not reproduced`: ours falls short by more.
@@ -50,7 +50,8 @@ def judge(column: Column, measured: Summary | None, selection: str, images: int,
     """
     if measured is None:
         return Verdict("not run")
-    if selection in ("last", "best") and published.selection not in (None, selection):
+    flattered = selection == "best"
+    if selection in ("last", "best", "holdout") and published.selection not in (None, "best" if flattered else "last"):
         return Verdict("not comparable")
     if column.timed:
         return Verdict("not comparable")

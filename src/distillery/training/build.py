@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from distillery.config.schema.recipe import Preprocess, Recipe
 from distillery.data.arrow import ArrowImages
 from distillery.data.loader import Batch, eval_loader, train_loader
+from distillery.data.manifest import SplitName
 from distillery.data.orders import Order, flow_sample, partner_order, repeated_order, shuffled_order
 from distillery.data.samplers import GlobalBatches
 from distillery.data.transforms import eval_transform, train_transform
@@ -52,8 +53,10 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
     images = ArrowImages(job.data_folder, job.manifest, "train")
     accumulation = accumulation_steps(job, recipe, fabric.world_size)
     batches = _batches(job, recipe, fabric, images, accumulation)
-    validate = _validator(job, fabric)
-    finished = _finished_teacher(job, fabric, validate)
+    validate = _validator(job, fabric, job.manifest.selection_split)
+    # A teacher is compared with its metrics.json, which is of the images that are reported.
+    reported = validate if job.manifest.selection_split == "val" else _validator(job, fabric, "val")
+    finished = _finished_teacher(job, fabric, reported)
     learner, teacher = _parties(job, recipe, fabric, finished)
     exempt: set[str] = getattr(learner.student, "no_weight_decay", set)()
     optimizer = build_optimizer(recipe.optimizer, learner, (f"student.{name}" for name in exempt))
@@ -215,9 +218,9 @@ def _mixer(recipe: Recipe, classes: int) -> Callable[[Tensor, Tensor], tuple[Ten
 Validate = Callable[[Callable[[Tensor], Tensor], Preprocess], dict[str, float]]
 
 
-def _validator(job: Job, fabric: Fabric) -> Validate:
-    """Measure any network on the validation images, each image once over all ranks."""
-    images = ArrowImages(job.data_folder, job.manifest, "val")
+def _validator(job: Job, fabric: Fabric, split: SplitName) -> Validate:
+    """Measure any network on the images of a split, each image once over all ranks."""
+    images = ArrowImages(job.data_folder, job.manifest, split)
     kept: dict[Preprocess, DataLoader[Batch]] = {}
 
     def loader_for(preprocess: Preprocess) -> "DataLoader[Batch]":

@@ -50,7 +50,7 @@ def _import_weights(job: Job) -> None:
         )
     job.folder.mkdir(parents=True, exist_ok=True)
     save_weights(network, job.folder / "weights.safetensors")
-    choice = {"selection": "imported", "epoch": None, "weights_kind": "raw"}
+    choice = {"selection": "imported", "selection_split": None, "epoch": None, "weights_kind": "raw"}
     write_json(job.folder / "run.json", _facts(job, preprocess) | choice | {"provenance": provenance()})
 
 
@@ -106,6 +106,7 @@ def _write_results(job: Job, recipe: Recipe, training: Training) -> None:
         _facts(job, recipe.preprocess)
         | {
             "selection": recipe.selection,
+            "selection_split": job.manifest.selection_split if _chooses(recipe) else None,
             "epoch": epoch,
             "weights_kind": kind,
             "effective": {
@@ -119,6 +120,11 @@ def _write_results(job: Job, recipe: Recipe, training: Training) -> None:
         },
     )
     training.checkpoints.remove()
+
+
+def _chooses(recipe: Recipe) -> bool:
+    """Whether measurements decide which weights are kept: those of an epoch, or the averaged ones."""
+    return recipe.selection == "best" or recipe.ema is not None
 
 
 def _facts(job: Job, preprocess: Preprocess) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a line of datasets.yaml may say."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -24,4 +24,7 @@ class Dataset(Block):
     )
     generated: Generated | None = Field(None, description="write made-up images to `path`, as rehearsals do")
     val_folder: str | None = Field(None, description="name of the validation folder; found by itself when it is usual")
+    holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of each class's training images to choose epochs by, instead of the validation images"
+    )
     on_corrupt: Literal["stop", "skip"] = Field("stop", description="what to do about images that cannot be decoded")
