@@ -6,7 +6,8 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from distillery.data.digits import encode_grey_png, write_digits
+from distillery.data.digits import write_digits
+from distillery.data.png import encode_png
 
 # What every machine must write; data.dvc holds the same promise.
 TREE_SHA256 = "cdfa86d39efba537f5566a2672c11dd17d53f05a0d2251f61b0f2380d0e0cb07"
@@ -49,7 +50,7 @@ def test_an_existing_folder_is_left_alone(tmp_path):
 
 def test_the_encoder_stores_pixels_without_compression():
     pixels = np.arange(15, dtype=np.uint8).reshape(3, 5)
-    content = encode_grey_png(pixels)
+    content = encode_png(pixels)
     assert pixels[1].tobytes() in content
     import io
 

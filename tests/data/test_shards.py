@@ -7,16 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distillery.data import shards
+from distillery.data.raw import RawFile
 from distillery.data.shards import BadImageError, examine, split_into_shards
 from distillery.data.sources import RawImage
-from distillery.data.trees import RawFile
 
 SIZES = st.lists(st.one_of(st.integers(0, 100), st.just(2**28 + 1), st.just(2**27)), max_size=60)
 
 
 @given(SIZES, st.integers(1, 9))
 def test_shards_are_contiguous_bounded_and_no_fewer_than_needed(sizes, most):
-    images = [RawImage(RawFile(str(index), size), str(index), 0) for index, size in enumerate(sizes)]
+    images = [RawImage(RawFile(str(index), size, Path()), str(index), 0) for index, size in enumerate(sizes)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shards, "IMAGES_PER_SHARD", most)
         parts = list(split_into_shards(images))

@@ -1,12 +1,13 @@
 """Folders and tars are the same tree, and bad ones are refused."""
 
 import io
-import os
 import tarfile
+import zipfile
 
 import pytest
 
-from distillery.data.trees import open_tree, read_raw
+from distillery.data.raw import RawReader
+from distillery.data.trees import open_nested_tar, open_tree
 from distillery.errors import UserError
 
 FILES = {"train/ape/1.png": b"one", "train/ape/deep/2.png": b"two" * 400, "val/bee/3.png": b"", "read.me": b"text"}
@@ -21,8 +22,8 @@ def fill(place):
 def seen(path, scratch):
     """All that a tree tells."""
     tree = open_tree(path, scratch)
-    descriptor = os.open(tree.source, os.O_RDONLY) if tree.source.is_file() else None
-    files = {file.path: (file.size, read_raw(tree.source, file, descriptor)) for file in tree.files("")}
+    with RawReader() as reader:
+        files = {file.path: (file.size, reader.read(file)) for file in tree.files("")}
     folders = {folder: tree.subfolders(folder) for folder in ("", "train", "train/ape", "val", "val/bee")}
     below = sorted(file.path for file in tree.files("train"))
     return files, folders, below
@@ -53,8 +54,8 @@ def test_long_names_and_every_dialect_are_read(tmp_path, kind):
         tar.addfile(info, io.BytesIO(b"abc"))
     tree = open_tree(tmp_path / "a.tar", tmp_path)
     (file,) = tree.files("")
-    with (tmp_path / "a.tar").open("rb") as opened:
-        assert (file.path, read_raw(tree.source, file, opened.fileno())) == (name, b"abc")
+    with RawReader() as reader:
+        assert (file.path, reader.read(file)) == (name, b"abc")
 
 
 def test_a_later_member_replaces_an_earlier_one_of_its_name(tmp_path):
@@ -70,10 +71,10 @@ def test_a_later_member_replaces_an_earlier_one_of_its_name(tmp_path):
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("../x.png", tarfile.REGTYPE, r"a\.tar: member \.\./x\.png points outside the tar; refused"),
-        ("train/../../x.png", tarfile.REGTYPE, "points outside the tar"),
-        ("/etc/x.png", tarfile.REGTYPE, r"member /etc/x\.png points outside the tar"),
-        ("x.png", tarfile.SYMTYPE, r"member x\.png is a link to target; links in tars are refused"),
+        ("../x.png", tarfile.REGTYPE, r"a\.tar: member \.\./x\.png points outside the archive; refused"),
+        ("train/../../x.png", tarfile.REGTYPE, "points outside the archive"),
+        ("/etc/x.png", tarfile.REGTYPE, r"member /etc/x\.png points outside the archive"),
+        ("x.png", tarfile.SYMTYPE, r"member x\.png is a link to target; links in archives are refused"),
         ("x.png", tarfile.LNKTYPE, "is a link to target"),
         ("x.png", tarfile.FIFOTYPE, "is no regular file or folder"),
         ("x.png", tarfile.CHRTYPE, "is no regular file or folder"),
@@ -103,7 +104,7 @@ def test_a_tar_cut_anywhere_is_refused(place, tmp_path):
     last = max(file.offset + file.size for file in open_tree(place.folder / "raw.tar", tmp_path).files(""))
     for length in [*range(0, last, 97), *range(512, last, 512), last]:
         (tmp_path / "cut.tar").write_bytes(content[:length])
-        with pytest.raises(UserError, match=r"cut\.tar: (damaged tar|neither a folder nor a tar)"):
+        with pytest.raises(UserError, match=r"cut\.tar: (damaged tar|neither folder, tar nor zip)"):
             open_tree(tmp_path / "cut.tar", tmp_path)
 
 
@@ -121,9 +122,87 @@ def test_a_compressed_tar_cut_or_damaged_is_refused(place, tmp_path, name, mode)
 
 
 def test_other_files_are_no_tars(tmp_path):
-    (tmp_path / "raw.zip").write_bytes(b"PK\x03\x04" + bytes(1000))
-    with pytest.raises(UserError, match=r"raw\.zip: neither a folder nor a tar; get it anew or unpack it"):
-        open_tree(tmp_path / "raw.zip", tmp_path)
+    (tmp_path / "raw.7z").write_bytes(b"7z\xbc\xaf\x27\x1c" + bytes(1000))
+    with pytest.raises(UserError, match=r"raw\.7z: neither folder, tar nor zip; get it anew or unpack it"):
+        open_tree(tmp_path / "raw.7z", tmp_path)
+
+
+@pytest.fixture
+def zipped(place):
+    fill(place)
+    path = place.folder / "raw.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number, file in enumerate(sorted(place.raw.rglob("*"))):
+            kind = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)[number % 2]
+            archive.write(file, file.relative_to(place.raw), compress_type=kind)
+    return path
+
+
+def test_a_zip_is_seen_as_its_folder(place, zipped, tmp_path):
+    assert seen(zipped, tmp_path) == seen(place.raw, tmp_path)
+
+
+def test_a_zip_cut_or_damaged_is_refused(zipped, tmp_path):
+    content = zipped.read_bytes()
+    zipped.write_bytes(content[:-30])
+    with pytest.raises(UserError, match=r"raw\.zip: damaged zip: .*; get it anew"):
+        open_tree(zipped, tmp_path)
+    zipped.write_bytes(content)
+    for file in [file for file in open_tree(zipped, tmp_path).files("") if file.size]:
+        damaged = bytearray(content)
+        damaged[file.offset + 1] ^= 4
+        zipped.write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"raw\.zip: damaged zip: {file.path} has another checksum; get it anew"):
+            seen(zipped, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"filename": "../x.png"}, r"member \.\./x\.png points outside the archive; refused"),
+        ({"external_attr": 0o120777 << 16}, r"member x\.png is a link; links in archives are refused"),
+        ({"compress_type": zipfile.ZIP_LZMA}, r"member x\.png is encrypted or packed by another method"),
+    ],
+)
+def test_members_of_zips_that_no_data_set_should_have_are_refused(tmp_path, change, message):
+    member = zipfile.ZipInfo("x.png")
+    for key, value in change.items():
+        setattr(member, key, value)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(member, b"content")
+    with pytest.raises(UserError, match=message):
+        open_tree(tmp_path / "a.zip", tmp_path)
+
+
+def test_a_tar_in_a_tar_is_read_in_place(place, tmp_path):
+    fill(place)
+    outer = tmp_path / "outer.tar"
+    with tarfile.open(outer, "w") as tar:
+        tar.add(place.tar("first.tar"), "first.tar")
+        tar.add(place.tar("second.tar"), "in/second.tar")
+    tree = open_tree(outer, tmp_path)
+    with RawReader() as reader:
+        for path in ("first.tar", "in/second.tar"):
+            inner = open_nested_tar(tree.find(path), tree)
+            assert {file.path: reader.read(file) for file in inner.files("")} == FILES
+            assert {file.source for file in inner.files("")} == {outer}
+
+
+def test_a_tar_in_a_tar_that_was_cut_is_refused_and_never_reads_on_into_the_next(place, tmp_path):
+    fill(place)
+    whole = place.tar().read_bytes()
+    last = max(file.offset + file.size for file in open_tree(place.folder / "raw.tar", tmp_path).files(""))
+    for length in (512, last - 100, last, -(-last // 512) * 512):
+        outer = tmp_path / "outer.tar"
+        with tarfile.open(outer, "w") as tar:
+            for name in ("cut.tar", "next.tar"):
+                content = whole[:length] if name == "cut.tar" else whole
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        tree = open_tree(outer, tmp_path)
+        with pytest.raises(UserError, match=r"outer\.tar/cut\.tar: damaged tar"):
+            open_nested_tar(tree.find("cut.tar"), tree)
 
 
 def test_links_in_folders_are_followed_but_not_in_circles(place, tmp_path):
@@ -150,10 +229,10 @@ def test_a_file_that_vanished_or_shrank_is_named(place, tmp_path):
     tree = open_tree(place.raw, tmp_path)
     file = next(file for file in tree.files("") if file.path == "train/ape/1.png")
     (place.raw / file.path).unlink()
-    with pytest.raises(UserError, match=r"train/ape/1\.png cannot be read: No such file"):
-        read_raw(tree.source, file, None)
+    with RawReader() as reader, pytest.raises(UserError, match=r"train/ape/1\.png cannot be read: No such file"):
+        reader.read(file)
     tree = open_tree(place.tar(), tmp_path)
     file = next(file for file in tree.files("") if file.path == "train/ape/deep/2.png")
     tree.source.write_bytes(tree.source.read_bytes()[: file.offset + 5])
-    with tree.source.open("rb") as opened, pytest.raises(UserError, match="the tar ended too early"):
-        read_raw(tree.source, file, opened.fileno())
+    with RawReader() as reader, pytest.raises(UserError, match="the archive ended too early"):
+        reader.read(file)

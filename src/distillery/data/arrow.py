@@ -1,14 +1,15 @@
 """Read prepared images from memory-mapped Arrow shards, by sample id."""
 
+import hashlib
 from bisect import bisect_right
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distillery.data.manifest import Manifest, SplitName
+from distillery.data.manifest import Manifest
 from distillery.errors import UserError
 
 
@@ -16,17 +17,18 @@ class ArrowImages:
     """The encoded images and labels of one split.
 
     Shards are mapped into memory when first touched, in each process by itself: the object is small to pickle and safe
-    to fork, and all processes of a machine share one copy of the data in the page cache.
+    to fork, and all processes of a machine share one copy of the data in the page cache. Images that are not embedded
+    are read from where they lie, and compared with their checksums.
 
     Raises:
-        UserError: a shard is missing or damaged.
+        UserError: a shard is missing or damaged, or an image that is not embedded was changed.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, split: SplitName) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, split: Literal["train", "val"]) -> None:
         part = manifest.splits[split]
         self._paths = [folder / shard.file for shard in part.shards]
         self._starts = np.cumsum([0, *(shard.images for shard in part.shards)]).tolist()
-        self._shards: dict[int, tuple[npt.NDArray[np.int32], memoryview]] = {}
+        self._shards: dict[int, _Embedded | _Placed] = {}
         self.labels: npt.NDArray[np.int64] = np.repeat(
             np.arange(len(manifest.classes), dtype=np.int64), part.images_per_class
         )
@@ -38,24 +40,69 @@ class ArrowImages:
         return {**vars(self), "_shards": {}}
 
     def encoded(self, index: int) -> memoryview:
-        """The bytes of an image file, not copied; ``index`` is its sample id in [0, len)."""
+        """The bytes of an image file, not copied where they are embedded; ``index`` is its sample id in [0, len)."""
+        shard, row = self._find(index)
+        return shard.encoded(row)
+
+    def path(self, index: int) -> str:
+        """What the data set calls an image: its path below the raw images' root."""
+        shard, row = self._find(index)
+        return shard.path(row)
+
+    def _find(self, index: int) -> "tuple[_Embedded | _Placed, int]":
         if not 0 <= index < len(self):
             raise IndexError(f"sample id {index} is not in [0, {len(self)})")
-        shard = bisect_right(self._starts, index) - 1
-        if shard not in self._shards:
-            self._shards[shard] = _map_images(self._paths[shard])
-        offsets, data = self._shards[shard]
-        row = index - self._starts[shard]
-        return data[offsets[row] : offsets[row + 1]]
+        number = bisect_right(self._starts, index) - 1
+        if number not in self._shards:
+            self._shards[number] = _map_shard(self._paths[number])
+        return self._shards[number], index - self._starts[number]
 
 
-def _map_images(path: Path) -> tuple[npt.NDArray[np.int32], memoryview]:
-    """Map a shard: where each image's bytes begin and end, and the bytes of all images."""
+class _Embedded:
+    """A mapped shard: where each image's bytes begin and end, and the bytes of all images."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self._paths = batch.column("image").field("path")
+        _, offsets, data = batch.column("image").field("bytes").buffers()
+        self._offsets, self._data = np.frombuffer(offsets, dtype=np.int32), memoryview(data)
+
+    def encoded(self, row: int) -> memoryview:
+        return self._data[self._offsets[row] : self._offsets[row + 1]]
+
+    def path(self, row: int) -> str:
+        return str(self._paths[row].as_py())
+
+
+class _Placed:
+    """A mapped shard whose images lie elsewhere."""
+
+    def __init__(self, batch: pa.RecordBatch, again: str) -> None:
+        self._paths, self._again = batch.column("image").field("path"), again
+        self._places = [batch.column(name) for name in ("file", "offset", "size", "sha256")]
+
+    def encoded(self, row: int) -> memoryview:
+        file, offset, size, sha256 = (column[row].as_py() for column in self._places)
+        try:
+            with Path(file).open("rb") as opened:
+                opened.seek(offset or 0)
+                # One byte more tells whether the file has grown.
+                content = opened.read(size + (offset is None))
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read: {error.strerror}; bring it back, or run: {self._again}") from None
+        if len(content) != size or hashlib.sha256(content).digest() != sha256:
+            name = file if offset is None else f"{file}: {self.path(row)}"
+            raise UserError(f"{name}: was changed since it was prepared; bring it back, or run: {self._again}")
+        return memoryview(content)
+
+    def path(self, row: int) -> str:
+        return str(self._paths[row].as_py())
+
+
+def _map_shard(path: Path) -> _Embedded | _Placed:
+    again = f"distillery prepare {path.parent.name}"
     try:
         batch = pa.ipc.open_stream(pa.memory_map(str(path))).read_next_batch()
-        _, offsets, data = batch.column("image").field("bytes").buffers()
+        return _Placed(batch, again) if "sha256" in batch.schema.names else _Embedded(batch)
     except (OSError, pa.ArrowInvalid, KeyError, StopIteration) as error:
         reason = str(error).splitlines()[0] if str(error) else "it ends too early"
-        name = path.parent.name
-        raise UserError(f"{path}: cannot be read: {reason}; make it anew with: distillery prepare {name}") from None
-    return np.frombuffer(offsets, dtype=np.int32), memoryview(data)
+        raise UserError(f"{path}: cannot be read: {reason}; make it anew with: {again}") from None

@@ -1,12 +1,11 @@
 """The embedded data set: scikit-learn's 1,797 scans of handwritten digits as a raw tree of PNG files."""
 
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from distillery.data.png import encode_png
 from distillery.data.staging import staged_folder
 from distillery.randomness import addressed_permutation
 
@@ -36,27 +35,7 @@ def write_digits(folder: Path) -> None:
             split = "val" if index in validation else "train"
             path = staging / split / str(label) / f"{index:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode_grey_png(image))
-
-
-def encode_grey_png(pixels: npt.NDArray[np.uint8]) -> bytes:
-    """Encode a greyscale image, shape (H, W), as PNG.
-
-    zlib's output differs between its versions and substitutes, and with it the checksum that tracks the raw data, so
-    the pixels are stored uncompressed: deflate's stored block is the only one whose bytes the standard fixes.
-    """
-    height, width = pixels.shape
-    # Each row of a PNG begins with the number of its filter; 0 is none.
-    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
-    assert len(rows) < 2**16, "one stored block holds less than 64 KiB"
-    stored = b"\x78\x01" + struct.pack("<BHH", 1, len(rows), len(rows) ^ 0xFFFF) + rows
-    stored += struct.pack(">I", zlib.adler32(rows))
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", stored) + _chunk(b"IEND", b"")
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            path.write_bytes(encode_png(image))
 
 
 def _validation_indices(labels: npt.NDArray[np.int64]) -> set[int]:

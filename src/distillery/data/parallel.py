@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -22,27 +22,32 @@ _LINE_SECONDS = 5.0
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line every few seconds."""
+    """A bar on a terminal; elsewhere a line every few seconds. Counts images, or bytes from ``done`` on."""
 
-    def __init__(self, name: str, total: int) -> None:
-        self._name, self._total, self._done = name, total, 0
+    def __init__(self, name: str, total: int, unit: Literal["img", "B"] = "img", done: int = 0) -> None:
+        self._name, self._total, self._done, self._unit, self._first = name, total, done, unit, done
         self._began = self._said = time.monotonic()
         terminal = sys.stderr.isatty()
-        self._bar = tqdm(total=total, desc=name, unit=" img", unit_scale=True, smoothing=0.1) if terminal else None
+        self._bar = (
+            tqdm(total=total, initial=done, desc=name, unit=f" {unit}", unit_scale=True, smoothing=0.1)
+            if terminal
+            else None
+        )
 
-    def add(self, images: int) -> None:
-        """Count images that are done."""
-        self._done += images
+    def add(self, number: int) -> None:
+        """Count what is done."""
+        self._done += number
         if self._bar is not None:
-            self._bar.update(images)
+            self._bar.update(number)
         elif time.monotonic() - self._said >= _LINE_SECONDS:
             self._said = time.monotonic()
-            rate = self._done / (self._said - self._began)
-            print(
-                f"{self._name}: {self._done:,} of {self._total:,} images, {rate:,.0f} img/s",
-                file=sys.stderr,
-                flush=True,
+            rate = (self._done - self._first) / (self._said - self._began)
+            line = (
+                f"{self._done:,} of {self._total:,} images, {rate:,.0f} img/s"
+                if self._unit == "img"
+                else f"{self._done / 1e6:,.0f} of {self._total / 1e6:,.0f} MB, {rate / 1e6:,.1f} MB/s"
             )
+            print(f"{self._name}: {line}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the bar as it is."""

@@ -1,5 +1,6 @@
 """From raw images, as they were published, to Arrow shards and a manifest."""
 
+import shutil
 import sys
 from itertools import count
 from pathlib import Path
@@ -9,15 +10,14 @@ from distillery.config.schema.dataset import Dataset
 from distillery.data import shards
 from distillery.data.decode import DEEP_MODES
 from distillery.data.describe import WrittenShard, describe
-from distillery.data.digits import write_digits
-from distillery.data.generated import generate_images
-from distillery.data.holdout import hold_out
+from distillery.data.fetch import fetch_raw
+from distillery.data.layouts import find_images
 from distillery.data.manifest import FILE_NAME, Manifest
 from distillery.data.parallel import Progress, write_shards
+from distillery.data.raw import RawFile, shown
 from distillery.data.shards import ShardFacts, ShardTask, split_into_shards
-from distillery.data.sources import RawImages, find_images, missing_message
+from distillery.data.sources import RawImages
 from distillery.data.staging import staged_folder
-from distillery.data.trees import open_tree, shown
 from distillery.errors import UserError
 
 # What was planned for each shard, and what came of it, by split.
@@ -35,20 +35,16 @@ def prepare_dataset(name: str, dataset: Dataset, output: Path, workers: int) -> 
             listed in ``<output>.corrupt.txt``) and the data set does not say `on_corrupt: skip`; or ``output`` cannot
             be written or holds something else.
     """
-    path = Path(dataset.path)
-    if dataset.bundled == "digits":
-        write_digits(path)
-    generated = None if dataset.generated is None else generate_images(path, dataset.generated)
-    if not path.exists():
-        raise UserError(missing_message(path, name))
+    fetch_raw(name, dataset)
     _refuse_strange(output)
     with staged_folder(output) as staging:
-        images = generated or find_images(open_tree(path, staging), name, dataset)
-        if dataset.holdout is not None:
-            images = hold_out(images, dataset.holdout, name)
-        outcome = _write(name, images, staging, workers)
-        if images.source.parent == staging:
-            images.source.unlink()
+        scratch = staging / "raw"
+        scratch.mkdir()
+        images = find_images(name, dataset, scratch)
+        if not dataset.embed:
+            _check_places(dataset, images, scratch)
+        outcome = _write(name, images, staging, workers, dataset.embed)
+        shutil.rmtree(scratch)
         faults = [fault for shards_of in outcome.values() for _, facts in shards_of for fault in facts.faults]
         _check_faults(name, dataset, output, faults, sum(map(len, images.splits.values())))
         _check_classes(dataset, images, outcome)
@@ -66,10 +62,6 @@ def summary(manifest: Manifest, folder: Path) -> list[str]:
         f"{name}: {len(manifest.classes):,} classes, {train.images:,} training and {val.images:,} validation images "
         f"in {folder}"
     ]
-    if "holdout" in manifest.splits:
-        lines.append(
-            f"{name}: {manifest.splits['holdout'].images:,} more are held out from training, to choose epochs by"
-        )
     pairs = manifest.duplicates.across_splits
     if pairs:
         lines.append(
@@ -102,14 +94,25 @@ def _refuse_strange(output: Path) -> None:
             raise UserError(f"{output}: holds {path.name}, which is no part of a prepared data set; move it away")
 
 
-def _write(name: str, images: RawImages, staging: Path, workers: int) -> Outcome:
+def _check_places(dataset: Dataset, images: RawImages, scratch: Path) -> None:
+    """Images that are not embedded must lie where they can be read again, as they are."""
+    for image in (image for split in images.splits.values() for image in split):
+        file = image.file
+        if not isinstance(file, RawFile) or file.packed is not None or scratch in file.source.parents:
+            raise UserError(
+                f"{dataset.path}: {shown(image.path)} lies in no plain file, folder or tar that `embed: false` could "
+                "point to; unpack the archive, or remove `embed: false`"
+            )
+
+
+def _write(name: str, images: RawImages, staging: Path, workers: int, embed: bool) -> Outcome:
     number = count()
     planned = {
         split: [
-            ShardTask(images.source, part, images.classes, staging / f"{next(number)}.shard")
-            for part in split_into_shards(images.splits[split])
+            ShardTask(part, images.classes, staging / f"{next(number)}.shard", embed)
+            for part in split_into_shards(split_images)
         ]
-        for split in images.splits
+        for split, split_images in images.splits.items()
     }
     total = sum(map(len, images.splits.values()))
     # Starting a process takes as long as reading some two thousand small images.
@@ -141,9 +144,10 @@ def _check_classes(dataset: Dataset, images: RawImages, outcome: Outcome) -> Non
     """Skipping must not empty a class."""
     for split, shards_of in outcome.items():
         left = {task.images[position].label for task, facts in shards_of for position in facts.kept}
-        for label in sorted({image.label for image in images.splits[split]} - left):
-            folder = f"{images.folders[split]}/{shown(images.classes[label])}/"
-            raise UserError(f"{dataset.path}: {folder}: none of its images can be decoded; a class needs some")
+        for label, class_name in enumerate(images.classes):
+            if label not in left:
+                folder = f"{images.folders[split]}/{shown(class_name)}/"
+                raise UserError(f"{dataset.path}: {folder}: none of its images can be decoded; a class needs some")
 
 
 def _give_names(outcome: Outcome) -> dict[str, list[WrittenShard]]:

@@ -4,12 +4,14 @@ A shard is an Arrow IPC stream of one record batch with the columns ``image`` (t
 ``label``, and the schema of the `datasets` library's Image and ClassLabel, so ``load_dataset("arrow", data_files=...)``
 reads it too. Every image is decoded once here, to check it and to count its pixels.
 
+Where images are not embedded, ``bytes`` is null, and the columns ``file``, ``offset``, ``size`` and ``sha256`` tell
+where the image's bytes lie (all of the file, or so many bytes of an archive) and what they must be.
+
 This module runs in worker processes and does not import torch.
 """
 
 import hashlib
 import json
-import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +25,14 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from distillery.data.decode import as_rgb
+from distillery.data.raw import AnyFile, RawFile, RawReader
 from distillery.data.sources import RawImage
-from distillery.data.trees import read_raw
 
 IMAGES_PER_SHARD = 2048
 BYTES_PER_SHARD = 256 * 2**20
+
+# Where the bytes of an image that is not embedded lie; an offset is null where they are all of the file.
+_PLACE = {"file": pa.string(), "offset": pa.int64(), "size": pa.int64(), "sha256": pa.binary()}
 
 # Progress is told after so many images: often enough for a moving bar, seldom enough to cost nothing.
 _REPORT_EVERY = 32
@@ -37,10 +42,10 @@ _REPORT_EVERY = 32
 class ShardTask:
     """What one shard is to hold, and where to write it."""
 
-    source: Path
     images: tuple[RawImage, ...]
     classes: tuple[str, ...]
     target: Path
+    embed: bool = True
 
 
 @dataclass
@@ -88,27 +93,23 @@ def write_shard(task: ShardTask, report: Callable[[int], None]) -> ShardFacts:
         OSError: the shard cannot be written.
     """
     facts, encoded = ShardFacts(), []
-    descriptor = os.open(task.source, os.O_RDONLY) if task.source.is_file() else None
-    try:
-        with warnings.catch_warnings():
-            # Pillow's warnings are about metadata, and about sizes that `examine` refuses itself.
-            warnings.simplefilter("ignore")
-            for position, image in enumerate(task.images):
-                content = read_raw(task.source, image.file, descriptor)
-                try:
-                    _count(facts, *examine(content))
-                except BadImageError as fault:
-                    facts.faults.append((image.path, str(fault)))
-                else:
-                    facts.kept.append(position)
-                    facts.hashes.append(hashlib.sha256(content).digest())
+    with RawReader() as reader, warnings.catch_warnings():
+        # Pillow's warnings are about metadata, and about sizes that `examine` refuses itself.
+        warnings.simplefilter("ignore")
+        for position, image in enumerate(task.images):
+            content = reader.read(image.file)
+            try:
+                _count(facts, *examine(content))
+            except BadImageError as fault:
+                facts.faults.append((image.path, str(fault)))
+            else:
+                facts.kept.append(position)
+                facts.hashes.append(hashlib.sha256(content).digest())
+                if task.embed:
                     encoded.append(content)
-                if (position + 1) % _REPORT_EVERY == 0:
-                    report(_REPORT_EVERY)
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
-    if encoded:
+            if (position + 1) % _REPORT_EVERY == 0:
+                report(_REPORT_EVERY)
+    if facts.kept:
         _write_arrow(task, facts, encoded)
     report(len(task.images) % _REPORT_EVERY)
     return facts
@@ -141,14 +142,31 @@ def examine(content: bytes) -> tuple[Image.Image, Image.Image]:
         raise BadImageError(str(error).partition("\n")[0] or type(error).__name__) from None
 
 
-def arrow_schema(classes: Sequence[str]) -> pa.Schema:
+def arrow_schema(classes: Sequence[str], embed: bool = True) -> pa.Schema:
     """The columns of a shard; the metadata is how the `datasets` library keeps its feature types."""
-    features = {"image": {"_type": "Image"}, "label": {"names": list(classes), "_type": "ClassLabel"}}
+    features: dict[str, object] = {
+        "image": {"_type": "Image"},
+        "label": {"names": list(classes), "_type": "ClassLabel"},
+    }
     image = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
-    return pa.schema(
-        [pa.field("image", image), pa.field("label", pa.int64())],
-        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    fields = [pa.field("image", image), pa.field("label", pa.int64())]
+    if not embed:
+        fields += [pa.field(name, kind) for name, kind in _PLACE.items()]
+        features |= {name: {"dtype": str(kind), "_type": "Value"} for name, kind in _PLACE.items()}
+    return pa.schema(fields, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def _places(files: Sequence[AnyFile], hashes: Sequence[bytes]) -> list[pa.Array]:
+    """The columns of images that are not embedded."""
+    stored = [file for file in files if isinstance(file, RawFile)]
+    assert len(stored) == len(files), "the caller has refused others"
+    columns = (
+        [str(file.location().absolute()) for file in stored],
+        [file.offset for file in stored],
+        [file.size for file in stored],
+        hashes,
     )
+    return [pa.array(column, kind) for column, kind in zip(columns, _PLACE.values(), strict=True)]
 
 
 def _count(facts: ShardFacts, image: Image.Image, rgb: Image.Image) -> None:
@@ -160,13 +178,15 @@ def _count(facts: ShardFacts, image: Image.Image, rgb: Image.Image) -> None:
 
 
 def _write_arrow(task: ShardTask, facts: ShardFacts, encoded: list[bytes]) -> None:
-    schema = arrow_schema(task.classes)
+    schema = arrow_schema(task.classes, task.embed)
     images = [task.images[position] for position in facts.kept]
-    columns = [pa.array(encoded, pa.binary()), pa.array([image.path for image in images], pa.string())]
-    image_column = pa.StructArray.from_arrays(columns, fields=list(schema.field("image").type))
+    contents = pa.array(encoded, pa.binary()) if task.embed else pa.nulls(len(images), pa.binary())
+    paths = pa.array([image.path for image in images], pa.string())
+    image_column = pa.StructArray.from_arrays([contents, paths], fields=list(schema.field("image").type))
     label_column = pa.array([image.label for image in images], pa.int64())
+    places = [] if task.embed else _places([image.file for image in images], facts.hashes)
     with pa.OSFile(str(task.target), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        writer.write_batch(pa.record_batch([image_column, label_column], schema=schema))
+        writer.write_batch(pa.record_batch([image_column, label_column, *places], schema=schema))
     facts.size = task.target.stat().st_size
     with task.target.open("rb") as file:
         facts.sha256 = hashlib.file_digest(file, "sha256").hexdigest()

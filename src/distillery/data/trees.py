@@ -1,34 +1,29 @@
-"""Folders and tars seen alike: a tree of files, and where each file's bytes lie."""
+"""Folders, tars and zips seen alike: a tree of files, and where each file's bytes lie."""
 
 import bz2
 import gzip
 import lzma
 import os
 import shutil
+import stat
+import struct
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
+from distillery.data.raw import Packed, RawFile, shown
 from distillery.errors import UserError
 
 _DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _BLOCK = tarfile.BLOCKSIZE
 
 
-@dataclass(frozen=True, slots=True)
-class RawFile:
-    """A file of a tree: its path below the root (with slashes), its size in bytes, and where a tar has it."""
-
-    path: str
-    size: int
-    offset: int | None = None
-
-
 class Tree(Protocol):
-    """What is read from raw data: `source` is the folder or tar that `read_raw` takes bytes from."""
+    """Raw data as files below a root; ``source`` is the folder or archive as the user knows it."""
 
     source: Path
 
@@ -38,12 +33,15 @@ class Tree(Protocol):
     def files(self, folder: str) -> Iterator[RawFile]:
         """All files below ``folder``, in no particular order."""
 
+    def find(self, path: str) -> RawFile | None:
+        """The file of this path, if there is one."""
+
 
 def open_tree(path: Path, scratch: Path) -> Tree:
-    """See a folder or a tar as a tree; a compressed tar is first unpacked to one plain tar in ``scratch``.
+    """See a folder, tar or zip as a tree; a compressed tar is first unpacked to one plain tar in ``scratch``.
 
     Raises:
-        UserError: it cannot be read, is neither folder nor tar, is damaged, or holds members that no data set should.
+        UserError: it cannot be read, is none of these, is damaged, or holds members that no data set should.
     """
     if path.is_dir():
         return FolderTree(path)
@@ -52,36 +50,24 @@ def open_tree(path: Path, scratch: Path) -> Tree:
             magic = file.read(6)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if magic.startswith(_ZIP_MAGIC):
+        return ZipTree(path)
     for prefix, opener in _DECOMPRESSORS.items():
         if magic.startswith(prefix):
-            return TarTree(_decompress(path, opener, scratch / "raw.tar"), shown=path)
-    return TarTree(path, shown=path)
+            plain = scratch / f"{sum(1 for _ in scratch.iterdir())}.tar"
+            return TarTree(_decompress(path, opener, plain), path)
+    return TarTree(path, path)
 
 
-def read_raw(source: Path, file: RawFile, descriptor: int | None) -> bytes:
-    """Read a file's bytes: from its own path, or by offset from a tar that is open as ``descriptor``.
+def open_nested_tar(file: RawFile, tree: Tree) -> "TarTree":
+    """See a tar that lies in a tree, itself perhaps a tar, as a tree; nothing is unpacked.
 
     Raises:
-        UserError: the file cannot be read. This is no damaged image, so no data set may skip it.
+        UserError: it is compressed, damaged, or holds members that no data set should.
     """
-    try:
-        if file.offset is None:
-            return (source / file.path).read_bytes()
-        assert descriptor is not None
-        content = _read_at(descriptor, file.size, file.offset)
-    except OSError as error:
-        raise UserError(f"{source}: {file.path} cannot be read: {error.strerror}") from None
-    if len(content) != file.size:
-        raise UserError(f"{source}: {file.path} cannot be read: the tar ended too early; was it changed meanwhile?")
-    return content
-
-
-def _read_at(descriptor: int, size: int, offset: int) -> bytes:
-    """One pread returns at most 2 GiB, and less when a signal comes."""
-    content = os.pread(descriptor, size, offset)
-    while len(content) < size and (more := os.pread(descriptor, size - len(content), offset + len(content))):
-        content += more
-    return content
+    if file.packed is not None:
+        raise UserError(f"{tree.source}: {shown(file.path)} is compressed there; unpack the zip")
+    return TarTree(file.location(), tree.source / file.path, file.offset or 0, file.size)
 
 
 class FolderTree:
@@ -104,6 +90,21 @@ class FolderTree:
         except OSError as error:
             raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
+    def names(self, folder: str) -> list[str]:
+        """Names of the files and folders directly in ``folder`` ("" is the root), sorted."""
+        try:
+            return sorted(entry.name for entry in self._entries(folder))
+        except OSError as error:
+            raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
+
+    def find(self, path: str) -> RawFile | None:
+        """The file of this path, if there is one."""
+        try:
+            status = (self.source / path).stat()
+        except OSError:
+            return None
+        return RawFile(path, status.st_size, self.source) if stat.S_ISREG(status.st_mode) else None
+
     def _walk(self, folder: str, above: frozenset[tuple[int, int]]) -> Iterator[RawFile]:
         status = (self.source / folder).stat()
         here = (status.st_dev, status.st_ino)
@@ -115,7 +116,7 @@ class FolderTree:
             if entry.is_dir():
                 yield from self._walk(path, above | {here})
             elif entry.is_file():
-                yield RawFile(path, entry.stat().st_size)
+                yield RawFile(path, entry.stat().st_size, self.source)
             else:
                 kind = "a broken link" if entry.is_symlink() else "not a regular file"
                 raise UserError(f"{self.source}: {shown(path)} is {kind}; remove it")
@@ -125,28 +126,13 @@ class FolderTree:
             return list(entries)
 
 
-class TarTree:
-    """A plain tar: every member's place is noted in one pass over the headers, the contents are read later."""
+class _ArchiveTree:
+    """What tars and zips share: their members by path, and the folders that these imply."""
 
-    def __init__(self, source: Path, shown: Path) -> None:
+    def __init__(self, source: Path) -> None:
         self.source = source
-        self._shown = shown
         self._files: dict[str, RawFile] = {}
         self._folders: dict[str, set[str]] = {"": set()}
-        end = 0
-        try:
-            with tarfile.open(source, "r:") as tar:
-                while (member := tar.next()) is not None:
-                    # tarfile would keep every header; a million of them take more than a gigabyte.
-                    tar.members = []  # type: ignore[attr-defined]
-                    self._add(member)
-                    end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-        except tarfile.TarError as error:
-            kind = f"damaged tar: {error} after {end:,} bytes" if end else "neither a folder nor a tar"
-            raise UserError(f"{shown}: {kind}; get it anew or unpack it") from None
-        except OSError as error:
-            raise UserError(f"{shown}: cannot be read: {error.strerror}") from None
-        self._check_end(end)
 
     def subfolders(self, folder: str) -> list[str]:
         """Names of the folders directly in ``folder`` ("" is the root), sorted."""
@@ -157,31 +143,112 @@ class TarTree:
         prefix = f"{folder}/" if folder else ""
         return (file for path, file in self._files.items() if path.startswith(prefix))
 
-    def _add(self, member: tarfile.TarInfo) -> None:
-        _check_text(member.name, self._shown)
-        path = PurePosixPath(member.name)
+    def find(self, path: str) -> RawFile | None:
+        """The file of this path, if there is one."""
+        return self._files.get(path)
+
+    def _note_folders(self, name: str, is_folder: bool) -> str:
+        """Check a member's name, note the folders on its path, and return the path."""
+        _check_text(name, self.source)
+        path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts:
-            raise UserError(f"{self._shown}: member {shown(member.name)} points outside the tar; refused")
+            raise UserError(f"{self.source}: member {shown(name)} points outside the archive; refused")
+        folders = path.parts if is_folder else path.parts[:-1]
+        for depth, folder in enumerate(folders):
+            self._folders.setdefault("/".join(folders[:depth]), set()).add(folder)
+        return str(path)
+
+
+class TarTree(_ArchiveTree):
+    """A plain tar: every member's place is noted in one pass over the headers, the contents are read later.
+
+    ``file`` holds the tar from the byte ``begin`` on, ``size`` bytes of it (to the end by default); ``source`` is what
+    the user calls it.
+    """
+
+    def __init__(self, file: Path, source: Path, begin: int = 0, size: int | None = None) -> None:
+        super().__init__(source)
+        self._file = file
+        end = begin
+        try:
+            limit = file.stat().st_size if size is None else begin + size
+            # A buffer of one block: the contents between two headers are passed over, not read.
+            with file.open("rb", buffering=_BLOCK) as opened:
+                opened.seek(begin)
+                with tarfile.open(fileobj=opened, mode="r:") as tar:
+                    while (member := tar.next()) is not None:
+                        # tarfile would keep every header; a million of them take more than a gigabyte.
+                        tar.members = []  # type: ignore[attr-defined]
+                        end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
+                        if end > limit:
+                            raise tarfile.ReadError("unexpected end of data")
+                        self._add(member)
+                self._check_end(opened, begin, end, limit)
+        except tarfile.TarError as error:
+            kind = f"damaged tar: {error} after {end - begin:,} bytes" if end > begin else "neither folder, tar nor zip"
+            raise UserError(f"{source}: {kind}; get it anew or unpack it") from None
+        except OSError as error:
+            raise UserError(f"{source}: cannot be read: {error.strerror}") from None
+
+    def _add(self, member: tarfile.TarInfo) -> None:
+        path = self._note_folders(member.name, member.isdir())
         if member.issym() or member.islnk():
             raise UserError(
-                f"{self._shown}: member {shown(member.name)} is a link to {shown(member.linkname)}; "
-                "links in tars are refused, store the file itself"
+                f"{self.source}: member {shown(member.name)} is a link to {shown(member.linkname)}; "
+                "links in archives are refused, store the file itself"
             )
         if not (member.isdir() or member.isreg()) or member.issparse():
-            raise UserError(f"{self._shown}: member {shown(member.name)} is no regular file or folder; refused")
-        folders = path.parts if member.isdir() else path.parts[:-1]
-        for depth, name in enumerate(folders):
-            self._folders.setdefault("/".join(folders[:depth]), set()).add(name)
+            raise UserError(f"{self.source}: member {shown(member.name)} is no regular file or folder; refused")
         if member.isreg():
             # A later member of the same name replaces the earlier one, as it does when unpacked.
-            self._files[str(path)] = RawFile(str(path), member.size, member.offset_data)
+            self._files[path] = RawFile(path, member.size, self._file, member.offset_data)
 
-    def _check_end(self, end: int) -> None:
+    def _check_end(self, opened: BinaryIO, begin: int, end: int, limit: int) -> None:
         """A tar ends with a block of zeros; a download that broke off between two members lacks only that."""
-        with self.source.open("rb") as file:
-            file.seek(end)
-            if file.read(_BLOCK) != bytes(_BLOCK):
-                raise UserError(f"{self._shown}: damaged tar: it breaks off after {end:,} bytes; get it anew")
+        opened.seek(end)
+        if end + _BLOCK > limit or opened.read(_BLOCK) != bytes(_BLOCK):
+            raise UserError(f"{self.source}: damaged tar: it breaks off after {end - begin:,} bytes; get it anew")
+
+
+class ZipTree(_ArchiveTree):
+    """A zip, read in place; its members may be stored or deflated."""
+
+    def __init__(self, source: Path) -> None:
+        super().__init__(source)
+        try:
+            with source.open("rb") as opened, zipfile.ZipFile(opened) as archive:
+                for member in archive.infolist():
+                    self._add(member, opened)
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{source}: damaged zip: {error}; get it anew or unpack it") from None
+        except OSError as error:
+            raise UserError(f"{source}: cannot be read: {error.strerror}") from None
+
+    def _add(self, member: zipfile.ZipInfo, opened: BinaryIO) -> None:
+        path = self._note_folders(member.filename, member.is_dir())
+        if stat.S_ISLNK(member.external_attr >> 16):
+            raise UserError(
+                f"{self.source}: member {shown(member.filename)} is a link; links in archives are refused, "
+                "store the file itself"
+            )
+        if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UserError(
+                f"{self.source}: member {shown(member.filename)} is encrypted or packed by another method than "
+                "deflate; unpack the zip"
+            )
+        if not member.is_dir():
+            packed = Packed(member.compress_size, member.CRC, member.compress_type == zipfile.ZIP_DEFLATED)
+            self._files[path] = RawFile(path, member.file_size, self.source, _content_begin(member, opened), packed)
+
+
+def _content_begin(member: zipfile.ZipInfo, opened: BinaryIO) -> int:
+    """Where a member's bytes begin: behind its own header, whose length the zip's directory does not tell."""
+    opened.seek(member.header_offset)
+    header = opened.read(30)
+    if len(header) < 30 or not header.startswith(_ZIP_MAGIC[0]):
+        raise zipfile.BadZipFile(f"no header of {shown(member.filename)} at byte {member.header_offset:,}")
+    name_length, extra_length = struct.unpack("<HH", header[26:30])
+    return member.header_offset + 30 + int(name_length) + int(extra_length)
 
 
 def _decompress(path: Path, opener: object, target: Path) -> Path:
@@ -201,8 +268,3 @@ def _check_text(path: str, source: Path) -> None:
         path.encode()
     except UnicodeEncodeError:
         raise UserError(f"{source}: the name {path!a} is not UTF-8 text; rename it") from None
-
-
-def shown(path: str) -> str:
-    """A path as it may stand in a one-line message."""
-    return path if path.isprintable() else ascii(path)

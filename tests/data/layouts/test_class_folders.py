@@ -5,14 +5,13 @@ import re
 import pytest
 
 from distillery.config.schema.dataset import Dataset
-from distillery.data.sources import find_images
-from distillery.data.trees import open_tree
+from distillery.data.layouts import find_images
 from distillery.errors import UserError
 
 
 def find(place, **options):
     dataset = Dataset(path=str(place.raw), **options)
-    return find_images(open_tree(place.raw, place.folder), "toy", dataset)
+    return find_images("toy", dataset, place.folder)
 
 
 def paths(images, split):
@@ -76,7 +75,7 @@ FAULTS = {
     "nothing": (
         [],
         {},
-        "raw: no raw images for data set 'toy': put train/<class>/* and val/<class>/* there, or a tar of",
+        "raw: no raw images for data set 'toy': put train/<class>/* and val/<class>/* there, or a tar or",
     ),
     "no images": (["train/a/x.txt", "val/a/x.txt"], {}, "no raw images for data set 'toy'"),
     "no train": (

@@ -1,0 +1,167 @@
+"""Download a file so that it appears whole and checked, and continue where a download broke off."""
+
+import fcntl
+import hashlib
+import http.client
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from distillery.atomic import flush_to_disk
+from distillery.data.parallel import Progress
+from distillery.errors import UserError
+
+# Seconds without a byte after which a server counts as silent, and between two attempts.
+_PATIENCE = 30.0
+_PAUSE = 2.0
+_ATTEMPTS = 5
+_CHUNK = 1 << 20
+
+
+class _Unfinished(Exception):
+    """The connection ended before the file did; the text says why."""
+
+
+def download(name: str, url: str, target: Path, checksum: str) -> None:
+    """Fetch ``url`` to ``target``, which appears when all of it is there and has the ``checksum`` (``md5:<hex>``).
+
+    What has come stays in ``.<target>.partial`` beside it whatever happens, and the next call asks the server for the
+    rest only. A second process that wants the same file waits for the first.
+
+    Raises:
+        UserError: it cannot be fetched (the line says what to do by hand), is not what the checksum says, or cannot be
+            written.
+    """
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(partial):
+            if target.exists():
+                partial.unlink(missing_ok=True)
+                return check_checksum(target, checksum)
+            resumed = _size(partial) > 0
+            _fetch(name, url, target, partial)
+            if resumed and not _has_checksum(partial, checksum):
+                # The beginning may be another version's; all of it anew, once.
+                partial.write_bytes(b"")
+                _fetch(name, url, target, partial)
+            if not _has_checksum(partial, checksum):
+                partial.write_bytes(b"")
+                raise UserError(
+                    f"{url}: what came does not have the checksum {checksum}; look at the address and `checksum` of "
+                    f"{name!r} in datasets.yaml"
+                )
+            flush_to_disk(partial)
+            partial.rename(target)
+            flush_to_disk(target.parent)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
+def check_checksum(path: Path, checksum: str) -> None:
+    """Refuse a file that is not what its checksum says.
+
+    Raises:
+        UserError: it is another file, or cannot be read.
+    """
+    try:
+        right = _has_checksum(path, checksum)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    if not right:
+        raise UserError(
+            f"{path}: is not the official file, whose checksum is {checksum}; remove it and it is downloaded again, or "
+            "give your own file another name and remove `download` from datasets.yaml"
+        )
+
+
+def _fetch(name: str, url: str, target: Path, partial: Path) -> None:
+    """Append to ``partial`` until all is there; as long as something comes, broken connections are taken up again."""
+    failures = 0
+    while True:
+        before = _size(partial)
+        try:
+            return _request(name, url, partial)
+        except _Unfinished as reason:
+            failures = 1 if _size(partial) > before else failures + 1
+            if failures == _ATTEMPTS or before == _size(partial) == 0:
+                raise UserError(
+                    f"{url}: cannot be downloaded: {reason}; run `distillery download {name}` where there is a "
+                    f"network, or put the file at {target} by hand"
+                ) from None
+        time.sleep(_PAUSE)
+
+
+def _request(name: str, url: str, partial: Path) -> None:
+    begin = _size(partial)
+    headers = {"User-Agent": "distillery", "Accept-Encoding": "identity"}
+    request = urllib.request.Request(url, headers=headers | ({"Range": f"bytes={begin}-"} if begin else {}))
+    try:
+        response = urllib.request.urlopen(request, timeout=_PATIENCE)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and begin:
+            return  # there is no more; the checksum tells whether that is all of it
+        raise _Unfinished(f"the server says {error.code} {error.reason}") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise _Unfinished(getattr(reason, "strerror", None) or str(reason) or type(error).__name__) from None
+    with response, partial.open("r+b") as file:
+        # A server that does not know ranges sends all of it again.
+        continued = response.status == http.HTTPStatus.PARTIAL_CONTENT and _range_begin(response) == begin
+        file.seek(begin if continued else 0)
+        file.truncate()
+        _copy(name, response, file, begin if continued else 0)
+
+
+def _range_begin(response: Any) -> int | None:  # noqa: ANN401
+    """Where the part begins that a server sends: ``Content-Range: bytes 100-199/200``."""
+    begin = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+    return int(begin) if begin.isdigit() else None
+
+
+def _copy(name: str, response: Any, file: Any, done: int) -> None:  # noqa: ANN401
+    length = response.headers.get("Content-Length")
+    total = done + int(length) if length else 0
+    progress = Progress(f"download {name}", total, "B", done)
+    try:
+        while chunk := _read(response):
+            file.write(chunk)
+            progress.add(len(chunk))
+            done += len(chunk)
+    finally:
+        file.flush()
+        progress.close()
+    if done < total:
+        raise _Unfinished(f"the connection ended after {done:,} of {total:,} bytes")
+
+
+def _read(response: Any) -> bytes:  # noqa: ANN401
+    try:
+        chunk: bytes = response.read1(_CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise _Unfinished(f"the connection broke: {error}") from None
+    return chunk
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _has_checksum(path: Path, checksum: str) -> bool:
+    algorithm, _, expected = checksum.partition(":")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest() == expected
+
+
+@contextmanager
+def _locked(partial: Path) -> Iterator[None]:
+    """Hold the unfinished file for as long as the block takes; a file system without locks is used without."""
+    with partial.open("ab") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,47 @@
+"""How data sets lie on disks: one file a layout, each of which turns a path into splits, classes and files."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from distillery.config.schema.dataset import HUB_PREFIX, Dataset, Layout
+from distillery.data.layouts.cifar import find_cifar
+from distillery.data.layouts.class_folders import find_class_folders
+from distillery.data.layouts.cub200 import find_cub200
+from distillery.data.layouts.hub import find_hub
+from distillery.data.layouts.imagenet import find_imagenet
+from distillery.data.layouts.tiny_imagenet import find_tiny_imagenet
+from distillery.data.sources import Found, RawImages, arrange, check_counts, missing_message
+from distillery.data.trees import open_tree
+from distillery.errors import UserError
+
+
+def _find_folders(name: str, dataset: Dataset, scratch: Path) -> Found:
+    return find_class_folders(open_tree(Path(dataset.path), scratch), name, dataset)
+
+
+LAYOUTS: dict[Layout, Callable[[str, Dataset, Path], Found]] = {
+    "folders": _find_folders,
+    "imagenet": find_imagenet,
+    "cub200": find_cub200,
+    "cifar": find_cifar,
+    "tiny-imagenet": find_tiny_imagenet,
+}
+
+
+def find_images(name: str, dataset: Dataset, scratch: Path) -> RawImages:
+    """All images of a data set, wherever and however they lie; compressed tars are unpacked to tars in ``scratch``.
+
+    Raises:
+        UserError: there are none, or something in them contradicts the layout or the numbers expected.
+    """
+    if dataset.path.startswith(HUB_PREFIX):
+        found = find_hub(name, dataset)
+    elif Path(dataset.path).exists():
+        found = LAYOUTS[dataset.layout](name, dataset, scratch)
+    else:
+        raise UserError(missing_message(name, dataset))
+    if not any(files for by_class in found.files.values() for files in by_class.values()):
+        raise UserError(missing_message(name, dataset))
+    images = arrange(found, dataset.path)
+    check_counts(images, name, dataset)
+    return images

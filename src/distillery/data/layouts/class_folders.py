@@ -1,0 +1,92 @@
+"""Any tree of class folders: ``[<folder>/]{train,val}/<class>/**/<image>``."""
+
+from distillery.config.schema.dataset import Dataset
+from distillery.data.raw import RawFile, shown
+from distillery.data.sources import Found, is_hidden, listed, missing_message, visible_images
+from distillery.data.trees import Tree
+from distillery.errors import UserError
+
+VALIDATION_NAMES = ("val", "valid", "validation", "test")
+
+
+def find_class_folders(tree: Tree, name: str, dataset: Dataset) -> Found:
+    """List the images of a class-folder tree; the validation folder may have any of the usual names.
+
+    Raises:
+        UserError: a split is missing, or images lie outside of class folders.
+    """
+    root = _find_root(tree, name, dataset)
+    folders = {"train": "train", "val": _find_validation(tree, root, name, dataset)}
+    found = Found(folders)
+    for split, folder in folders.items():
+        add_class_folders(found, split, tree, root, folder, dataset.path)
+    return found
+
+
+def add_class_folders(found: Found, split: str, tree: Tree, root: str, folder: str, path: str) -> None:
+    """Add the images of one split, which lie in ``<root><folder>/<class>/``.
+
+    Raises:
+        UserError: an image lies outside of class folders.
+    """
+    base = f"{root}{folder}"
+    by_class: dict[str, list[RawFile]] = {label: [] for label in tree.subfolders(base) if not is_hidden(label)}
+    for file in visible_images(tree.files(base), base, found.ignored):
+        inside = file.path.removeprefix(f"{base}/")
+        if "/" not in inside:
+            raise UserError(f"{path}: {shown(file.path)} lies in no class folder; {_wanted(folder)}")
+        by_class[inside.partition("/")[0]].append(file)
+    for label, files in by_class.items():
+        found.files[split].setdefault(label, []).extend((file.path.removeprefix(root), file) for file in files)
+
+
+def has_class_folders(tree: Tree) -> bool:
+    """Whether there are folders for training and validation, at the top or in the only folder there."""
+    tops = ["", *(f"{folder}/" for folder in _only_folder(tree))]
+    return any(
+        "train" in (present := tree.subfolders(top.rstrip("/"))) and not set(VALIDATION_NAMES).isdisjoint(present)
+        for top in tops
+    )
+
+
+def _only_folder(tree: Tree) -> list[str]:
+    top = [folder for folder in tree.subfolders("") if not is_hidden(folder)]
+    return top if len(top) == 1 else []
+
+
+def _find_root(tree: Tree, name: str, dataset: Dataset) -> str:
+    """Where `train` is: at the top, or in the only folder there; "" or that folder with a slash."""
+    top = [folder for folder in tree.subfolders("") if not is_hidden(folder)]
+    if not top:
+        raise UserError(missing_message(name, dataset))
+    if "train" in top:
+        return ""
+    if len(top) == 1 and "train" in tree.subfolders(top[0]):
+        return f"{top[0]}/"
+    inside = [f"{top[0]}/{folder}" for folder in tree.subfolders(top[0])] if len(top) == 1 else []
+    raise UserError(f"{dataset.path}: no folder train/ in it (found {listed(inside or top)}); {_wanted('train')}")
+
+
+def _find_validation(tree: Tree, root: str, name: str, dataset: Dataset) -> str:
+    path, chosen = dataset.path, dataset.val_folder
+    present = [folder for folder in tree.subfolders(root.rstrip("/")) if not is_hidden(folder)]
+    others = [folder for folder in present if folder != "train"]
+    if chosen is not None:
+        if chosen not in others:
+            raise UserError(
+                f"{path}: {name}.val_folder: no folder {chosen!r} beside train/; valid: {listed(others) or 'none'}"
+            )
+        return chosen
+    usual = [folder for folder in VALIDATION_NAMES if folder in others and folder != "test"]
+    if len(usual) > 1:
+        raise UserError(f"{path}: has {listed(usual)}; say which to use with `val_folder` of {name!r} in datasets.yaml")
+    if usual or "test" in others:
+        return usual[0] if usual else "test"
+    raise UserError(
+        f"{path}: no folder val/, valid/, validation/ or test/ beside train/ (found {listed(others) or 'nothing'}); "
+        f"{_wanted('val')}, or name the folder with `val_folder` of {name!r} in datasets.yaml"
+    )
+
+
+def _wanted(folder: str) -> str:
+    return f"put images into {folder}/<class>/"
