@@ -7,13 +7,13 @@ import pytest
 pytestmark = pytest.mark.slow
 
 TARGETS = ("results/tables/tiny.md", "results/figures/tiny")
-PARTIAL = ("--config", "partial=true", "--", *TARGETS)
+PARTIAL = (*TARGETS, "--config", "partial=true")
 
 
 def test_a_partial_page_marks_its_gaps_and_makes_nothing(made):
     shutil.rmtree(made.folder / "results/tiny/taught")
     assert made.planned(*PARTIAL) == {"assemble the tables of tiny", "draw the figures of tiny"}
-    result = made.run("snakemake", "--cores", "1", *PARTIAL)
+    result = made.run("snakemake", *PARTIAL, "--cores", "1")
     assert result.returncode == 0, result.stdout
     text = made.read("results/tables/tiny.md")
     assert "A partial page: 2 of its 3 runs are complete." in text
@@ -28,6 +28,6 @@ def test_a_partial_page_marks_its_gaps_and_makes_nothing(made):
 
 
 def test_partial_is_true_or_false(pristine):
-    result = pristine.run("snakemake", "--dry-run", "--config", "partial=maybe", "--", "results/tables/digits.md")
+    result = pristine.run("snakemake", "results/tables/digits.md", "--config", "partial=maybe", "--dry-run")
     assert result.returncode == 1
     assert result.stdout.splitlines()[-1] == "distillery: --config partial=maybe: expected true or false"
