@@ -12,22 +12,22 @@ from distillery.config.schema.dataset import Dataset
 from distillery.data.holdout import hold_out
 from distillery.data.manifest import Ignored
 from distillery.data.prepare import prepare_dataset
+from distillery.data.raw import RawFile
 from distillery.data.sources import RawImage, RawImages
-from distillery.data.trees import RawFile
 from distillery.errors import UserError
 
 
 def raw(*sizes, val=3):
     def split(name, counts):
         return [
-            RawImage(RawFile(f"{name}/{label}/{number}.png", 1), f"{name}/{label}/{number}.png", label)
+            RawImage(RawFile(f"{name}/{label}/{number}.png", 1, Path("raw")), f"{name}/{label}/{number}.png", label)
             for label, count in enumerate(counts)
             for number in range(count)
         ]
 
     classes = tuple(f"class{label}" for label in range(len(sizes)))
     splits = {"train": split("train", sizes), "val": split("val", [val] * len(sizes))}
-    return RawImages(Path("raw"), classes, {"train": "train", "val": "val"}, splits, Ignored(hidden=0, extensions={}))
+    return RawImages(classes, {"train": "train", "val": "val"}, splits, Ignored(hidden=0, extensions={}))
 
 
 @given(st.lists(st.integers(2, 60), min_size=1, max_size=6), st.floats(0.001, 0.99))

@@ -3,13 +3,13 @@
 import hashlib
 from bisect import bisect_right
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from distillery.data.manifest import Manifest
+from distillery.data.manifest import Manifest, SplitName
 from distillery.errors import UserError
 
 
@@ -24,7 +24,7 @@ class ArrowImages:
         UserError: a shard is missing or damaged, or an image that is not embedded was changed.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, split: Literal["train", "val"]) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, split: SplitName) -> None:
         part = manifest.splits[split]
         self._paths = [folder / shard.file for shard in part.shards]
         self._starts = np.cumsum([0, *(shard.images for shard in part.shards)]).tolist()

@@ -42,7 +42,7 @@ def generate_images(folder: Path, settings: Generated) -> RawImages:
         ]
         for split in SPLITS
     }
-    return RawImages(folder, classes, {split: split for split in SPLITS}, splits, Ignored(hidden=0, extensions={}))
+    return RawImages(classes, {split: split for split in SPLITS}, splits, Ignored(hidden=0, extensions={}))
 
 
 def _label(number: int, settings: Generated) -> int:

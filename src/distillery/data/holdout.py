@@ -24,8 +24,8 @@ def hold_out(images: RawImages, share: float, name: str) -> RawImages:
     for label, members in sorted(by_class.items()):
         if len(members) < 2:
             raise UserError(
-                f"{images.source}: class {images.classes[label]!r} has one training image, too few for `holdout` of "
-                f"{name!r} in datasets.yaml; remove the class or the key"
+                f"{name}: class {images.classes[label]!r} has one training image, too few for `holdout` of {name!r} in "
+                "datasets.yaml; remove the class or the key"
             )
         count = min(max(1, round(share * len(members))), len(members) - 1)
         chosen = set(addressed_permutation(len(members), 0, "holdout", label)[:count].tolist())

@@ -11,6 +11,8 @@ from distillery.data import shards
 from distillery.data.decode import DEEP_MODES
 from distillery.data.describe import WrittenShard, describe
 from distillery.data.fetch import fetch_raw
+from distillery.data.generated import generate_images
+from distillery.data.holdout import hold_out
 from distillery.data.layouts import find_images
 from distillery.data.manifest import FILE_NAME, Manifest
 from distillery.data.parallel import Progress, write_shards
@@ -35,12 +37,18 @@ def prepare_dataset(name: str, dataset: Dataset, output: Path, workers: int) -> 
             listed in ``<output>.corrupt.txt``) and the data set does not say `on_corrupt: skip`; or ``output`` cannot
             be written or holds something else.
     """
-    fetch_raw(name, dataset)
+    if dataset.generated is None:
+        fetch_raw(name, dataset)
     _refuse_strange(output)
     with staged_folder(output) as staging:
         scratch = staging / "raw"
         scratch.mkdir()
-        images = find_images(name, dataset, scratch)
+        if dataset.generated is None:
+            images = find_images(name, dataset, scratch)
+        else:
+            images = generate_images(Path(dataset.path), dataset.generated)
+        if dataset.holdout is not None:
+            images = hold_out(images, dataset.holdout, name)
         if not dataset.embed:
             _check_places(dataset, images, scratch)
         outcome = _write(name, images, staging, workers, dataset.embed)
@@ -62,6 +70,10 @@ def summary(manifest: Manifest, folder: Path) -> list[str]:
         f"{name}: {len(manifest.classes):,} classes, {train.images:,} training and {val.images:,} validation images "
         f"in {folder}"
     ]
+    if "holdout" in manifest.splits:
+        lines.append(
+            f"{name}: {manifest.splits['holdout'].images:,} more are held out from training, to choose epochs by"
+        )
     pairs = manifest.duplicates.across_splits
     if pairs:
         lines.append(
@@ -144,10 +156,9 @@ def _check_classes(dataset: Dataset, images: RawImages, outcome: Outcome) -> Non
     """Skipping must not empty a class."""
     for split, shards_of in outcome.items():
         left = {task.images[position].label for task, facts in shards_of for position in facts.kept}
-        for label, class_name in enumerate(images.classes):
-            if label not in left:
-                folder = f"{images.folders[split]}/{shown(class_name)}/"
-                raise UserError(f"{dataset.path}: {folder}: none of its images can be decoded; a class needs some")
+        for label in sorted({image.label for image in images.splits[split]} - left):
+            folder = f"{images.folders[split]}/{shown(images.classes[label])}/"
+            raise UserError(f"{dataset.path}: {folder}: none of its images can be decoded; a class needs some")
 
 
 def _give_names(outcome: Outcome) -> dict[str, list[WrittenShard]]:
