@@ -56,10 +56,21 @@ TORCHVISION = {
 }  # fmt: skip
 
 
+ZOO = {
+    "cifar_resnet8x4": {"size": 16}, "cifar_wrn_16_1": {"size": 16}, "cifar_vgg8": {"size": 16},
+    "cifar_resnet18": {"size": 16}, "cifar_preact_resnet18": {"size": 16}, "cifar_bake_resnet18": {"size": 16},
+    "cifar_resnext29_32x4d": {"size": 16}, "cifar_densenet40": {"size": 16}, "cifar_densenet121": {"size": 16},
+    "cifar_efficientnet_b0": {"size": 32}, "cifar_mobilenet_v2": {"size": 16}, "cifar_shufflenet_v2": {"size": 16},
+    "mobilenet_v1": {}, "mgd_mobilenet_v2": {}, "mgd_shufflenet_v2": {"inplace_relu_compat": True}, "ofa_595m": {},
+}  # fmt: skip
+
+
 def build(library, name, arguments):
     arguments = dict(arguments)
     size = arguments.pop("size", arguments.get("img_size", arguments.get("image_size", 64)))
     torch.manual_seed(0)
+    if library == "zoo":
+        return create_model(name, 5, **arguments), size
     if library == "timm":
         import timm
 
@@ -80,7 +91,11 @@ def one_thread():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("library", "name", "arguments"),
-    [("timm", *item) for item in TIMM.items()] + [("torchvision", *item) for item in TORCHVISION.items()],
+    [
+        (library, *item)
+        for library, networks in (("zoo", ZOO), ("timm", TIMM), ("torchvision", TORCHVISION))
+        for item in networks.items()
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 @pytest.mark.filterwarnings("ignore")
