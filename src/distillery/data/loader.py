@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -141,7 +141,7 @@ def _loader(
     persistent: bool,
 ) -> "DataLoader[Batch]":
     """A DataLoader whose every item is a whole batch: nothing is collated twice."""
-    return DataLoader(
+    return _Loader(
         dataset,
         sampler=batches,
         batch_size=None,
@@ -153,6 +153,20 @@ def _loader(
         # Without a generator of its own, the loader would draw from the process's.
         generator=torch.Generator(),
     )
+
+
+class _Loader(DataLoader[Batch]):
+    """A DataLoader whose workers are born deaf to SIGTERM, so that one warned while they start does not kill them.
+
+    They listen to their parent as soon as they work. What reaches the parent meanwhile is delivered afterwards.
+    """
+
+    def __iter__(self) -> Any:  # noqa: ANN401  # torch names its class of iterators nowhere
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _whole(batch: Batch) -> Batch:
