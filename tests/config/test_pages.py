@@ -8,6 +8,7 @@ import pytest
 
 from distillery.config import load_pages
 from distillery.config.schema.experiment import head_cells
+from distillery.models.registry import create_model, is_model
 from distillery.reporting.columns import COLUMNS
 from distillery.reporting.content import gather, read_ledger
 from distillery.reporting.published import load_published
@@ -91,12 +92,19 @@ def test_who_claims_the_best_epoch_is_compared_with_the_best_epoch(name):
 
 
 def test_every_network_is_known():
-    from distillery.models.registry import is_model
+    lines = [line for page in PAGES.values() for line in page.experiment.runs.values()]
+    assert {line.model for line in lines if not is_model(line.model)} == set()
 
-    unknown = {
-        line.model for page in PAGES.values() for line in page.experiment.runs.values() if not is_model(line.model)
-    }
-    assert unknown == set()
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["imagenet", "cub200", "cifar10", "cifar100"])
+def test_every_network_takes_its_arguments(name):
+    import torch
+
+    built = {(line.model, *line.model_args.items()) for line in PAGES[name].experiment.runs.values()}
+    for model, *arguments in sorted(built, key=str):
+        with torch.device("meta"):  # shapes without numbers
+            create_model(model, 10, **dict(arguments))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from timm.models.resnet import Bottleneck, ResNet
 
 
-def resnext152_32x4d(num_classes: int, drop_rate: float = 0.0, drop_path_rate: float = 0.0) -> ResNet:
+def resnext152_32x4d(
+    num_classes: int, drop_rate: float = 0.0, drop_path_rate: float = 0.0, zero_init_last: bool = True
+) -> ResNet:
     """Build the network of Xie et al. 2017 with the depths of ResNet-152; first weights are timm's for ResNeXt."""
     return ResNet(
         Bottleneck,  # type: ignore[arg-type]  # timm's hint names instances
@@ -13,4 +15,5 @@ def resnext152_32x4d(num_classes: int, drop_rate: float = 0.0, drop_path_rate: f
         base_width=4,
         drop_rate=drop_rate,
         drop_path_rate=drop_path_rate,
+        zero_init_last=zero_init_last,
     )
