@@ -35,16 +35,17 @@ rule train_student:
     threads: 1
     resources:
         nodes=1,
-        gpus=0,
+        gpus_per_node=0,
+        cpus_per_task=2,
         workers=1,
     params:
         digest=digest,
     message:
         "train {wildcards.experiment}/{wildcards.run}, seed {wildcards.seed}"
     shell:
-        "exec bash workflow/scripts/launch.sh {resources.nodes} {resources.gpus} "
-        "train config/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed}"
-        " --expect-digest {params.digest} --threads {threads} --workers {resources.workers} > {log} 2>&1"
+        "exec bash workflow/scripts/launch.sh {resources.nodes} {resources.gpus_per_node} {resources.cpus_per_task}"
+        " train config/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed}"
+        " --expect-digest {params.digest} --threads {threads} --workers {resources.workers} --requeue > {log} 2>&1"
 
 
 use rule train_student as train_teacher with:

@@ -1,29 +1,46 @@
 #!/usr/bin/env bash
 # Start a distillery command as one process, as one process per GPU, or so on several nodes of a Slurm allocation.
 #
-#   launch.sh NODES GPUS_PER_NODE COMMAND [ARGUMENT...]
+#   launch.sh NODES GPUS_PER_NODE CPUS_PER_NODE COMMAND [ARGUMENT...]
 #
 # The number of processes is the machine's business: the same command with the same arguments gives the same result.
+# Every branch ends with exec, so that the process that Slurm signals is the one that saves its state.
 set -euo pipefail
-nodes=$1 gpus=$2
-shift 2
+nodes=$1 gpus=$2 cpus=$3
+shift 3
 
 if [ "$nodes" -le 1 ] && [ "$gpus" -le 1 ]; then
   exec distillery "$@"
 fi
 
+# Without GPUs, one process a node.
+gpus=$((gpus > 0 ? gpus : 1))
+
+# Trap: with other GPUs granted than processes wanted, processes would share a GPU or leave some idle, without a word.
+granted=$(tr -cd , <<<"${CUDA_VISIBLE_DEVICES:-}" | wc -c)
+if [ -n "${SLURM_JOB_ID:-}" ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ] && [ $((granted + 1)) -ne "$gpus" ]; then
+  echo "distillery: gpus_per_node is $gpus, but Slurm granted $((granted + 1)) GPUs on a node; make gres and" \
+    "gpus_per_node equal in workflow/profiles/slurm/profile.yaml" >&2
+  exit 2
+fi
+
 if [ "$nodes" -le 1 ]; then
-  exec torchrun --standalone --nproc-per-node="$gpus" -m distillery "$@"
+  exec python -m distillery.training.launch --standalone --nproc-per-node="$gpus" -m distillery "$@"
 fi
 
 # On several nodes, one task a node runs this script again, as a job step that knows its nodes.
+#
+# Trap: the step has to be told its shape anew, for Snakemake's plugin takes all of SLURM_* but the job's number away.
+# Trap: without --kill-on-bad-exit, the nodes that are left wait for a dead one until the time limit.
+# Trap: since Slurm 22.05, srun does not take --cpus-per-task from the job; without it, a node works on one core.
 if [ -z "${DISTILLERY_NODES:-}" ]; then
   export DISTILLERY_NODES=$nodes
-  exec srun --kill-on-bad-exit=1 --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 \
-    ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} bash "$0" "$nodes" "$gpus" "$@"
+  exec srun --kill-on-bad-exit=1 --label --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 \
+    --cpus-per-task="$cpus" bash "$0" "$nodes" "$gpus" "$cpus" "$@"
 fi
 
-# MASTER_ADDR is for sites where a node's name is not its address.
+# Trap: on some sites a node's name is not its address; MASTER_ADDR says what is.
+# Trap: a fixed port meets the port of another job on the same node.
 head=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n1)}
-exec torchrun --nnodes="$nodes" --node-rank="$SLURM_NODEID" --nproc-per-node="$gpus" \
+exec python -m distillery.training.launch --nnodes="$nodes" --node-rank="$SLURM_NODEID" --nproc-per-node="$gpus" \
   --master-addr="$head" --master-port=$((20000 + SLURM_JOB_ID % 20000)) -m distillery "$@"

@@ -53,8 +53,13 @@ class StopSignal:
         return self._agreed is not None
 
     def check(self) -> None:
-        """Raise Stopped if it was agreed to stop."""
+        """Raise Stopped if it was agreed to stop, in every process once all are ready to.
+
+        A process that ends lets its launcher end the others, and one of them may still be saving.
+        """
         if self._agreed is not None:
+            if self._others is not None:
+                dist.barrier(group=self._others)
             raise Stopped(self._agreed.name)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
