@@ -262,6 +262,11 @@ MISTAKES = [
     ),
     (RESNET20, "{model: cifar_resnet20, recipe: digits, new_classifier: true}", "there are no `weights` whose"),
     (
+        "teacher: resnet20,",
+        "teacher: resnet20, margin_source: pretrained,",
+        "resnet8-kd.margin_source: 'resnet20' was not trained from `weights`; write teacher",
+    ),
+    (
         RESNET20,
         "{model: cifar_resnet20, recipe: digits, weights: 'run:resnet9'}",
         "resnet20.weights: config/digits.yaml has no run 'resnet9'; did you mean 'resnet8'",

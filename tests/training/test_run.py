@@ -7,6 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from distillery.config import load_page
@@ -14,6 +15,8 @@ from distillery.config.resolve import load_dataset
 from distillery.data.prepare import prepare_dataset
 from distillery.errors import UserError
 from distillery.evaluation.evaluate import evaluate_run
+from distillery.objectives.partial_l2 import bn_margin
+from distillery.training import build
 from distillery.training.checkpoint import Stopped
 from distillery.training.job import Job, Machine
 from distillery.training.logbook import Logbook
@@ -254,3 +257,24 @@ def test_a_run_can_be_imported_from_another_page(workplace):
     assert json.loads((taken / "run.json").read_text())["preprocess"]["size"] == 8
     original = workplace.results / "other" / "small" / "seed0" / "weights.safetensors"
     assert (taken / "weights.safetensors").read_bytes() == original.read_bytes()
+
+
+@pytest.mark.parametrize("source", ["teacher", "pretrained"])
+def test_margins_are_those_of_the_teacher_or_of_the_weights_it_began_with(workplace, monkeypatch, source):
+    workplace.edit(
+        "  tables:",
+        "    tuned: {model: cifar_resnet8, recipe: tiny, weights: 'run:small'}\n"
+        "    matched: {model: cifar_resnet8, recipe: tiny, teacher: tuned,"
+        f" margin_source: {source}, objective: {{ce: {{}}, mgd: {{}}}}}}\n  tables:",
+    )
+    found = []
+    original = build.build_objective
+    monkeypatch.setattr(
+        build, "build_objective", lambda objective, setting: found.append(setting) or original(objective, setting)
+    )
+    folders = {"pretrained": make(workplace), "teacher": make(workplace, "tuned")}
+    make(workplace, "matched")
+    state = load_file(folders[source] / "weights.safetensors")
+    for stage, pair in enumerate(found[-1].stages, start=1):
+        norm = f"layer{stage}.0.bn2"
+        assert torch.equal(pair.teacher_margin, bn_margin(state[f"{norm}.weight"], state[f"{norm}.bias"]))

@@ -43,6 +43,7 @@ class RunSpec(Block):
     objective: Objective | None = None
     teacher: "RunSpec | None" = None
     teacher_norm: Literal["eval", "batch"] = "eval"
+    margin_source: Literal["teacher", "pretrained"] = "teacher"
 
     @cached_property
     def digest(self) -> str:
@@ -162,6 +163,7 @@ class Page:
             objective=line.objective if recipe else None,
             teacher=self.spec(line.teacher) if line.teacher else None,
             teacher_norm=(line.teacher_norm or _usual_norm(line.objective)) if line.teacher else "eval",
+            margin_source=line.margin_source if line.teacher else "teacher",
         )
 
 
@@ -322,6 +324,9 @@ def _check_teacher(page: Page, run: str) -> None:
         raise UserError(
             f"{where}.teacher: no term of the objective uses {line.teacher!r}; add kd, mgd or overhaul, or remove it"
         )
+    taught = runs[line.teacher]
+    if line.margin_source == "pretrained" and (taught.recipe is None or taught.weights is None):
+        raise UserError(f"{where}.margin_source: {line.teacher!r} was not trained from `weights`; write teacher")
 
 
 def _check_descent(page: Page, run: str) -> None:

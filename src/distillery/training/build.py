@@ -19,11 +19,10 @@ from distillery.data.transforms import eval_transform, train_transform
 from distillery.errors import UserError, located
 from distillery.evaluation.metrics import evaluate_model
 from distillery.evaluation.restore import FinishedRun, restore_run
-from distillery.models import check_input, create_model
+from distillery.models import check_input
 from distillery.models.normalize import Normalize, resolve_statistics
 from distillery.models.sync_batchnorm import convert_sync_batchnorm
 from distillery.models.taps import TapPoint, Taps, common_size, norm_affine, pair_stages, plan_taps
-from distillery.models.weights import import_weights
 from distillery.objectives.collective import Collective
 from distillery.objectives.partial_l2 import bn_margin
 from distillery.objectives.term import Lesson, Setting, StagePair
@@ -32,7 +31,7 @@ from distillery.randomness import seed_generators
 from distillery.training.checkpoint import CheckpointFolder, Progress, StopSignal
 from distillery.training.collective import Ranks
 from distillery.training.devices import accumulation_steps
-from distillery.training.initial import initial_weights
+from distillery.training.initial import begin_network
 from distillery.training.job import Job
 from distillery.training.logbook import Logbook
 from distillery.training.loop import Training
@@ -136,13 +135,10 @@ def _parties(job: Job, recipe: Recipe, fabric: Fabric, finished: FinishedRun | N
     terms = job.spec.objective.terms().values()
     size, classes = recipe.preprocess.size, len(job.manifest.classes)
     seed_generators(job.seed, "init")
-    student = create_model(job.spec.model, classes, **job.spec.model_args)
+    # One rank downloads what is to be downloaded; the others find the file.
+    with fabric.rank_zero_first():
+        student = begin_network(job)
     check_input(student, job.spec.model, size, classes)
-    source = initial_weights(job)
-    if source is not None:
-        # One rank downloads; the others find the file.
-        with fabric.rank_zero_first():
-            import_weights(student, source.file, job.spec.model, job.spec.model_args, job.spec.new_classifier)
     if recipe.sync_batchnorm and fabric.world_size > 1:
         student = convert_sync_batchnorm(student, fabric.device.type)
     student_taps, teacher_taps = None, None
@@ -157,8 +153,9 @@ def _parties(job: Job, recipe: Recipe, fabric: Fabric, finished: FinishedRun | N
             teacher_plan = plan_taps(finished.network, size, job.spec.teacher.model)
             matched = pair_stages(teacher_plan, student_plan)
             sizes = [common_size(*points) for points in matched]
+            origin = _margin_origin(job, finished, fabric)
             pairs = [
-                StagePair(learnt.channels, taught.channels, _margin(finished.network, taught, fabric))
+                StagePair(learnt.channels, taught.channels, _margin(origin, taught, fabric))
                 for taught, learnt in matched
             ]
             stages = [learnt.stage for _, learnt in matched]
@@ -183,8 +180,17 @@ def _parties(job: Job, recipe: Recipe, fabric: Fabric, finished: FinishedRun | N
     return learner, Teacher(view, job.spec.teacher_norm)
 
 
+def _margin_origin(job: Job, finished: FinishedRun, fabric: Fabric) -> nn.Module:
+    """The network whose batch norms give the margins: the teacher, or the teacher as it was before it was trained."""
+    teacher = job.page.teacher(job.run)
+    if teacher is None or job.spec.margin_source == "teacher":
+        return finished.network
+    with fabric.rank_zero_first():
+        return begin_network(Job(job.page, teacher, job.page.seeds(teacher)[0], job.results))
+
+
 def _margin(network: nn.Module, point: TapPoint, fabric: Fabric) -> Tensor | None:
-    """The margins of a teacher's stage, from the weights it really has, where batch norms feed it."""
+    """The margins of a teacher's stage from batch norms, where these feed it."""
     affine = norm_affine(network, point)
     return None if affine is None else bn_margin(*affine).to(fabric.device)
 

@@ -1,10 +1,14 @@
-"""The weights that a run imports or starts from, where its line names some."""
+"""How a network begins: with weights drawn at random, or with those that its run's line names."""
 
 from dataclasses import dataclass
+
+from torch import nn
 
 from distillery.config.schema.recipe import Preprocess
 from distillery.evaluation.restore import finished_record
 from distillery.layout import run_folder
+from distillery.models import create_model
+from distillery.models.weights import import_weights
 from distillery.training.job import Job
 
 
@@ -30,3 +34,16 @@ def initial_weights(job: Job) -> InitialWeights | None:
     record = finished_record(page, run, seed, job.results)
     weights = run_folder(job.results, page.name, run, seed) / "weights.safetensors"
     return InitialWeights(str(weights), Preprocess.model_validate(record["preprocess"]))
+
+
+def begin_network(job: Job) -> nn.Module:
+    """Build a run's network as it is before the first step; random weights come from torch's global generator.
+
+    Raises:
+        UserError: the model or the weights that the run names cannot be had, or do not fit each other.
+    """
+    network = create_model(job.spec.model, len(job.manifest.classes), **job.spec.model_args)
+    source = initial_weights(job)
+    if source is not None:
+        import_weights(network, source.file, job.spec.model, job.spec.model_args, job.spec.new_classifier)
+    return network

@@ -27,6 +27,9 @@ class Run(Block):
         None,
         description="the teacher's batch norms: running or batch statistics; default batch for overhaul, else eval",
     )
+    margin_source: Literal["teacher", "pretrained"] = Field(
+        "teacher", description="whose batch norms give margins: the teacher's, or the weights' that it began with"
+    )
     objective: Objective = Objective(ce=CrossEntropyOptions())
     seeds: Seeds | None = Field(None, description="instead of the experiment's seeds")
 
