@@ -40,7 +40,7 @@ def test_a_deleted_run_is_made_again_by_asking_for_its_page(made):
 def test_machine_changes_retrain_nothing(made):
     assert made.planned(*TARGETS, "--cores", "7") == set()
     assert made.planned(*TARGETS, "--profile", "slurm") == set()
-    more = ["train_student:gpus=8", "train_student:nodes=2", "train_teacher:workers=9"]
+    more = ["train_student:gpus_per_node=8", "train_student:nodes=2", "train_teacher:workers=9"]
     assert made.planned(*TARGETS, "--set-resources", *more) == set()
     assert made.planned(*TARGETS, "--set-threads", "train_student=4") == set()
 
