@@ -41,7 +41,7 @@ def page(tmp_path):
     (tmp_path / "config" / "recipes").mkdir(parents=True)
     (tmp_path / "config" / "big.yaml").write_text(PAGE)
     (tmp_path / "config" / "recipes" / "usual.yaml").write_text(RECIPE)
-    (tmp_path / "config" / "datasets.yaml").write_text("photos: {path: data/photos}\n")
+    (tmp_path / "config" / "datasets.yaml").write_text("photos: {path: data/photos, classes: 77}\n")
     return load_page(tmp_path / "config" / "big.yaml")
 
 
@@ -58,6 +58,7 @@ def test_every_run_with_its_network_and_objective(page, small):
         assert (rehearsal.model, rehearsal.objective, rehearsal.teacher) == (line.model, line.objective, line.teacher)
         assert small.seeds(run) == (0,)
     assert small.experiment.tables == page.experiment.tables
+    assert small.dataset.generated.classes == 77
 
 
 def test_recipes_keep_their_parts_and_last_a_few_steps(small):

@@ -35,7 +35,7 @@ def test_the_same_images_each_time_and_classes_differ_in_colour(tmp_path):
     first, second = (generate_images(tmp_path / name, settings) for name in ("first", "second"))
     colours = {}
     for one, other in zip(first.splits["train"], second.splits["train"], strict=True):
-        pixels = [np.asarray(Image.open(raw.source / image.path)) for raw, image in ((first, one), (second, other))]
+        pixels = [np.asarray(Image.open(image.file.location())) for image in (one, other)]
         assert pixels[0].shape == (32, 40, 3)
         assert (pixels[0] == pixels[1]).all()
         colours.setdefault(one.label, []).append(pixels[0].mean((0, 1)))
