@@ -80,6 +80,8 @@ class FolderTree:
         """Names of the folders directly in ``folder`` ("" is the root), sorted."""
         try:
             return sorted(entry.name for entry in self._entries(folder) if entry.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
         except OSError as error:
             raise UserError(f"{error.filename}: cannot be read: {error.strerror}") from None
 

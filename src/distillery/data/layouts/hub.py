@@ -1,6 +1,5 @@
 """Data sets of the `datasets` library: a name on the hub, or a folder that it can load."""
 
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -88,20 +87,13 @@ def _column(dataset: Dataset, features: dict[str, Any], kind: str, chosen: str |
 
 
 def _class_names(splits: dict[str, Any], folders: dict[str, str], label: str) -> tuple[str, ...]:
-    """The names of the classes in order; of two with one name, as ImageNet's cranes, the later gets its number."""
+    """The names of the classes, in the library's order; plain labels are sorted."""
     feature = splits["train"].features[label]
     if type(feature).__name__ == "ClassLabel":
-        names = list(feature.names)
-    else:
-        names = [
-            str(value) for value in sorted({value for folder in folders.values() for value in splits[folder][label]})
-        ]
-    seen: Counter[str] = Counter()
-    unique = []
-    for number, text in enumerate(names):
-        unique.append(f"{text} ({number})" if seen[text] else text)
-        seen[text] += 1
-    return tuple(unique)
+        return tuple(feature.names)
+    return tuple(
+        str(value) for value in sorted({value for folder in folders.values() for value in splits[folder][label]})
+    )
 
 
 def _add_split(found: Found, split: str, part: Any, image: str, label: str, dataset: Dataset) -> None:  # noqa: ANN401

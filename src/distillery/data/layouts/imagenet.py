@@ -82,6 +82,7 @@ def _add_training(found: Found, part: _Part) -> None:
     for tar in sorted(tars, key=lambda file: file.path):
         wnid = PurePosixPath(tar.path).stem
         inner = open_nested_tar(tar, part.tree)
+        found.files["train"].setdefault(wnid, [])
         for file in visible_images(inner.files(""), "", found.ignored):
             found.add("train", wnid, f"train/{wnid}/{file.path}", file)
 
