@@ -84,6 +84,8 @@ def test_a_table_is_laid_out_anew(made):
         ("objectives/kd.py", remade("taught")),
         ("objectives/cross_entropy.py", remade("big", "small", "taught")),
         ("objectives/mgd.py", set()),
+        ("models/namings.py", set()),
+        ("models/zoo.py", set()),
         ("evaluation/metrics.py", measured("big", "small", "taught") | {"assemble the tables of tiny"}),
         ("reporting/tables.py", {"assemble the tables of tiny"}),
         ("reporting/figures.py", {"draw the figures of tiny"}),

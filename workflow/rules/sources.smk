@@ -6,6 +6,10 @@ from itertools import chain
 
 PACKAGE = Path("src", "distillery")
 MEASURING = (PACKAGE / "evaluation" / "metrics.py",)
+IMPORTING = tuple(
+    PACKAGE / "models" / name
+    for name in ("importing.py", "foreign.py", "namings.py", "published.py")
+)
 
 # What decides no result: the configuration (digests stand for it), names, files, messages, progress, and the lists of
 # networks and of terms (a network's or term's own file counts for the runs that use it).
@@ -79,11 +83,12 @@ def making_sources(line):
         else []
     )
     if line.recipe is None:
-        return sources("models/weights.py", "models/normalize.py", *network)
+        return sources("models/importing.py", "models/normalize.py", *network)
     terms = [
         below_package(TERMS[term].partition(":")[0]) for term in line.objective.terms()
     ]
-    return sources("training/run.py", *terms, *network, without=MEASURING)
+    unused = MEASURING if line.weights is not None else MEASURING + IMPORTING
+    return sources("training/run.py", *terms, *network, without=unused)
 
 
 def lineage(page, runs, *roots):

@@ -15,8 +15,9 @@ from distillery.errors import UserError
 from distillery.evaluation.evaluate import SPLIT, measure
 from distillery.evaluation.restore import ReadyNetwork, default_device, read_record
 from distillery.models import check_input, create_model
+from distillery.models.importing import import_weights
 from distillery.models.normalize import Normalize, resolve_statistics
-from distillery.models.weights import import_weights, load_weights
+from distillery.models.weights import load_weights
 
 # Headings and formats of a row's values.
 COLUMNS = {
@@ -57,8 +58,7 @@ def evaluate_checkpoints(
     """Measure checkpoints on the validation images of a prepared data set, the teacher first.
 
     Args:
-        students: each ``MODEL=WEIGHTS``, with weights as `distillery.models.weights.import_weights` takes them; or the
-            folder of a finished run.
+        students: each ``MODEL=WEIGHTS``, with weights as `import_weights` takes them; or the folder of a finished run.
         teacher: likewise; every student's agreement with it is measured.
         data_folder: the prepared data set.
         preprocess: how images are prepared for weights that do not say it themselves.

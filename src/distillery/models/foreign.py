@@ -9,14 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from distillery.errors import UserError
 from distillery.models.namings import UNUSED, proposals
-
-StateDict = dict[str, Tensor]
+from distillery.models.weights import COUNTERS, StateDict, check_exists
 
 # Under which key training scripts keep the weights in a checkpoint. Averaged weights come first, because they are the
 # ones whose accuracy is published.
@@ -37,22 +34,6 @@ NESTS = (
 # What DataParallel, torch.compile and Lightning put in front of every name.
 WRAPPERS = ("module.", "_orig_mod.", "model.")
 
-# Counters that some tools leave among the weights.
-COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
-
-
-def read_safetensors(path: Path) -> StateDict:
-    """Read a file of safetensors.
-
-    Raises:
-        UserError: the file is missing or damaged.
-    """
-    _check_exists(path)
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: cannot be read as safetensors: {error}") from error
-
 
 def read_checkpoint(path: Path) -> StateDict:
     """Read the weights out of a file that torch.save wrote, wherever in it they are.
@@ -60,7 +41,7 @@ def read_checkpoint(path: Path) -> StateDict:
     Raises:
         UserError: the file is missing, damaged or unsafe, or holds no weights.
     """
-    _check_exists(path)
+    check_exists(path)
     try:
         with _harmless_types():
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -78,11 +59,6 @@ def read_checkpoint(path: Path) -> StateDict:
         keys = f"; its keys: {', '.join(map(str, list(content)[:8]))}" if isinstance(content, Mapping) else ""
         raise UserError(f"{path}: holds no weights, alone or under {', '.join(NESTS)}{keys}")
     return state
-
-
-def _check_exists(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"{path}: {'is no file' if path.exists() else 'no such file'}; expected a file of weights")
 
 
 @contextmanager

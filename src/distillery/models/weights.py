@@ -1,23 +1,22 @@
-"""Weights in and out: this project's own files, files of other projects, and what timm and torchvision publish.
+"""Weights in and out, as safetensors: files whose bytes depend on the weights alone.
 
-Own files are safetensors, whose bytes depend on the weights alone. Foreign files are read without running any code
-that they may contain.
+`distillery.models.importing` reads what others wrote.
 """
 
-import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
 
 from distillery.atomic import replace_file
-from distillery.config.schema.recipe import Preprocess
 from distillery.errors import UserError
-from distillery.models.foreign import COUNTERS, StateDict, read_checkpoint, read_safetensors, translate, unwrap
-from distillery.models.published import timm_weights, torchvision_weights
+
+StateDict = dict[str, Tensor]
+
+# Counters that some tools leave among the weights.
+COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
@@ -38,72 +37,33 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         UserError: the file is missing or damaged, or belongs to another network.
     """
-    _copy_into(model, read_safetensors(path), str(path))
+    copy_weights(model, read_safetensors(path), str(path))
 
 
-def import_weights(
-    model: nn.Module,
-    source: str,
-    name: str,
-    model_args: Mapping[str, Any] | None = None,
-    new_classifier: bool = False,
-) -> Preprocess | None:
-    """Read weights into a model, in place; every weight must find its place.
-
-    Args:
-        model: what `create_model` built.
-        source: ``torchvision:TAG`` or ``timm:TAG``, which download; or a file: safetensors, or anything that
-            ``torch.save`` wrote (.pth, .pt, .th, .tar, .bin, .ckpt) with tensors and plain values inside.
-        name: the model's name.
-        model_args: its further arguments.
-        new_classifier: leave the model's last layer as it was drawn, whatever the weights have for it.
-
-    Returns:
-        How images must be prepared for these weights, where the source tells.
+def read_safetensors(path: Path) -> StateDict:
+    """Read a file of safetensors.
 
     Raises:
-        UserError: the file is missing, damaged, unsafe or belongs to another network; the tag is unknown; or the
-            download failed, and then the line says what to fetch by hand.
+        UserError: the file is missing or damaged.
     """
-    library, _, tag = source.partition(":")
-    preprocess = None
-    if library == "torchvision" and tag:
-        state, preprocess = torchvision_weights(model, tag, name, model_args or {})
-    elif library == "timm" and tag:
-        state, preprocess = timm_weights(tag, name, model_args or {})
-    else:
-        path = Path(source)
-        found = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
-        state = _fit_names(found, model)
-    _copy_into(model, state, source, without=classifier_modules(model) if new_classifier else ())
-    return preprocess
-
-
-def _fit_names(found: StateDict, model: nn.Module) -> StateDict:
-    """Give the weights of a file the names that they have in the model, as far as these can be known."""
-    own = model.state_dict()
-    state = translate(unwrap(found, own), own)
-    # timm keeps the namings of the original implementations beside its networks.
-    rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
-    if rename is None or own.keys() <= state.keys():
-        return state
+    check_exists(path)
     try:
-        renamed: StateDict = rename(dict(unwrap(found, own)), model)
-    # It is made for files of known networks; whatever it makes of others, the message about the names says it better.
-    except Exception:
-        return state
-    return renamed if own.keys() <= renamed.keys() else state
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read as safetensors: {error}") from error
 
 
-def classifier_modules(model: nn.Module) -> tuple[str, ...]:
-    """The names of the layers that make the logits: as timm tells, else the last layer with a matrix of weights."""
-    known = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
-    if known:
-        return (known,) if isinstance(known, str) else tuple(known)
-    return ([name for name, module in model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1],)
+def check_exists(path: Path) -> None:
+    """Say which file of weights is missing.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: {'is no file' if path.exists() else 'no such file'}; expected a file of weights")
 
 
-def _copy_into(model: nn.Module, state: StateDict, source: str, without: tuple[str, ...] = ()) -> None:
+def copy_weights(model: nn.Module, state: StateDict, source: str, without: tuple[str, ...] = ()) -> None:
     """Load a state dict strictly; only counters, and what lies in the modules ``without``, may be missing or left over.
 
     Raises:

@@ -8,7 +8,7 @@ from distillery.config.schema.recipe import Preprocess
 from distillery.evaluation.restore import finished_record
 from distillery.layout import run_folder
 from distillery.models import create_model
-from distillery.models.weights import import_weights
+from distillery.models.importing import import_weights
 from distillery.training.job import Job
 
 

@@ -10,8 +10,9 @@ from distillery.atomic import write_json
 from distillery.config.schema.recipe import Preprocess, Recipe
 from distillery.errors import UserError, located
 from distillery.models import create_model
+from distillery.models.importing import import_weights
 from distillery.models.normalize import resolve_statistics
-from distillery.models.weights import import_weights, load_weights, save_weights
+from distillery.models.weights import load_weights, save_weights
 from distillery.provenance import provenance
 from distillery.training.build import build_training
 from distillery.training.checkpoint import StopSignal
@@ -66,7 +67,7 @@ def _train(job: Job, recipe: Recipe, lock: RunLock | None) -> None:
         restore(training, state)
         progress = training.progress
         fabric.print(f"{job.name}: continuing after epoch {progress.epoch}, step {progress.step}")
-    training.progress.sittings.append(_sitting(training, fabric))
+    training.progress.sittings.append(_sitting(job, training, fabric))
     fit(training)
     note_sitting(training)
     if fabric.is_global_zero:
@@ -76,7 +77,7 @@ def _train(job: Job, recipe: Recipe, lock: RunLock | None) -> None:
     fabric.barrier()
 
 
-def _sitting(training: Training, fabric: Fabric) -> dict[str, Any]:
+def _sitting(job: Job, training: Training, fabric: Fabric) -> dict[str, Any]:
     """What one sitting of a run was made with; a run that was stopped has several."""
     return {
         "from_epoch": training.progress.epoch,
@@ -84,6 +85,7 @@ def _sitting(training: Training, fabric: Fabric) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if fabric.device.type == "cuda" else "cpu",
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
+        "loader": job.machine.loader,
         "device_batch": training.recipe.batch // fabric.world_size // training.accumulation,
         "accumulation": training.accumulation,
         "provenance": provenance(),
