@@ -36,8 +36,6 @@ class Logbook:
         self._reset_clock()
         if not self.active:
             return
-        from torch.utils.tensorboard import SummaryWriter
-
         self.first_step = self.done_steps = progress.epoch * steps + progress.step
         self.all_steps = epochs * steps
         self.interactive = sys.stderr.isatty()
@@ -50,13 +48,7 @@ class Logbook:
             bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}",
         )
         self.started = time.monotonic()
-        tensorboard = self.folder / "tensorboard"
-        tensorboard.mkdir(parents=True, exist_ok=True)
-        for stale in tensorboard.glob("events.*"):
-            stale.unlink()
-        self.writer = SummaryWriter(str(tensorboard))
-        for row in self.rows:
-            self._write_scalars(row)
+        self._tell_again()
         self._write_history()
 
     @contextmanager
@@ -82,9 +74,11 @@ class Logbook:
 
     def epoch(self, row: dict[str, float]) -> None:
         """Record a finished epoch."""
+        if self.active:
+            self._survive_removal()
+            self._write_scalars(row)
         self.rows.append(row)
         if self.active:
-            self._write_scalars(row)
             self.writer.add_scalar("speed/images_per_second", self.images / self._seconds(), int(row["epoch"]))
             self.writer.add_scalar("speed/data_wait_percent", self._wait_percent(), int(row["epoch"]))
             self._write_history()
@@ -95,13 +89,36 @@ class Logbook:
     def flush(self) -> None:
         """Bring everything written so far to the disk."""
         if self.active:
+            self._survive_removal()
             self.writer.flush()
 
     def end(self) -> None:
-        """Close the bar and TensorBoard."""
+        """Close the bar and TensorBoard, and leave both records whole."""
         if self.active:
+            self._survive_removal()
             self.bar.close()
             self.writer.close()
+            self._write_history()
+
+    def _survive_removal(self) -> None:
+        """Begin again if TensorBoard's file is gone, for its writer would fail.
+
+        A second Snakemake that was refused this run removes what it takes for its own failed job's outputs.
+        """
+        if not list((self.folder / "tensorboard").glob("events.*")):
+            self._tell_again()
+
+    def _tell_again(self) -> None:
+        """Begin TensorBoard's file anew with all that is known."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        tensorboard = self.folder / "tensorboard"
+        tensorboard.mkdir(parents=True, exist_ok=True)
+        for stale in tensorboard.glob("events.*"):
+            stale.unlink()
+        self.writer = SummaryWriter(str(tensorboard))
+        for row in self.rows:
+            self._write_scalars(row)
 
     def _reset_clock(self) -> None:
         self.images, self.waited, self.drawn = 0, 0.0, 0.0
