@@ -56,6 +56,14 @@ def prepare(options: argparse.Namespace) -> None:
     prepare_dataset(options.dataset, dataset, dataset_folder(options.results, options.dataset), options.workers)
 
 
+def download(options: argparse.Namespace) -> None:
+    """Fetch a data set's raw images if they are absent, as preparing them would: for machines that have a network."""
+    from distillery.config.resolve import load_dataset
+    from distillery.data.fetch import download_raw
+
+    download_raw(options.dataset, load_dataset(options.config_dir / "datasets.yaml", options.dataset))
+
+
 def train(options: argparse.Namespace) -> int:
     """Train a run, or import its weights; continue where it was stopped."""
     from distillery.config import load_page
@@ -73,7 +81,9 @@ def train(options: argparse.Namespace) -> int:
     from distillery.training.run import make_run
     from distillery.training.slurm import requeue_this_job
 
-    machine = Machine(options.workers, options.threads, options.device_batch, options.checkpoint_seconds)
+    machine = Machine(
+        options.workers, options.threads, options.device_batch, options.checkpoint_seconds, options.loader
+    )
     try:
         make_run(Job(page, options.run, seed, options.results, machine))
     except Stopped as stopped:
@@ -192,6 +202,10 @@ def _parser() -> argparse.ArgumentParser:
     add = _command(commands, "check", check)
     add.add_argument("config", type=Path, metavar="CONFIG", help="an experiment file, e.g. config/digits.yaml")
 
+    add = _command(commands, "download", download)
+    add.add_argument("dataset", metavar="DATASET", help="a line of datasets.yaml")
+    add.add_argument("--config-dir", type=Path, default=Path("config"), help="holds datasets.yaml [%(default)s]")
+
     add = _command(commands, "prepare", prepare)
     add.add_argument("dataset", metavar="DATASET", help="a line of datasets.yaml")
     add.add_argument("--config-dir", type=Path, default=Path("config"), help="holds datasets.yaml [%(default)s]")
@@ -206,6 +220,12 @@ def _parser() -> argparse.ArgumentParser:
     _threads(add)
     add.add_argument(
         "--device-batch", type=_positive, help="most images on one device at once; the rest is accumulated"
+    )
+    add.add_argument(
+        "--loader",
+        choices=("torch", "dali"),
+        default="torch",
+        help="what prepares training images; dali needs NVIDIA DALI [%(default)s]",
     )
     add.add_argument("--checkpoint-seconds", type=float, default=60.0, help="time between checkpoints [%(default)s]")
     add.add_argument("--expect-digest", help="refuse to train if the run's digest is another")

@@ -12,6 +12,7 @@ try:
     from distillery.config.reading import nearest, read_mapping
     from distillery.config.rehearsal import representatives, write_rehearsal
     from distillery.config.resolve import load_dataset
+    from distillery.config.schema.dataset import HUB_PREFIX
     from distillery.errors import UserError
     from distillery.models.zoo import ZOO
     from distillery.objectives.terms import TERMS
@@ -214,6 +215,20 @@ def raw_record(dataset):
     """
     raw = Path(load_dataset(CONFIG / "datasets.yaml", dataset).path)
     return ["data.dvc"] if raw.is_relative_to("data") else []
+
+
+@one_line_errors
+def download_source(wildcards):
+    """Where raw images are fetched from; empty where datasets.yaml knows nobody who has them."""
+    line = load_dataset(CONFIG / "datasets.yaml", wildcards.dataset)
+    remote = line.download is not None or line.path.startswith(HUB_PREFIX)
+    return line.model_dump_json(include={"path", "download"}) if remote else ""
+
+
+def download_mark(wildcards):
+    """Says that raw images were fetched, which only some machines of a cluster can do."""
+    mark = f"results/datasets/{wildcards.dataset}.downloaded"
+    return mark if download_source(wildcards) else []
 
 
 # --- what a page needs -----------------------------------------------------------------------------------------------

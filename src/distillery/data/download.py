@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import http.client
+import os
 import time
 import urllib.error
 import urllib.request
@@ -41,7 +42,6 @@ def download(name: str, url: str, target: Path, checksum: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(partial):
             if target.exists():
-                partial.unlink(missing_ok=True)
                 return check_checksum(target, checksum)
             resumed = _size(partial) > 0
             _fetch(name, url, target, partial)
@@ -161,7 +161,22 @@ def _has_checksum(path: Path, checksum: str) -> bool:
 @contextmanager
 def _locked(partial: Path) -> Iterator[None]:
     """Hold the unfinished file for as long as the block takes; a file system without locks is used without."""
-    with partial.open("ab") as file:
-        with suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    while True:
+        with partial.open("ab") as file:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_at(partial, os.fstat(file.fileno())):
+                continue  # whoever held it before has put it in its place, or removed it
+            try:
+                yield
+            finally:
+                if _size(partial) == 0:
+                    partial.unlink(missing_ok=True)
+            return
+
+
+def _is_at(path: Path, status: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(path.stat(), status)
+    except FileNotFoundError:
+        return False
