@@ -157,13 +157,16 @@ def taps(options: argparse.Namespace) -> None:
 
 
 def tabulate(options: argparse.Namespace) -> None:
-    """Write the tables of a page."""
+    """Write the tables of a page, or one of them alone."""
     from distillery.config import load_page
-    from distillery.reporting.tables import tabulate_page
+    from distillery.reporting.tables import tabulate_page, tabulate_table
 
     page = load_page(options.config)
     published = page.path.parent / "published" / f"{page.name}.csv"
-    tabulate_page(page, options.results, published, partial=options.partial)
+    if options.table is None:
+        tabulate_page(page, options.results, published, partial=options.partial)
+    else:
+        tabulate_table(page, options.table, options.results, published, partial=options.partial)
 
 
 def plot(options: argparse.Namespace) -> None:
@@ -270,6 +273,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, function in (("tabulate", tabulate), ("plot", plot)):
         add = _command(commands, name, function)
         add.add_argument("config", type=Path, metavar="CONFIG", help="an experiment file, e.g. config/digits.yaml")
+        if name == "tabulate":
+            add.add_argument("table", nargs="?", metavar="TABLE", help="only this table of the page [all]")
         add.add_argument("--partial", action="store_true", help="mark what is missing instead of refusing it")
         _results(add)
 

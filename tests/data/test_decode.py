@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from distillery.data.decode import REDUCTIONS, decode_rgb, image_size, is_reducible
+from distillery.data.decode import REDUCTIONS, decode_rgb, image_size, is_plain_png, is_reducible
 
 GENERATOR = np.random.Generator(np.random.Philox(key=7))
 RGB = Image.fromarray(GENERATOR.integers(0, 256, (9, 7, 3), dtype=np.uint8))
@@ -55,7 +55,7 @@ def test_it_is_pillows_rgb_without_warnings(kind):
         expected = np.asarray(Image.open(io.BytesIO(CASES[kind])).convert("RGB"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        image_CHW = decode_rgb(memoryview(CASES[kind]))
+        image_CHW = decode_rgb(memoryview(CASES[kind]).cast("b"))  # signed, as Arrow's memory is seen
     assert image_CHW.dtype == torch.uint8
     assert image_CHW.permute(1, 2, 0).is_contiguous()
     assert (image_CHW.permute(1, 2, 0).numpy() == expected).all()
@@ -131,4 +131,8 @@ def test_a_reduced_jpeg_is_the_mean_of_its_blocks(reduction):
 @pytest.mark.parametrize("kind", CASES)
 def test_the_size_is_read_from_the_header(kind):
     assert image_size(CASES[kind]) == decode_rgb(CASES[kind]).shape[1:]
-    assert is_reducible(CASES[kind]) == (kind in ("JPEG", "greyscale JPEG"))
+    signed = memoryview(CASES[kind]).cast("b")
+    assert image_size(signed) == image_size(CASES[kind])
+    assert is_reducible(CASES[kind]) == is_reducible(signed) == (kind in ("JPEG", "greyscale JPEG"))
+    plain = kind in ("RGB", "RGB with transparent colour", "greyscale", "greyscale with transparent value")
+    assert is_plain_png(CASES[kind]) == is_plain_png(signed) == plain

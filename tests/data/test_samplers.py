@@ -38,6 +38,14 @@ def test_ranks_and_micro_batches_partition_the_global_batch(images, batch, world
     assume(batch >= world_size * accumulation and (drop_last or last >= world_size * accumulation))
     order = shuffled_order(images, 5)(epoch)
     steps = collect(images, batch, world_size, accumulation, drop_last, epoch)
+    largest = GlobalBatches(
+        shuffled_order(images, 5),
+        images,
+        batch,
+        world_size=world_size,
+        accumulation=accumulation,
+        drop_last=drop_last,
+    ).largest
     assert len(steps) == (images // batch if drop_last else -(-images // batch))
     for number, step in enumerate(steps):
         flat = [sample for micro in step for part in micro for sample in part]
@@ -45,7 +53,7 @@ def test_ranks_and_micro_batches_partition_the_global_batch(images, batch, world
         assert {sample.epoch for sample in flat} == {epoch}
         assert {sample.copy for sample in flat} == {0}
         sizes = [len(part) for micro in step for part in micro]
-        assert min(sizes) >= 1
+        assert 1 <= min(sizes) <= max(sizes) <= largest
         if len(flat) % (world_size * accumulation) == 0:
             assert set(sizes) == {len(flat) // (world_size * accumulation)}
         for micro in step:

@@ -38,6 +38,7 @@ rule train_student:
         gpus_per_node=0,
         cpus_per_task=2,
         workers=1,
+        loader="torch",
     params:
         digest=digest,
     message:
@@ -45,7 +46,8 @@ rule train_student:
     shell:
         "exec bash workflow/scripts/launch.sh {resources.nodes} {resources.gpus_per_node} {resources.cpus_per_task}"
         " train config/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed}"
-        " --expect-digest {params.digest} --threads {threads} --workers {resources.workers} --requeue > {log} 2>&1"
+        " --expect-digest {params.digest} --threads {threads} --workers {resources.workers}"
+        " --loader {resources.loader} --requeue > {log} 2>&1"
 
 
 use rule train_student as train_teacher with:

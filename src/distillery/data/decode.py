@@ -29,6 +29,7 @@ DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 REDUCTIONS = (8, 4, 2, 1)
 
 _JPEG_START = b"\xff\xd8\xff"
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
 def decode_rgb(encoded: bytes | memoryview, reduction: int = 1) -> Tensor:
@@ -60,6 +61,13 @@ def is_reducible(encoded: bytes | memoryview) -> bool:
     return header is not None and header[2] not in ("CMYK", "YCCK")
 
 
+def is_plain_png(encoded: bytes | memoryview) -> bool:
+    """Whether the image is a PNG of 8 bits a channel, in grey or RGB, without palette or alpha."""
+    # After the signature, the first chunk: 8 bytes of length and name, 8 of width and height, bit depth, colour type.
+    head = bytes(encoded[:26])
+    return head[:8] == _PNG_START and head[24:] in (b"\x08\x00", b"\x08\x02")
+
+
 def as_rgb(image: Image.Image) -> Image.Image:
     """Convert an opened image to RGB; the image itself where it is RGB already."""
     if image.mode == "RGB":
@@ -79,7 +87,10 @@ def _decode_jpeg(encoded: bytes | memoryview, reduction: int) -> npt.NDArray[np.
     height, width, _, _ = header
     try:
         pixels_HWC: npt.NDArray[np.uint8] = decode_jpeg(
-            encoded, min_height=-(-height // reduction), min_width=-(-width // reduction), min_factor=reduction
+            _unsigned(encoded),
+            min_height=-(-height // reduction),
+            min_width=-(-width // reduction),
+            min_factor=reduction,
         )
     except ValueError:
         return None
@@ -90,10 +101,15 @@ def _jpeg_header(encoded: bytes | memoryview) -> tuple[int, int, str, str] | Non
     """Height, width, colour space and subsampling of a JPEG; None for other formats and damaged headers."""
     from simplejpeg import decode_jpeg_header
 
-    if encoded[:3] != _JPEG_START:
+    if bytes(encoded[:3]) != _JPEG_START:
         return None
     try:
-        header: tuple[int, int, str, str] = decode_jpeg_header(encoded)
+        header: tuple[int, int, str, str] = decode_jpeg_header(_unsigned(encoded))
     except ValueError:
         return None
     return header
+
+
+def _unsigned(encoded: bytes | memoryview) -> memoryview:
+    """A view of Arrow's memory has signed numbers, which the library refuses."""
+    return memoryview(encoded).cast("B")

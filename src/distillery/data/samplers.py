@@ -70,6 +70,11 @@ class GlobalBatches(Sampler[list[Sample]]):
                 f"{world_size} processes x {accumulation} micro-batches; set `drop_last: true` or change `batch`"
             )
 
+    @property
+    def largest(self) -> int:
+        """How many samples the largest list has."""
+        return -(-self._batch // (self._world_size * self._accumulation))
+
     def start(self, epoch: int, step: int = 0) -> None:
         """Set where the next iteration begins."""
         assert 0 <= step <= self.steps

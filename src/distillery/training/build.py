@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from distillery.config.schema.recipe import Preprocess, Recipe
 from distillery.data.arrow import ArrowImages
+from distillery.data.dali import DaliLoader
 from distillery.data.loader import Batch, eval_loader, train_loader
 from distillery.data.manifest import SplitName
 from distillery.data.orders import Order, flow_sample, partner_order, repeated_order, shuffled_order
@@ -80,14 +81,7 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         ema=ema,
         batches=batches,
         accumulation=accumulation,
-        train_loader=train_loader(
-            images,
-            train_transform(recipe.preprocess, recipe.augment, job.manifest.statistics.mean),
-            batches,
-            seed=job.seed,
-            workers=job.machine.workers,
-            pin_memory=fabric.device.type == "cuda",
-        ),
+        train_loader=_train_loader(job, recipe, fabric, images, batches),
         survey=_surveyor(job, recipe, fabric, images, learner, teacher),
         validate=validate_student,
         progress=Progress(),
@@ -96,6 +90,17 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         logbook=Logbook(job.folder, active=fabric.is_global_zero),
         stop=stop,
         began=began,
+    )
+
+
+def _train_loader(
+    job: Job, recipe: Recipe, fabric: Fabric, images: ArrowImages, batches: GlobalBatches
+) -> Iterable[Batch]:
+    transform = train_transform(recipe.preprocess, recipe.augment, job.manifest.statistics.mean)
+    if job.machine.loader == "dali":
+        return DaliLoader(images, transform, batches, job.seed, job.machine.workers, fabric.device)
+    return train_loader(
+        images, transform, batches, job.seed, job.machine.workers, pin_memory=fabric.device.type == "cuda"
     )
 
 

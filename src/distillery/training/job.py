@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from distillery.config import Page, RunSpec
 from distillery.data.manifest import Manifest, load_manifest
@@ -17,6 +18,7 @@ class Machine:
     threads: int | None = None
     device_batch: int | None = None  # most images on one device at once; the rest of a batch is accumulated
     checkpoint_seconds: float = 60.0
+    loader: Literal["torch", "dali"] = "torch"  # what prepares training images; measurements are always torch's
 
 
 @dataclass(frozen=True)

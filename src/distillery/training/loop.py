@@ -5,7 +5,7 @@ It knows no method by name: whatever a run is trained for is inside its learner.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from distillery.config.schema.recipe import Recipe
 from distillery.data.loader import Batch
@@ -44,7 +43,7 @@ class Training:
     ema: Any | None  # timm's ModelEmaV3 of the student
     batches: GlobalBatches
     accumulation: int
-    train_loader: DataLoader[Batch]
+    train_loader: Iterable[Batch]
     survey: Callable[[int], Survey]  # of an epoch
     validate: Callable[[nn.Module], dict[str, float]]
     progress: Progress
