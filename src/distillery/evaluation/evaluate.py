@@ -110,5 +110,5 @@ def _teacher_loader(
     return _loader(images, teacher.preprocess, workers, device)
 
 
-def _geometry(preprocess: Preprocess) -> tuple[int, int, str]:
-    return preprocess.size, preprocess.resize or preprocess.size, preprocess.interpolation
+def _geometry(preprocess: Preprocess) -> tuple[int, int, str, str]:
+    return preprocess.size, preprocess.resize or preprocess.size, preprocess.interpolation, preprocess.rule
