@@ -156,7 +156,7 @@ def test_a_partial_page_marks_what_is_missing_or_stale(judged):
     tabulate_page(judged.page, judged.results, judged.ledger, partial=True)
     text = (table_folder(judged.results) / "toy.md").read_text()
     assert "Data set toy, not prepared yet." in text
-    assert "A partial page: 0 of its 3 runs are complete." in text
+    assert "A partial page: 0 of 3 runs are complete." in text
     table = [re.sub(r" +", " ", line) for line in text.splitlines() if line.startswith("| ")][1:]
     assert table == [
         "| big | – | not run | not run | – | 272 k | 1.10 MB | – | – | 95.0 | – | not run |",

@@ -35,8 +35,10 @@ _NOISE = (
 _EXACT = "Parameters, operations and size are *reproduced* if they equal the published ones by the digits printed."
 
 
-def introduce(page: Page, manifest: Manifest | None, runs: Mapping[str, Measured]) -> str:
-    """One paragraph: the data set, its images and classes, the seeds; and what a partial page lacks.
+def introduce(
+    page: Page, manifest: Manifest | None, runs: Mapping[str, Measured], tables: Iterable[str] | None = None
+) -> str:
+    """One paragraph: the data set, its images and classes, the seeds; and what some tables, or all, lack of their runs.
 
     ``manifest`` is None if a partial page is made before its data set.
     """
@@ -49,10 +51,10 @@ def introduce(page: Page, manifest: Manifest | None, runs: Mapping[str, Measured
         overlap = len({validation for _, validation in manifest.duplicates.across_splits})
         which = "image is" if overlap == 1 else "images are"
         text += f" **{overlap:,} validation {which} also among the training images.**"
-    needed = needed_files(page)
+    needed = needed_files(page, tables)
     complete = [run for run, files in needed.items() if runs[run].complete(files, len(page.seeds(run)))]
     if len(complete) < len(needed):
-        text += f" **A partial page: {len(complete)} of its {len(needed)} runs are complete.**"
+        text += f" **A partial page: {len(complete)} of {len(needed)} runs are complete.**"
     return f"{text}\n"
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 from distillery.atomic import write_text
 from distillery.config import Page
+from distillery.config.reading import nearest
 from distillery.config.schema.experiment import Grid, head_cells
-from distillery.data.manifest import FILE_NAME, load_manifest
+from distillery.data.manifest import FILE_NAME, Manifest, load_manifest
+from distillery.errors import UserError
 from distillery.layout import dataset_folder, table_folder
 from distillery.reporting.columns import COLUMNS
 from distillery.reporting.content import Content, Entry, gather, read_ledger
@@ -51,15 +53,13 @@ def tabulate_page(page: Page, results: Path, published: Path, *, partial: bool =
     Raises:
         UserError: a measurement is missing or stale, or the ledger is wrong. Nothing is written then.
     """
-    prepared = dataset_folder(results, page.experiment.dataset)
-    manifest = None if partial and not (prepared / FILE_NAME).exists() else load_manifest(prepared)
+    manifest = _read_manifest(page, results, partial)
     ledger = read_ledger(page, published)
     runs = read_measurements(page, results, partial=partial)
     contents = [gather(page, name, table, runs, ledger) for name, table in page.experiment.tables.items()]
     stable = [content for content in contents if not content.timed]
 
     folder = table_folder(results)
-    alone = folder / page.name
     top = [f"# {page.name}\n", introduce(page, manifest, runs)]
     files = {
         folder / f"{page.name}.md": _join([*top, *(_section(page, content) for content in contents), legend(stable)]),
@@ -67,16 +67,31 @@ def tabulate_page(page: Page, results: Path, published: Path, *, partial: bool =
         folder / f"{page.name}.csv": _csv(stable),
     }
     for content in contents:
-        files |= {
-            alone / f"{content.name}.md": _join([*top, to_markdown(lay_out(content)), legend([content])]),
-            alone / f"{content.name}.tex": _latex(page, [content]),
-            alone / f"{content.name}.csv": _csv([content]),
-        }
+        files |= _alone(page, content, introduce(page, manifest, runs, [content.name]), results)
     for path, text in files.items():
         write_text(path, text)
     # Snakemake declares the folder as an output, so it has to exist even for a page without tables.
-    alone.mkdir(parents=True, exist_ok=True)
-    _remove_former(alone, keep=files)
+    (folder / page.name).mkdir(parents=True, exist_ok=True)
+    _remove_former(folder / page.name, keep=files)
+    return list(files)
+
+
+def tabulate_table(page: Page, name: str, results: Path, published: Path, *, partial: bool = False) -> list[Path]:
+    """Write one table of a page alone, from its own runs, and return the files: the same bytes as with its page.
+
+    Raises:
+        UserError: the page has no such table, or as for a page.
+    """
+    if name not in page.experiment.tables:
+        known = nearest(name, page.experiment.tables)
+        raise UserError(f"{page.path}: {page.name}.tables: no table {name!r}; {known}")
+    manifest = _read_manifest(page, results, partial)
+    ledger = read_ledger(page, published)
+    runs = read_measurements(page, results, [name], partial=partial)
+    content = gather(page, name, page.experiment.tables[name], runs, ledger)
+    files = _alone(page, content, introduce(page, manifest, runs, [name]), results)
+    for path, text in files.items():
+        write_text(path, text)
     return list(files)
 
 
@@ -190,6 +205,23 @@ def _machine(name: str, threads: int | None) -> str:
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _read_manifest(page: Page, results: Path, partial: bool) -> Manifest | None:
+    """The data set's manifest; None if a partial page is made before its data set."""
+    folder = dataset_folder(results, page.experiment.dataset)
+    return None if partial and not (folder / FILE_NAME).exists() else load_manifest(folder)
+
+
+def _alone(page: Page, content: Content, introduction: str, results: Path) -> dict[Path, str]:
+    """A table in files of its own."""
+    path = table_folder(results) / page.name / content.name
+    top = [f"# {page.name}\n", introduction]
+    return {
+        path.with_name(f"{content.name}.md"): _join([*top, to_markdown(lay_out(content)), legend([content])]),
+        path.with_name(f"{content.name}.tex"): _latex(page, [content]),
+        path.with_name(f"{content.name}.csv"): _csv([content]),
+    }
 
 
 def _section(page: Page, content: Content) -> str:
