@@ -243,13 +243,9 @@ def of_members(page, runs, name):
     ]
 
 
-def table_rows(page):
-    """The runs in a page's tables, each once."""
-    return list(
-        dict.fromkeys(
-            run for table in page.experiment.tables.values() for run in table.runs()
-        )
-    )
+def table_rows(page, tables=None):
+    """The runs behind some of a page's tables, or all, each once."""
+    return list(needed_files(page, tables))
 
 
 def trained_runs(page):
@@ -257,6 +253,15 @@ def trained_runs(page):
     return [
         run for run, line in page.experiment.runs.items() if line.recipe is not None
     ]
+
+
+def asked_files(files, wildcards):
+    """What a page needs, or one table of it where the target names one."""
+    page = PAGES[wildcards.experiment]
+    if "table" not in wildcards.keys():
+        return files(page)
+    asked_table(wildcards)
+    return files(page, [wildcards.table])
 
 
 def table_measurements(page, tables=None):
@@ -288,6 +293,19 @@ def tables_block(wildcards):
     ]
 
 
+@one_line_errors
+def asked_table(wildcards):
+    """How the one table is laid out that a target names."""
+    page = PAGES[wildcards.experiment]
+    tables = page.experiment.tables
+    if wildcards.table not in tables:
+        known = nearest(wildcards.table, tables)
+        raise UserError(
+            f"{page.path}: {page.name}.tables: no table {wildcards.table!r}; {known}"
+        )
+    return tables[wildcards.table].model_dump_json(exclude_defaults=True)
+
+
 def digests(page, runs):
     """What decides the weights of some runs."""
     return sorted(
@@ -298,17 +316,17 @@ def digests(page, runs):
 
 
 def table_digests(wildcards):
-    """The specs behind a page's tables: after a failed training, they tell that the old tables are stale."""
+    """The specs behind tables: after a failed training, they tell that the old tables are stale."""
     page = PAGES[wildcards.experiment]
-    return digests(page, table_rows(page))
+    return digests(page, asked_files(table_rows, wildcards))
 
 
 def table_lineage(wildcards):
-    """What a page's tables descend from."""
+    """What tables descend from."""
     page = PAGES[wildcards.experiment]
     return lineage(
         page,
-        table_rows(page),
+        asked_files(table_rows, wildcards),
         "evaluation/evaluate.py",
         "evaluation/profile.py",
         "reporting/tables.py",
@@ -347,15 +365,15 @@ PARTIAL = asked("partial")
 
 
 def unless_partial(files):
-    """An input function: what a page needs. A partial page waits for nothing."""
-    return lambda wildcards: [] if PARTIAL else files(PAGES[wildcards.experiment])
+    """An input function: what a page or a table needs. A partial one waits for nothing."""
+    return lambda wildcards: [] if PARTIAL else asked_files(files, wildcards)
 
 
 def found_if_partial(files):
     """A parameter: what of it is there when the page is partial, so that the page is made anew when more is."""
 
     def found(wildcards):
-        paths = map(Path, files(PAGES[wildcards.experiment]) if PARTIAL else [])
+        paths = map(Path, asked_files(files, wildcards) if PARTIAL else [])
         return [
             f"{path}: {hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
             for path in paths
@@ -365,8 +383,8 @@ def found_if_partial(files):
     return found
 
 
-def page_manifest(page):
-    """The prepared data set of a page, in a list."""
+def page_manifest(page, tables=None):
+    """The prepared data set of a page, in a list; ``tables`` are all of one data set."""
     return [f"results/datasets/{page.experiment.dataset}/manifest.json"]
 
 

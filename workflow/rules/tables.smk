@@ -1,6 +1,7 @@
 # Metrics of many runs -> the page: tables and figures.
 localrules:
     assemble_tables,
+    assemble_table,
     draw_figures,
 
 
@@ -40,6 +41,34 @@ rule assemble_tables:
         "assemble the tables of {wildcards.experiment}"
     shell:
         "exec distillery tabulate config/{wildcards.experiment}.yaml {params.partial} > {log} 2>&1"
+
+
+# One table alone needs its own runs only. Its page writes the same bytes, but waits for all of them.
+rule assemble_table:
+    input:
+        manifest=unless_partial(page_manifest),
+        measured=unless_partial(table_measurements),
+        published=published_ledger,
+        lineage=table_lineage,
+    output:
+        multiext("results/tables/{experiment}/{table}", ".md", ".tex", ".csv"),
+    log:
+        "logs/{experiment}/tables/{table}.log",
+    benchmark:
+        "logs/{experiment}/tables/{table}.benchmark.jsonl"
+    wildcard_constraints:
+        table="[A-Za-z0-9][A-Za-z0-9._-]*",
+    params:
+        table=asked_table,
+        digests=table_digests,
+        partial="--partial" if PARTIAL else "",
+        found=found_if_partial(
+            lambda page, tables: page_manifest(page) + table_measurements(page, tables)
+        ),
+    message:
+        "assemble the table {wildcards.table} of {wildcards.experiment}"
+    shell:
+        "exec distillery tabulate config/{wildcards.experiment}.yaml {wildcards.table} {params.partial} > {log} 2>&1"
 
 
 rule draw_figures:

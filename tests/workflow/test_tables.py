@@ -1,4 +1,4 @@
-"""A page as far as there are results."""
+"""A page as far as there are results, and one of its tables alone."""
 
 import shutil
 
@@ -16,7 +16,7 @@ def test_a_partial_page_marks_its_gaps_and_makes_nothing(made):
     result = made.run("snakemake", *PARTIAL, "--cores", "1")
     assert result.returncode == 0, result.stdout
     text = made.read("results/tables/tiny.md")
-    assert "A partial page: 2 of its 3 runs are complete." in text
+    assert "A partial page: 2 of 3 runs are complete." in text
     assert "| taught | big" in " ".join(text.split())
     assert not (made.folder / "results/tiny/taught").exists()
     assert made.planned(*PARTIAL) == set()
@@ -31,3 +31,24 @@ def test_partial_is_true_or_false(pristine):
     result = pristine.run("snakemake", "results/tables/digits.md", "--config", "partial=maybe", "--dry-run")
     assert result.returncode == 1
     assert result.stdout.splitlines()[-1] == "distillery: --config partial=maybe: expected true or false"
+
+
+def test_a_table_alone_needs_its_own_runs_and_is_that_of_its_page(made):
+    made.replace("config/tiny.yaml", "  tables:\n", "  tables:\n    alone: {rows: [small], columns: [top1]}\n")
+    shutil.rmtree(made.folder / "results/tiny/taught")
+    target = "results/tables/tiny/alone.md"
+    assert made.planned(target) == {"assemble the table alone of tiny"}
+    result = made.run("snakemake", target, "--cores", "1")
+    assert result.returncode == 0, result.stdout
+    alone = {name: made.read(f"results/tables/tiny/alone.{name}") for name in ("md", "tex", "csv")}
+    # The page would train; made by hand from what there is, it writes the same.
+    assert made.run("distillery", "tabulate", "config/tiny.yaml", "--partial").returncode == 0
+    assert {name: made.read(f"results/tables/tiny/alone.{name}") for name in alone} == alone
+    assert made.planned(target) == set()
+
+
+def test_a_mistyped_table_gets_one_line(pristine):
+    result = pristine.run("snakemake", "results/tables/digits/speeds.md", "--dry-run")
+    assert result.returncode == 1
+    line = "distillery: config/digits.yaml: digits.tables: no table 'speeds'; did you mean 'speed'"
+    assert result.stdout.splitlines()[-1].startswith(line)
