@@ -216,15 +216,20 @@ def test_skipping_must_not_empty_a_class(place):
 
 
 def test_decompression_bombs_are_refused_before_they_are_decoded(place):
-    """A PNG that says it is 30,000 x 30,000."""
+    """A whole, sound PNG of 30,000 x 30,000 black pixels, in a hundred kilobytes."""
     import struct
     import zlib
 
-    header = b"IHDR" + struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
-    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
-    end = b"\0\0\0\0IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer, rows = zlib.compressobj(1), bytes(1 + 30000 // 8)
+    pixels = b"".join(packer.compress(rows * 1000) for _ in range(30)) + packer.flush()
+    header = struct.pack(">IIBBBBB", 30000, 30000, 1, 0, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    assert len(content) < 1_000_000
     place.fill()
-    place.write("train/ape/bomb.png", b"\x89PNG\r\n\x1a\n" + chunk + end)
+    place.write("train/ape/bomb.png", content)
     with pytest.raises(UserError, match=r"train/ape/bomb\.png: .*(900000000|30000 x 30000) pixels"):
         place.prepare()
 
