@@ -1,6 +1,7 @@
 """Devices and processes of a run: whatever torchrun started, or one."""
 
 import os
+import sys
 
 import torch
 from lightning_fabric import Fabric
@@ -24,6 +25,14 @@ def start_devices(recipe: Recipe, threads: int | None) -> Fabric:
         torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = not recipe.deterministic
     accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    meant = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if accelerator == "cpu" and meant not in ("", "-1") and os.environ.get("RANK", "0") == "0":
+        print(
+            f"distillery: GPU {meant} is meant for this run, but torch {torch.__version__} finds none (see nvidia-smi); "
+            "training on the CPU",
+            file=sys.stderr,
+            flush=True,
+        )
     # Named, never guessed: in an interactive Slurm allocation, Fabric would take Slurm's task count for ours.
     environment: TorchElasticEnvironment | LightningEnvironment
     strategy: Strategy
