@@ -35,6 +35,8 @@ def test_check_lists_the_runs_of_a_page(capsys):
             "small was changed after this job was planned",
         ),
         (("prepare", "tiny2"), "no data set 'tiny2'; did you mean 'tiny'"),
+        (("data", "tiny2"), "missing; first make it with: distillery prepare tiny2"),
+        (("data", "tiny", "--recipe", "tinny"), "--recipe: no file config/recipes/tinny.yaml; did you mean 'tiny'?"),
         (("evaluate", "config/tiny.yaml", "small"), "missing"),
         (("profile", "config/tiny.yaml", "small"), "missing"),
         (("tabulate", "config/tiny.yaml"), "missing"),
@@ -65,6 +67,19 @@ def test_a_missing_data_folder_says_what_to_put_where(workplace, monkeypatch, ca
     (line,) = err.splitlines()
     assert "data/none" in line
     assert "train/<class>/" in line
+
+
+def test_data_shows_what_is_prepared_and_what_training_sees(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace.folder)
+    code, out, _ = run(capsys, "data", "tiny")
+    assert code == 0
+    assert "tiny: 3 classes" in out
+    assert out.endswith("Samples as the recipe tiny augments them: results/figures/datasets/tiny.png\n")
+    assert (workplace.results / "figures/datasets/tiny.png").exists()
+    (workplace.folder / "config/tiny.yaml").unlink()
+    assert "name a --recipe" in run(capsys, "data", "tiny")[1]
+    assert run(capsys, "data", "tiny", "--recipe", "tiny", "--output", "out.png")[0] == 0
+    assert (workplace.folder / "out.png").exists()
 
 
 def test_every_stage_runs_by_hand(workplace, monkeypatch, capsys):

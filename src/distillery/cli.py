@@ -64,6 +64,28 @@ def download(options: argparse.Namespace) -> None:
     download_raw(options.dataset, load_dataset(options.config_dir / "datasets.yaml", options.dataset))
 
 
+def data(options: argparse.Namespace) -> None:
+    """Show what a prepared data set holds, and draw samples as a recipe augments them."""
+    from distillery.config.recipes import load_recipe, usual_recipe
+    from distillery.data.arrow import ArrowImages
+    from distillery.data.contact_sheet import draw_contact_sheet
+    from distillery.data.manifest import load_manifest
+    from distillery.data.overview import describe_manifest
+    from distillery.layout import contact_sheet_path, dataset_folder
+
+    folder = dataset_folder(options.results, options.dataset)
+    manifest = load_manifest(folder)
+    print(describe_manifest(manifest))
+    name = options.recipe or usual_recipe(options.config_dir, options.dataset)
+    if name is None:
+        print(f"\nNo page of {options.config_dir} trains on {options.dataset}; to see it augmented, name a --recipe.")
+        return
+    recipe = load_recipe(options.config_dir, name)
+    path = options.output or contact_sheet_path(options.results, options.dataset)
+    draw_contact_sheet(manifest, ArrowImages(folder, manifest, "train"), name, recipe, path)
+    print(f"\nSamples as the recipe {name} augments them: {path}")
+
+
 def train(options: argparse.Namespace) -> int:
     """Train a run, or import its weights; continue where it was stopped."""
     from distillery.config import load_page
@@ -214,6 +236,13 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--config-dir", type=Path, default=Path("config"), help="holds datasets.yaml [%(default)s]")
     _results(add)
     _workers(add)
+
+    add = _command(commands, "data", data)
+    add.add_argument("dataset", metavar="DATASET", help="a prepared data set")
+    add.add_argument("--recipe", help="whose augmentation to show [the one that most runs on it train by]")
+    add.add_argument("--output", type=Path, metavar="PNG", help="[results/figures/datasets/DATASET.png]")
+    add.add_argument("--config-dir", type=Path, default=Path("config"), help="holds pages and recipes [%(default)s]")
+    _results(add)
 
     add = _command(commands, "train", train)
     _run(add)

@@ -28,6 +28,11 @@ def figure_folder(results: Path, experiment: str) -> Path:
     return results / "figures" / experiment
 
 
+def contact_sheet_path(results: Path, dataset: str) -> Path:
+    """What a data set's images look like to a network."""
+    return results / "figures" / "datasets" / f"{dataset}.png"
+
+
 def work_folder(results: Path, key: str) -> Path:
     """Checkpoints of a run that is not complete; removed when it is. Outside every declared output."""
     return results / "work" / key
