@@ -5,6 +5,7 @@ Heavy libraries are imported inside the commands that need them, so that the lig
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -89,7 +90,12 @@ def data(options: argparse.Namespace) -> None:
 def train(options: argparse.Namespace) -> int:
     """Train a run, or import its weights; continue where it was stopped."""
     from distillery.config import load_page
+    from distillery.training.stop import STOPPED, Stopped, StopSignal
 
+    stop = StopSignal()
+    if options.requeue:
+        # A warning may come while torch is still being imported: the run then takes one step and saves it.
+        stop.install(signal.SIGTERM, signal.SIGUSR1)
     page = load_page(options.config)
     seed = page.seeds(options.run)[0] if options.seed is None else options.seed
     digest = page.spec(options.run, seed).digest
@@ -98,7 +104,6 @@ def train(options: argparse.Namespace) -> int:
             f"{options.config}: {options.run} was changed after this job was planned (its digest is {digest}, not "
             f"{options.expect_digest}); start snakemake again"
         )
-    from distillery.training.checkpoint import STOPPED, Stopped
     from distillery.training.job import Job, Machine
     from distillery.training.run import make_run
     from distillery.training.slurm import requeue_this_job
@@ -107,7 +112,7 @@ def train(options: argparse.Namespace) -> int:
         options.workers, options.threads, options.device_batch, options.checkpoint_seconds, options.loader
     )
     try:
-        make_run(Job(page, options.run, seed, options.results, machine))
+        make_run(Job(page, options.run, seed, options.results, machine), stop)
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
             print(f"distillery: {stopped}: saved; the same command continues from here", file=sys.stderr, flush=True)

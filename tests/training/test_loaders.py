@@ -5,10 +5,10 @@ import json
 import pytest
 
 from distillery.config import load_page
-from distillery.training.checkpoint import Stopped
 from distillery.training.job import Job, Machine
 from distillery.training.logbook import Logbook
 from distillery.training.run import make_run
+from distillery.training.stop import Stopped
 
 pytest.importorskip("nvidia.dali", reason="the extra `dali` is for Linux")
 

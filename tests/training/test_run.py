@@ -17,10 +17,10 @@ from distillery.errors import UserError
 from distillery.evaluation.evaluate import evaluate_run
 from distillery.objectives.partial_l2 import bn_margin
 from distillery.training import build
-from distillery.training.checkpoint import Stopped
 from distillery.training.job import Job, Machine
 from distillery.training.logbook import Logbook
 from distillery.training.run import make_run
+from distillery.training.stop import Stopped
 
 
 def job(workplace, run="small", seed=0, results="results", **machine):

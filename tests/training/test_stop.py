@@ -2,6 +2,8 @@
 
 import signal
 import socket
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -10,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from distillery.training.checkpoint import Stopped, StopSignal
+from distillery.training.stop import Stopped, StopSignal
 
 pytestmark = pytest.mark.slow
 
@@ -46,3 +48,9 @@ def test_all_stop_after_the_same_step(tmp_path, told, last):
         port = found.getsockname()[1]
     mp.start_processes(_process, args=(port, told, tmp_path), nprocs=3, start_method="fork")
     assert {int((tmp_path / f"{rank}").read_text()) for rank in range(3)} == {last}
+
+
+def test_listening_needs_no_torch():
+    """So that a warning during torch's import, which takes seconds, is heard."""
+    code = "import distillery.cli, distillery.training.stop, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

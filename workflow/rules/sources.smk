@@ -25,6 +25,7 @@ INDIFFERENT = {*(PACKAGE / "config").rglob("*.py"), PACKAGE / "__init__.py"} | {
         "provenance.py",
         "training/lock.py",
         "training/logbook.py",
+        "training/stop.py",
     )
 }
 

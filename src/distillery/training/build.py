@@ -29,7 +29,7 @@ from distillery.objectives.partial_l2 import bn_margin
 from distillery.objectives.term import Lesson, Setting, StagePair
 from distillery.objectives.weighted_sum import build_objective
 from distillery.randomness import seed_generators
-from distillery.training.checkpoint import CheckpointFolder, Progress, StopSignal
+from distillery.training.checkpoint import CheckpointFolder, Progress
 from distillery.training.collective import Ranks
 from distillery.training.devices import accumulation_steps
 from distillery.training.initial import begin_network
@@ -38,6 +38,7 @@ from distillery.training.logbook import Logbook
 from distillery.training.loop import Training
 from distillery.training.networks import Learner, Size, Teacher, Viewer
 from distillery.training.optim import build_optimizer
+from distillery.training.stop import StopSignal
 
 # A teacher that scores this many points less than when it was evaluated was not loaded as it was trained.
 TEACHER_TOLERANCE = 0.5

@@ -8,7 +8,7 @@ torchrun itself ends with a traceback of its own and exit code 1, whatever its p
 import os
 import sys
 
-from distillery.training.checkpoint import STOPPED
+from distillery.training.stop import STOPPED
 
 
 def main(arguments: list[str]) -> int:

@@ -21,10 +21,11 @@ from distillery.errors import UserError
 from distillery.models.weights import save_weights
 from distillery.objectives.term import Survey
 from distillery.randomness import seed_generators
-from distillery.training.checkpoint import CheckpointFolder, Progress, StopSignal
+from distillery.training.checkpoint import CheckpointFolder, Progress
 from distillery.training.logbook import Logbook
 from distillery.training.networks import Learner, Teacher
 from distillery.training.optim import learning_rate, total_epochs
+from distillery.training.stop import StopSignal
 
 
 @dataclass

@@ -15,17 +15,17 @@ from distillery.models.normalize import resolve_statistics
 from distillery.models.weights import load_weights, save_weights
 from distillery.provenance import provenance
 from distillery.training.build import build_training
-from distillery.training.checkpoint import StopSignal
 from distillery.training.devices import start_devices
 from distillery.training.initial import initial_weights
 from distillery.training.job import Job
 from distillery.training.lock import RunLock, locked
 from distillery.training.loop import Training, chosen_weights, fit, note_sitting, restore
 from distillery.training.optim import learning_rate, total_epochs
+from distillery.training.stop import StopSignal
 
 
-def make_run(job: Job) -> None:
-    """Train or import a run into its results folder.
+def make_run(job: Job, stop: StopSignal | None = None) -> None:
+    """Train or import a run into its results folder; ``stop`` has listened for signals already.
 
     Raises:
         UserError: something it needs is missing or does not fit.
@@ -35,7 +35,7 @@ def make_run(job: Job) -> None:
         _import_weights(job)
     else:
         with locked(job.lock) as lock:
-            _train(job, job.spec.recipe, lock)
+            _train(job, job.spec.recipe, lock, stop or StopSignal())
 
 
 def _import_weights(job: Job) -> None:
@@ -55,9 +55,8 @@ def _import_weights(job: Job) -> None:
     write_json(job.folder / "run.json", _facts(job, preprocess) | choice | {"provenance": provenance()})
 
 
-def _train(job: Job, recipe: Recipe, lock: RunLock | None) -> None:
+def _train(job: Job, recipe: Recipe, lock: RunLock | None, stop: StopSignal) -> None:
     began = time.monotonic()
-    stop = StopSignal()
     stop.install()
     fabric = start_devices(recipe, job.machine.threads)
     stop.connect(fabric)
