@@ -140,6 +140,9 @@ def test_a_finished_run_is_profiled(workplace):
     assert profile["macs"] == count_macs(create_model("cifar_resnet8", 3).eval(), 8)
     assert 0 < profile["latency_ms"] < 1000
     assert profile["throughput"] > 10
+    assert profile["cpu_throughput"] == profile["throughput"]
+    assert profile["gpu_throughput"] is None
+    assert (profile["cpu"], profile["cpu_threads"]) == (profile["device"], profile["threads"])
     assert profile["throughput_batch"] == 32
     assert profile["device"]
     assert profile["threads"] == (None if torch.cuda.is_available() else 1)

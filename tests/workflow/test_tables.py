@@ -12,7 +12,6 @@ PARTIAL = (*TARGETS, "--config", "partial=true")
 
 def test_a_partial_page_marks_its_gaps_and_makes_nothing(made):
     shutil.rmtree(made.folder / "results/tiny/taught")
-    assert made.planned(*PARTIAL) == {"assemble the tables of tiny", "draw the figures of tiny"}
     result = made.run("snakemake", *PARTIAL, "--cores", "1")
     assert result.returncode == 0, result.stdout
     text = made.read("results/tables/tiny.md")
