@@ -217,6 +217,25 @@ def test_every_network_of_the_zoo_is_tapped_by_the_table(name):
         assert all(point.norms for point in plan.points[1:])
 
 
+@pytest.mark.parametrize(
+    ("name", "shapes"),
+    [
+        ("cifar_resnet8x4", ["64@32x32", "128@16x16", "256@8x8"]),
+        ("cifar_vgg8", ["128@16x16", "256@8x8", "512@4x4", "512@4x4"]),
+        ("cifar_resnet18", ["64@32x32", "128@16x16", "256@8x8", "512@4x4"]),
+        ("cifar_resnext29_32x8d", ["512@32x32", "1024@16x16", "2048@8x8"]),
+        ("cifar_preact_resnet50", ["256@32x32", "512@16x16", "1024@8x8", "2048@4x4"]),
+        ("cifar_densenet40", ["160@32x32", "304@16x16", "448@8x8"]),
+        ("cifar_densenet121", ["256@32x32", "512@16x16", "1024@8x8", "1024@4x4"]),
+        ("cifar_efficientnet_b0", ["24@16x16", "40@8x8", "112@4x4", "320@2x2"]),
+        ("cifar_mobilenet_v2", ["144@16x16", "192@8x8", "384@8x8", "960@4x4"]),
+        ("cifar_shufflenet_v2", ["24@32x32", "116@16x16", "232@8x8", "464@4x4"]),
+    ],
+)
+def test_stages_end_where_the_resolution_falls(name, shapes):
+    assert [point.shape for point in plan_taps(on_meta(name, 10), 32).points] == shapes
+
+
 def test_wide_resnets_are_tapped_behind_the_norm_that_follows_a_stage():
     """Heo et al. 2019 tap Wide ResNets there, because a ReLU follows that norm."""
     network = create_model("cifar_wrn_16_1", 10)
