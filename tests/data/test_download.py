@@ -1,6 +1,7 @@
 """Downloads against a real server on this machine: whole or not at all, checked, and continued where they broke off."""
 
 import hashlib
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -21,6 +22,7 @@ class Server:
 
     def __init__(self):
         self.breaks, self.asked, self.ranges, self.content, self.code = [], [], True, CONTENT, 200
+        self.grain = 1  # ranges begin at multiples of it
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -28,7 +30,11 @@ class Server:
                 server.asked.append(self.headers.get("Range"))
                 begin = 0
                 if server.ranges and self.headers.get("Range"):
-                    begin = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+                    begin = (
+                        int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+                        // server.grain
+                        * server.grain
+                    )
                 if server.code != 200 or begin >= len(server.content):
                     self.send_error(416 if server.code == 200 else server.code)
                     return
@@ -103,6 +109,13 @@ def test_a_server_without_ranges_sends_all_again(server, target):
     assert target.read_bytes() == CONTENT
 
 
+def test_a_server_that_sends_another_range_than_asked_is_not_believed(server, target):
+    server.grain, server.breaks = 512, [1000]
+    download("birds", server.url, target, CHECKSUM)
+    assert target.read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=1000-", None]
+
+
 def test_the_beginning_of_another_version_is_thrown_away(server, target):
     target.parent.mkdir(parents=True)
     (target.parent / ".birds.tgz.partial").write_bytes(b"an older version")
@@ -131,11 +144,12 @@ def test_a_server_that_refuses_is_said_with_what_to_do_by_hand(server, target, c
     assert "\n" not in str(e.value)
 
 
-def test_no_network_is_said_with_what_to_do_by_hand(server, target):
-    server.http.server_close()
-    server.http.socket.close()
-    with pytest.raises(UserError, match=r"cannot be downloaded: .*refused.*or put the file at .* by hand"):
-        download("birds", server.url, target, CHECKSUM)
+def test_no_network_is_said_with_what_to_do_by_hand(target):
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # and nobody listens there
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}/birds.tgz"
+        with pytest.raises(UserError, match=r"cannot be downloaded: .*refused.*or put the file at .* by hand"):
+            download("birds", url, target, CHECKSUM)
 
 
 def test_a_connection_that_breaks_without_end_gives_up_and_keeps_what_came(server, target):

@@ -1,6 +1,7 @@
 """Folders and tars are the same tree, and bad ones are refused."""
 
 import io
+import itertools
 import tarfile
 import zipfile
 
@@ -192,16 +193,17 @@ def test_a_tar_in_a_tar_that_was_cut_is_refused_and_never_reads_on_into_the_next
     fill(place)
     whole = place.tar().read_bytes()
     last = max(file.offset + file.size for file in open_tree(place.folder / "raw.tar", tmp_path).files(""))
-    for length in (512, last - 100, last, -(-last // 512) * 512):
+    lengths = (512, last - 100, last, -(-last // 512) * 512)
+    for length, names in itertools.product(lengths, (("cut.tar", "next.tar"), ("next.tar", "cut.tar"))):
         outer = tmp_path / "outer.tar"
         with tarfile.open(outer, "w") as tar:
-            for name in ("cut.tar", "next.tar"):
+            for name in names:
                 content = whole[:length] if name == "cut.tar" else whole
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
         tree = open_tree(outer, tmp_path)
-        with pytest.raises(UserError, match=r"outer\.tar/cut\.tar: damaged tar"):
+        with pytest.raises(UserError, match=r"outer\.tar/cut\.tar: (damaged tar|neither folder)"):
             open_nested_tar(tree.find("cut.tar"), tree)
 
 

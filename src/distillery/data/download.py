@@ -112,7 +112,10 @@ def _request(name: str, url: str, partial: Path) -> None:
         raise _Unfinished(getattr(reason, "strerror", None) or str(reason) or type(error).__name__) from None
     with response, partial.open("r+b") as file:
         # A server that does not know ranges sends all of it again.
-        continued = response.status == http.HTTPStatus.PARTIAL_CONTENT and _range_begin(response) == begin
+        continued = response.status == http.HTTPStatus.PARTIAL_CONTENT
+        if continued and _range_begin(response) != begin:
+            file.truncate(0)
+            raise _Unfinished("the server sent another part than was asked for")
         file.seek(begin if continued else 0)
         file.truncate()
         _copy(name, response, file, begin if continued else 0)
