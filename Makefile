@@ -25,6 +25,10 @@ rehearse-families: .venv/.installed  ## one run of each method and of each famil
 test: .venv/.installed lint  ## every check and test (under 12 minutes on 2 cores)
 	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal
 
+test-slurm: .venv/.installed  ## the workflow on a real Slurm cluster on this machine (Debian or Ubuntu, as root)
+	bash tests/slurm/install.sh
+	TEST_SLURM=1 OMP_NUM_THREADS=1 pytest tests/slurm
+
 quick: .venv/.installed  ## the quick tests (under 90 seconds)
 	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal -m "not slow"
 

@@ -1,0 +1,115 @@
+"""Whatever a cluster does to a training, it ends with the weights of one that nothing was done to."""
+
+import pytest
+from driver import LONG, LONGER, PROFILE, sittings
+
+
+def assert_whole(checkout, uninterrupted, weights=LONG):
+    assert (checkout.folder / weights).read_bytes() == uninterrupted[weights]
+    assert not list((checkout.folder / "results" / "work").iterdir())
+    assert list((checkout.folder / weights).with_name("tensorboard").glob("events.*"))
+
+
+def test_warned_before_the_time_limit_a_training_goes_on_as_the_same_job(here, cluster, drive, uninterrupted):
+    """Longer than the partition allows: job after job, with no one watching, and without spending a retry."""
+    here.replace(PROFILE, "retries: 2", "retries: 0")
+    driver = drive(here, LONGER)
+    for time in range(2):
+        job = driver.training("long/longer", epoch=5 if time == 0 else 150)
+        # Slurm looks at time limits every 30 seconds.
+        slurm(cluster, "update", f"JobId={job['JobID']}", "EndTime=now+200")
+        driver.wait_until(lambda time=time, job=job: restarts(cluster, job) > time, "requeued", seconds=60)
+        slurm(cluster, "update", f"JobId={job['JobID']}", "TimeLimit=1-00:00:00")
+    driver.finish()
+    assert_whole(here, uninterrupted, LONGER)
+    made = sittings(here, "long/longer")
+    assert len(made) == 3
+    assert made[2]["from_epoch"] > made[1]["from_epoch"] > 0
+    assert restarts(cluster, job) == 2
+
+
+def test_killed_by_the_time_limit_a_training_is_retried_with_more_time(here, cluster, drive, uninterrupted):
+    here.replace(PROFILE, "--signal=TERM@300 ", "")
+    driver = drive(here, LONGER)
+    job = driver.training("long/longer")
+    slurm(cluster, "update", f"JobId={job['JobID']}", "EndTime=now+1")
+    driver.finish()
+    assert_whole(here, uninterrupted, LONGER)
+    assert "SLURM status is: 'TIMEOUT'" in driver.log.read_text()
+    assert len(sittings(here, "long/longer")) == 2
+    (last,) = [other for other in cluster.jobs() if int(other["JobID"]) > int(job["JobID"])]
+    assert "TimeLimit=2-00:00:00" in slurm(cluster, "--oneliner", "show", "job", last["JobID"])
+
+
+def test_cancelled_a_training_is_retried_and_not_requeued(here, cluster, drive, uninterrupted):
+    driver = drive(here, LONG)
+    job = driver.training()
+    cluster.run("scancel", job["JobID"])
+    driver.finish()
+    assert_whole(here, uninterrupted)
+    assert "SLURM status is: 'CANCELLED'" in driver.log.read_text()
+    assert restarts(cluster, job) == 0
+    assert [sitting["from_epoch"] > 0 for sitting in sittings(here)] == [False, True]
+
+
+def test_requeued_by_an_operator_a_training_continues(here, cluster, drive, uninterrupted):
+    driver = drive(here, LONG)
+    job = driver.training()
+    slurm(cluster, "requeue", job["JobID"])
+    driver.finish()
+    assert_whole(here, uninterrupted)
+    assert [sitting["from_epoch"] > 0 for sitting in sittings(here)] == [False, True]
+
+
+def test_a_lost_node_costs_what_was_not_saved_and_nothing_else(here, cluster, drive, uninterrupted):
+    driver = drive(here, LONG)
+    job = driver.training()
+    cluster.kill_node(job["NodeList"])
+    slurm(cluster, "update", f"NodeName={job['NodeList']}", "State=DOWN", "Reason=lost")
+    driver.finish()
+    assert_whole(here, uninterrupted)
+    assert "its former owner is dead" in here.read("logs/long/long/seed0/train.log")
+    after = cluster.jobs()[-1]
+    assert after["NodeList"] != job["NodeList"]
+
+
+@pytest.mark.parametrize("grace", [20, 0])
+def test_preempted_a_training_makes_room_and_continues(here, cluster, drive, uninterrupted, grace):
+    """In a partition that cancels: Snakemake's plugin would wait for ever for a job in state PREEMPTED."""
+    slurm(cluster, "update", "PartitionName=cancelled", f"GraceTime={grace}")
+    here.replace(PROFILE, "  # slurm_partition: gpu  ", "  slurm_partition: cancelled  ")
+    driver = drive(here, LONG)
+    job = driver.training()
+    wide = ("--partition=urgent", "--cpus-per-task=8", f"--nodelist={job['NodeList']}", "--output=/dev/null")
+    cluster.run("sbatch", *wide, "--wrap=sleep 3")
+    driver.finish()
+    assert_whole(here, uninterrupted)
+    assert len(sittings(here)) == 2
+
+
+def test_a_second_driver_meets_the_job_that_the_first_left_behind(here, cluster, drive, uninterrupted):
+    """The login node was rebooted: the job goes on alone, and nobody may disturb it."""
+    first = drive(here, LONG)
+    job = first.training()
+    first.kill()
+    assert here.run("snakemake", "--unlock").returncode == 0
+    here.replace(PROFILE, "retries: 2", "retries: 0")
+    second = drive(here, LONG)
+    assert second.wait() == 1
+    line = f"somebody works on this run (Slurm job {job['JobID']}, process "
+    assert line in second.log.read_text()
+    assert f"let it end, or scancel {job['JobID']}, then start again" in second.log.read_text()
+    cluster.wait_until(lambda: not cluster.jobs("running,completing"), "the left job's end", seconds=120)
+    assert (here.folder / LONG).read_bytes() == uninterrupted[LONG]
+    third = drive(here, LONG)
+    third.finish()
+    assert_whole(here, uninterrupted)
+    assert len(sittings(here)) == 1
+
+
+def slurm(cluster, *arguments: str) -> str:
+    return cluster.run("scontrol", *arguments)
+
+
+def restarts(cluster, job) -> int:
+    return next((int(now["RestartCnt"]) for now in cluster.jobs() if now["JobID"] == job["JobID"]), 0)
