@@ -247,6 +247,14 @@ def test_a_png_in_a_jpegs_name_is_taken_for_what_it_is(place, noise_png):
     assert place.prepare().splits["train"].formats == {"PNG": 11}
 
 
+def test_an_archive_may_lie_alone_in_the_folder(place):
+    expected = place.fill().prepare().digest
+    (place.folder / "alone").mkdir()
+    place.tar("alone/raw.tar.gz", "w:gz")
+    (place.folder / "alone" / ".cache").mkdir()
+    assert place.prepare(place.folder / "alone").digest == expected
+
+
 def test_missing_raw_images_are_asked_for(place):
     with pytest.raises(UserError, match=r"raw: no raw images for data set 'toy': put train/<class>/\*"):
         place.prepare()

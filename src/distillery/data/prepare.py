@@ -44,6 +44,7 @@ def prepare_dataset(name: str, dataset: Dataset, output: Path, workers: int) -> 
         scratch = staging / "raw"
         scratch.mkdir()
         if dataset.generated is None:
+            print(f"{name}: looking through {dataset.path}", file=sys.stderr, flush=True)
             images = find_images(name, dataset, scratch)
         else:
             images = generate_images(Path(dataset.path), dataset.generated)

@@ -10,13 +10,21 @@ from distillery.data.layouts.cub200 import find_cub200
 from distillery.data.layouts.hub import find_hub
 from distillery.data.layouts.imagenet import find_imagenet
 from distillery.data.layouts.tiny_imagenet import find_tiny_imagenet
-from distillery.data.sources import Found, RawImages, arrange, check_counts, missing_message
-from distillery.data.trees import open_tree
+from distillery.data.sources import Found, RawImages, arrange, check_counts, is_hidden, missing_message
+from distillery.data.trees import FolderTree, open_tree
 from distillery.errors import UserError
+
+_ARCHIVE_ENDINGS = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip")
 
 
 def _find_folders(name: str, dataset: Dataset, scratch: Path) -> Found:
-    return find_class_folders(open_tree(Path(dataset.path), scratch), name, dataset)
+    """Class folders in a folder or an archive, or in a folder that holds one archive and nothing else."""
+    tree = open_tree(Path(dataset.path), scratch)
+    if isinstance(tree, FolderTree):
+        visible = [entry for entry in tree.names("") if not is_hidden(entry)]
+        if len(visible) == 1 and visible[0].endswith(_ARCHIVE_ENDINGS) and tree.find(visible[0]):
+            tree = open_tree(tree.source / visible[0], scratch)
+    return find_class_folders(tree, name, dataset)
 
 
 LAYOUTS: dict[Layout, Callable[[str, Dataset, Path], Found]] = {

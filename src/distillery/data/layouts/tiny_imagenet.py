@@ -18,13 +18,13 @@ def find_tiny_imagenet(name: str, dataset: Dataset, scratch: Path) -> Found:
 
     Training images lie in ``train/<wnid>/images/``, validation images in ``val/images/``; the first two columns of
     ``val/val_annotations.txt`` are their names and wnids. A validation image becomes ``val/<wnid>/<file>``. The test
-    images have no labels and are passed over.
+    images have no labels and are passed over. Where ``val/images`` is gone, somebody has sorted them into classes.
 
     Raises:
         UserError: the list is misshapen or contradicts the files.
     """
     tree, root = open_official(dataset, scratch, ARCHIVES, (_ANNOTATIONS,))
-    if root is None:
+    if root is None or "images" not in tree.subfolders(f"{root}val"):
         return find_class_folders(tree, name, dataset)
     found = Found({"train": "train", "val": "val"})
     add_class_folders(found, "train", tree, root, "train", dataset.path)
