@@ -48,6 +48,12 @@ def _cifar_wrn(depth: int, factor: int, parameters: int) -> ZooEntry:
     return _entry("cifar_preact:cifar_wrn", parameters, source, depth=depth, factor=factor)
 
 
+def _cifar_pyramidnet(depth: int, alpha: int, bottleneck: bool, parameters: int) -> ZooEntry:
+    source = "Han et al. 2017, Deep Pyramidal Residual Networks"
+    builder = "cifar_pyramid:cifar_pyramidnet"
+    return _entry(builder, parameters, source, depth=depth, alpha=alpha, bottleneck=bottleneck)
+
+
 def _cifar_vgg(depth: int, parameters: int) -> ZooEntry:
     return _entry("cifar_vgg:cifar_vgg", parameters, CRD, depth=depth)
 
@@ -107,6 +113,8 @@ ZOO: Mapping[str, ZooEntry] = MappingProxyType(
         "cifar_resnext29_2x64d": _cifar_resnext29(2, 64, 9_128_778),
         "cifar_resnext29_32x4d": _cifar_resnext29(32, 4, 4_774_218),
         "cifar_resnext29_32x8d": _cifar_resnext29(32, 8, 18_976_074),
+        "cifar_pyramidnet110": _cifar_pyramidnet(110, 84, False, 3_904_446),
+        "cifar_pyramidnet200": _cifar_pyramidnet(200, 240, True, 26_752_702),
         "cifar_densenet40": _entry(
             "cifar_densenet:cifar_densenet40", 1_019_722, "Huang et al. 2017, Densely Connected Convolutional Networks"
         ),

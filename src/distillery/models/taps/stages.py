@@ -60,6 +60,9 @@ TABLE = (
     TableRow("distillery.models.cifar_wide", ("layer1", "layer2", "layer3")),  # ResNeXt-29
     TableRow("distillery.models.cifar_preact", tuple(f"stages.{stage}" for stage in range(4))),
     TableRow("distillery.models.cifar_preact", tuple(f"stages.{stage}" for stage in range(3))),  # Wide ResNet
+    # PyramidNets as Overhaul's authors tap them: in the next stage, of bottlenecks where something is activated first.
+    TableRow("distillery.models.cifar_pyramid", ("layer2.0.bn2", "layer3.0.bn2", "norm"), holds="layer1.0.widen.1"),
+    TableRow("distillery.models.cifar_pyramid", ("layer2.0.bn1", "layer3.0.bn1", "norm")),
     TableRow("distillery.models.cifar_densenet", tuple(f"features.denseblock{block}" for block in (1, 2, 3))),
     TableRow("torchvision.models.resnet", ("layer1", "layer2", "layer3", "layer4")),
     TableRow("timm.models.resnet", ("layer1", "layer2", "layer3", "layer4")),  # ResNeXt, ResNeSt, SE, SK too
