@@ -9,7 +9,7 @@ import pytest
 
 from distillery.errors import UserError
 from distillery.layout import run_folder, table_folder
-from distillery.reporting.tables import CSV_HEADER, tabulate_page
+from distillery.reporting.tables import CSV_HEADER, tabulate_page, tabulate_table
 
 LEDGER = (
     'small,top1,91.5,,,last,"Author 2020, Table 3"',
@@ -145,6 +145,20 @@ def test_two_sources_may_print_different_numbers_for_one_run(desk):
     desk.ledger.write_text(desk.ledger.read_text().replace("source\n", "source,table\n", 1))
     with pytest.raises(UserError, match=r"row 2, table: .* has no table 'metods'; did you mean 'methods'"):
         tabulate(desk)
+
+
+def test_a_table_made_alone_is_the_same_and_needs_its_own_runs_only(judged):
+    judged.write_page(judged.text + "    alone: {rows: [small], columns: [error1]}\n")
+    tabulate(judged)
+    folder = table_folder(judged.results) / "toy"
+    before = {name: content for name, content in snapshot(folder).items() if name.stem == "alone"}
+    shutil.rmtree(folder)
+    shutil.rmtree(run_folder(judged.results, "toy", "small-kd", 0).parent)
+    files = tabulate_table(judged.page, "alone", judged.results, judged.ledger)
+    assert snapshot(folder) == before
+    assert {path.relative_to(folder) for path in files} == set(before)
+    with pytest.raises(UserError, match=r"toy\.tables: no table 'alon'; did you mean 'alone'"):
+        tabulate_table(judged.page, "alon", judged.results, judged.ledger)
 
 
 def test_a_partial_page_marks_what_is_missing_or_stale(judged):
