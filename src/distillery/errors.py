@@ -18,3 +18,7 @@ def located(where: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{where}.{error}") from None
+
+    def __init__(self, line: str) -> None:
+        # A loader's worker process passes its error on with its traceback written before the line.
+        super().__init__(line.rstrip("\n").rpartition("\ndistillery.errors.UserError: ")[2])

@@ -57,6 +57,31 @@ def test_a_changed_file_is_refused_in_one_line(place, change):
     assert str(caught.value).startswith(str(place.raw))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_changed_file_is_refused_in_one_line_from_a_workers_process_too(place, workers):
+    from torch.utils.data import DataLoader
+
+    place.fill().prepare(embed=False)
+    changed = place.raw / "train" / "ape" / "000.png"
+    changed.write_bytes(b"x")
+    with pytest.raises(UserError) as caught:
+        list(DataLoader(Encoded(place.output), num_workers=workers))
+    assert str(caught.value) == (
+        f"{changed}: was changed since it was prepared; bring it back, or run: distillery prepare toy"
+    )
+
+
+class Encoded:
+    def __init__(self, folder):
+        self.images = ArrowImages(folder, load_manifest(folder), "train")
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return len(self.images.encoded(index))
+
+
 def test_a_missing_file_is_named(place):
     place.fill().prepare(embed=False)
     shutil.rmtree(place.raw)
