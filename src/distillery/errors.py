@@ -10,6 +10,10 @@ class UserError(ValueError):
     The command line prints that line and exits with code 2; no traceback reaches the user.
     """
 
+    def __init__(self, line: str) -> None:
+        # A loader's worker process passes its error on with its traceback written before the line.
+        super().__init__(line.rstrip("\n").rpartition("\ndistillery.errors.UserError: ")[2])
+
 
 @contextmanager
 def located(where: str) -> Iterator[None]:
@@ -18,7 +22,3 @@ def located(where: str) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{where}.{error}") from None
-
-    def __init__(self, line: str) -> None:
-        # A loader's worker process passes its error on with its traceback written before the line.
-        super().__init__(line.rstrip("\n").rpartition("\ndistillery.errors.UserError: ")[2])
