@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-methods rehearse rehearse-families test quick lint format lock clean
+.PHONY: help demo demo-methods rehearse rehearse-families track record save restore test quick lint format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,6 +21,18 @@ rehearse: .venv/.installed  ## every page with its real networks, on a few gener
 
 rehearse-families: .venv/.installed  ## one run of each method and of each family of networks, rehearsed
 	snakemake --cores all --keep-going --quiet rules --config rehearsal=true -- rehearse_families
+
+track: .venv/.installed  ## let DVC know another page, PAGE=imagenet
+	@python scripts/versions.py track $(PAGE)
+
+record: .venv/.installed  ## note in dvc.lock what the results of PAGE are (digits)
+	@python scripts/versions.py record $(or $(PAGE),digits)
+
+save: .venv/.installed  ## record, and send results to DVC's remote
+	@python scripts/versions.py save $(PAGE)
+
+restore: .venv/.installed  ## bring recorded results back from DVC's remote
+	@python scripts/versions.py restore $(PAGE)
 
 test: .venv/.installed lint  ## every check and test (under 12 minutes on 2 cores)
 	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal

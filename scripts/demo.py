@@ -110,22 +110,13 @@ def make(page: str, lock: TextIO) -> int:
 
 
 def record_versions(page: str, lock: TextIO) -> None:
-    """Let DVC note what was made of what, for pages with a stage in dvc.yaml.
-
-    Raw images are noted only if they are those that data.dvc tells of.
-    """
-
-    def dvc(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(["dvc", *arguments], stdin=lock, capture_output=True, text=True)
-
-    if dvc("status", "--quiet").returncode == 0:
+    """Let DVC note what was made of what, for pages that it knows."""
+    if not Path("versions", page).is_dir():
         return
-    known = [] if "modified" in dvc("status", "data.dvc").stdout else ["data.dvc"]
-    stages = [page] if f"  {page}:" in Path("dvc.yaml").read_text(encoding="utf-8").splitlines() else []
-    for target in [*known, *stages]:
-        recorded = dvc("commit", "--force", "--quiet", target)
-        if recorded.returncode:
-            print(f"DVC could not record {target}: {recorded.stderr.strip()}")
+    command = [sys.executable, "scripts/versions.py", "record", page]
+    recorded = subprocess.run(command, stdin=lock, capture_output=True, text=True)
+    if recorded.returncode:
+        print(f"DVC could not record {page}: {recorded.stderr.strip()}")
 
 
 # --- showing ---------------------------------------------------------------------------------------------------------

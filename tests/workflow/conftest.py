@@ -165,3 +165,48 @@ def made(finished, tmp_path):
     """A copy of the clone with the tiny page, to edit; dates of files are kept."""
     shutil.copytree(finished.folder, tmp_path / "distillery", symlinks=True)
     return Checkout(tmp_path / "distillery")
+
+
+def make_home(checkout: Checkout) -> None:
+    """Let `tiny` be the page of the root's dvc.yaml, as `digits` is, with stages of its own."""
+    shutil.rmtree(checkout.folder / "versions" / "digits")
+    checkout.replace("dvc.yaml", "versions/digits/jobs.json", "versions/tiny/jobs.json")
+    checkout.replace("scripts/versions.py", 'HOME_PAGE = "digits"', 'HOME_PAGE = "tiny"')
+    result = checkout.run("snakemake", "--cores", "1", "versions/tiny/lineage.json")
+    assert result.returncode == 0, result.stdout
+
+
+def commit_all(checkout: Checkout) -> None:
+    """Commit everything that git does not ignore."""
+    for command in (("add", "--all"), ("-c", "user.name=x", "-c", "user.email=x", "commit", "--quiet", "-m", "x")):
+        result = checkout.run("git", *command)
+        assert result.returncode == 0, result.stdout
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory, worker_id, finished):
+    """The clone with the tiny page, recorded and committed. Read only."""
+
+    def make(checkout: Checkout) -> None:
+        shutil.rmtree(checkout.folder)
+        shutil.copytree(finished.folder, checkout.folder, symlinks=True)
+        make_home(checkout)
+        result = checkout.run("python", "scripts/versions.py", "record", "tiny")
+        assert result.returncode == 0, result.stdout
+        commit_all(checkout)
+
+    return made_once(tmp_path_factory, worker_id, "recorded", make)
+
+
+@pytest.fixture
+def recorded_copy(recorded, tmp_path):
+    """A copy of the recorded page, to edit."""
+    shutil.copytree(recorded.folder, tmp_path / "distillery", symlinks=True)
+    return Checkout(tmp_path / "distillery")
+
+
+@pytest.fixture
+def made_home(made):
+    """The tiny page as the root's page, made and not recorded."""
+    make_home(made)
+    return made

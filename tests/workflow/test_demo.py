@@ -83,9 +83,8 @@ def test_a_signal_stops_all_that_the_demo_started(half_made):
     assert not list((checkout.folder / ".snakemake" / "locks").glob("*"))
 
 
-def test_a_finished_demo_has_nothing_to_do_and_dvc_knows_all(made):
-    made.replace("dvc.yaml", "published/digits.csv", "published/README.md")
-    made.replace("dvc.yaml", "digits", "tiny")
+def test_a_finished_demo_has_nothing_to_do_and_dvc_knows_all(made_home):
+    made = made_home
     shutil.rmtree(made.folder / ".dvc" / "cache")
     for _ in range(2):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -99,19 +98,18 @@ def test_a_finished_demo_has_nothing_to_do_and_dvc_knows_all(made):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
 
 
-def test_dvc_makes_the_page_and_records_it(made):
-    made.replace("dvc.yaml", "published/digits.csv", "published/README.md")
-    made.replace("dvc.yaml", "digits", "tiny")
-    (made.folder / PAGE).unlink()
-    result = made.run("dvc", "repro")
+def test_dvc_makes_the_page_and_records_it(recorded_copy):
+    (recorded_copy.folder / PAGE).unlink()
+    result = recorded_copy.run("dvc", "repro")
     assert result.returncode == 0, result.stdout
     assert "Job 1: assemble the tables of tiny" in result.stdout
-    assert made.planned("--config", "pages=tiny") == set()
-    assert made.run("dvc", "status", "--quiet").returncode == 0
+    assert recorded_copy.planned("--config", "pages=tiny") == set()
+    assert recorded_copy.run("dvc", "status", "--quiet").returncode == 0
 
 
-def test_dvc_keeps_silent_about_raw_images_that_were_edited(made):
+def test_raw_images_that_were_edited_are_not_recorded(made_home):
     """Recording them would pass them off as those that the results were made of."""
+    made = made_home
     next((made.folder / "data" / "tiny" / "train").rglob("*.png")).unlink()
     before = made.read("data.dvc")
     assert made.run(*demo(made)).returncode == 0

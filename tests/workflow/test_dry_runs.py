@@ -62,10 +62,11 @@ def test_slurm_profile_works_from_the_root(pristine):
     assert trainings(planned) == TRAININGS
 
 
-def test_dvc_knows_the_stage(pristine):
+def test_dvc_knows_the_stages_of_digits(pristine):
     result = pristine.run("dvc", "repro", "--dry")
     assert result.returncode == 0, result.stdout
-    assert "snakemake --cores all --config pages=digits" in result.stdout
+    assert "snakemake --cores all results/digits/resnet8-kd/seed0/weights.safetensors" in result.stdout
+    assert "snakemake --cores all results/tables/digits.md" in result.stdout
 
 
 @pytest.mark.parametrize("command", [("snakemake", "--lint"), ("snakefmt", "--check", "workflow")])

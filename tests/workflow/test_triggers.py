@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 import yaml
@@ -191,15 +190,3 @@ def test_a_term_of_an_objective_counts_for_its_runs(finished):
     terms = {path for path in inputs if path.startswith("src/distillery/objectives/")}
     assert {"src/distillery/objectives/kd.py", "src/distillery/objectives/cross_entropy.py"} <= terms
     assert not {"src/distillery/objectives/mgd.py", "src/distillery/objectives/bake.py"} & terms
-
-
-def test_dvc_watches_what_snakemake_watches(finished):
-    """If Snakemake saw a change that DVC does not, DVC would take old results for new ones."""
-    stage = yaml.safe_load(finished.read("dvc.yaml"))["stages"]["digits"]
-    (finished.folder / "workflow" / "data-version").resolve(strict=True)
-    assert "config/published/digits.csv" in stage["deps"]
-    watched = [Path("data.dvc"), *map(Path, stage["deps"]), *map(Path, stage["outs"][0])]
-    for metadata in (finished.folder / ".snakemake" / "metadata").iterdir():
-        for path in json.loads(metadata.read_text())["input"]:
-            if not path.startswith("results/"):
-                assert any(Path(path).is_relative_to(parent) for parent in watched), path

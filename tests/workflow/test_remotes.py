@@ -1,0 +1,292 @@
+"""`save` and `restore` over real remotes: a folder, an SSH server and an S3 server; what goes wrong on the way."""
+
+import fcntl
+import getpass
+import os
+import re
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.workflow.conftest import Checkout, commit_all
+
+pytestmark = pytest.mark.slow
+
+EVERYTHING = ("--config", "pages=tiny")
+WEIGHTS = "results/tiny/taught/seed0/weights.safetensors"
+TABLE = "results/tables/tiny.md"
+
+
+def save(checkout: Checkout):
+    return checkout.run("python", "scripts/versions.py", "save")
+
+
+def restore(checkout: Checkout):
+    return checkout.run("python", "scripts/versions.py", "restore")
+
+
+def last_line(result: subprocess.CompletedProcess[str]) -> str:
+    assert "Traceback" not in result.stdout
+    return result.stdout.splitlines()[-1]
+
+
+def configure(checkout: Checkout, *options: tuple[str, str], url: str) -> None:
+    """Add the remote as docs/versioning.md says: where it is in git, secrets in .dvc/config.local."""
+    checkout.run("dvc", "remote", "add", "--default", "--force", "store", url)
+    for name, value in options:
+        result = checkout.run("dvc", "remote", "modify", "--local", "store", name, value)
+        assert result.returncode == 0, result.stdout
+
+
+def fresh_clone(checkout: Checkout, folder: Path) -> Checkout:
+    """What a colleague gets from git alone."""
+    commit_all(checkout)
+    subprocess.run(["git", "clone", "--quiet", str(checkout.folder), str(folder)], check=True)
+    return Checkout(folder, checkout.environment)
+
+
+@pytest.fixture
+def stored(recorded_copy, tmp_path):
+    """A recorded page, its folder remote, and a fresh clone of it to restore to."""
+    configure(recorded_copy, url=str(tmp_path / "store"))
+    result = save(recorded_copy)
+    assert result.returncode == 0, result.stdout
+    return recorded_copy, tmp_path / "store", fresh_clone(recorded_copy, tmp_path / "clone" / "distillery")
+
+
+def object_of(store: Path, checkout: Checkout, name: str) -> Path:
+    """Where a store keeps a file's bytes."""
+    digest = subprocess.run(["md5sum", checkout.folder / name], capture_output=True, text=True, check=True).stdout
+    return store / "files" / "md5" / digest[:2] / digest[2:32]
+
+
+def damage(path: Path) -> None:
+    """Flip one bit."""
+    path.chmod(0o644)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+# --- there and back ---------------------------------------------------------------------------------------------------
+
+
+def test_a_clone_restores_everything_and_sees_later_changes(stored):
+    original, _, clone = stored
+    result = restore(clone)
+    assert result.returncode == 0, result.stdout
+    for name in (WEIGHTS, TABLE, "data/tiny/train/ape/0.png"):
+        assert (clone.folder / name).read_bytes() == (original.folder / name).read_bytes()
+    assert clone.planned(*EVERYTHING) == set()
+    assert clone.run("dvc", "status", "--quiet").returncode == 0
+    clone.replace("config/tiny.yaml", "kd: {weight: 0.5}", "kd: {weight: 0.5, temperature: 2}")
+    assert {message for message in clone.planned(*EVERYTHING) if "tiny/" in message} == {
+        *("train tiny/taught, seed 0", "evaluate tiny/taught, seed 0", "profile tiny/taught"),
+    }
+    assert "distil@taught-seed0" in clone.run("dvc", "status").stdout
+    clone.run("git", "checkout", "config")
+    clone.append("src/distillery/objectives/kd.py", "\n# Edited.\n")
+    assert "train tiny/taught, seed 0" in clone.planned(*EVERYTHING)
+    assert "src/distillery" in clone.run("dvc", "status").stdout
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def ssh_server(tmp_path):
+    """A server for this user alone, with keys of its own: its port and the key that opens it."""
+    sshd = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin")
+    if sshd is None:
+        pytest.skip("needs sshd: apt-get install openssh-server")
+    Path("/run/sshd").mkdir(exist_ok=True) if os.getuid() == 0 else None
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / name], check=True)
+    port = free_port()
+    (tmp_path / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {tmp_path}/host\nAuthorizedKeysFile {tmp_path}/user.pub\n"
+        f"PidFile {tmp_path}/sshd.pid\nStrictModes no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
+        "Subsystem sftp internal-sftp\n"
+    )
+    process = subprocess.Popen([sshd, "-D", "-e", "-f", tmp_path / "sshd_config"], stderr=subprocess.DEVNULL)
+    wait_for(port)
+    yield port, tmp_path / "user"
+    process.terminate()
+    process.wait()
+
+
+def wait_for(port: int) -> None:
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            return
+        except OSError:
+            assert time.monotonic() < deadline, "the server does not start"
+            time.sleep(0.05)
+
+
+def test_ssh(recorded_copy, ssh_server, tmp_path):
+    port, key = ssh_server
+    options = (("port", str(port)), ("user", getpass.getuser()), ("keyfile", str(key)))
+    url = f"ssh://127.0.0.1{tmp_path}/far/store"
+    configure(recorded_copy, *options, url=url)
+    result = save(recorded_copy)
+    assert result.returncode == 0, result.stdout
+    clone = fresh_clone(recorded_copy, tmp_path / "clone" / "distillery")
+    assert str(key) not in clone.read(".dvc/config")
+    configure(clone, *options, url=url)
+    result = restore(clone)
+    assert result.returncode == 0, result.stdout
+    assert clone.planned(*EVERYTHING) == set()
+    assert clone.run("dvc", "status", "--quiet").returncode == 0
+
+
+class Faults:
+    """Stands before a server and drops connections after a number of uploads."""
+
+    def __init__(self, application):
+        self.application = application
+        self.uploads_left: int | None = None
+        self.lock = threading.Lock()
+
+    def __call__(self, environment, start_response):
+        if environment["REQUEST_METHOD"] == "PUT":
+            with self.lock:
+                if self.uploads_left == 0:
+                    raise ConnectionAbortedError
+                if self.uploads_left is not None:
+                    self.uploads_left -= 1
+        return self.application(environment, start_response)
+
+
+@contextmanager
+def s3_server():
+    """An S3 server in this process, with a bucket: its address and its faults."""
+    import boto3
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    faults = Faults(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, faults, threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
+    boto3.client("s3", endpoint_url=url, **keys).create_bucket(Bucket="bucket")
+    yield url, faults
+    server.shutdown()
+    thread.join()
+
+
+def test_s3_and_a_push_that_is_cut(recorded_copy, tmp_path):
+    with s3_server() as (url, faults):
+        options = (("endpointurl", url), ("access_key_id", "key"), ("secret_access_key", "secret"))
+        recorded_copy.environment |= {"AWS_MAX_ATTEMPTS": "1", "AWS_DEFAULT_REGION": "us-east-1"}
+        configure(recorded_copy, *options, url="s3://bucket/distillery")
+        before = recorded_copy.read("dvc.lock")
+
+        faults.uploads_left = 15
+        cut = save(recorded_copy)
+        assert cut.returncode == 2
+        assert last_line(cut).startswith("distillery: the push stopped. What has arrived stays there")
+        assert recorded_copy.read("dvc.lock") == before
+        assert recorded_copy.run("dvc", "status", "--quiet").returncode == 0
+
+        clone = fresh_clone(recorded_copy, tmp_path / "clone" / "distillery")
+        assert "secret" not in clone.read(".dvc/config")
+        configure(clone, *options, url="s3://bucket/distillery")
+        missing = restore(clone)
+        assert missing.returncode == 2
+        assert last_line(missing).startswith("distillery: not everything came back; what came is in place")
+
+        faults.uploads_left = None
+        rest = save(recorded_copy)
+        assert rest.returncode == 0, rest.stdout
+        sent = int(re.search(r"(\d+) files? pushed", rest.stdout)[1])
+        result = restore(clone)
+        assert result.returncode == 0, result.stdout
+        assert sent < len(list((recorded_copy.folder / ".dvc" / "cache" / "files").glob("*/*/*")))
+        assert clone.planned(*EVERYTHING) == set()
+
+
+# --- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_object_of_the_remote_is_not_believed(stored):
+    original, store, clone = stored
+    lost = object_of(store, original, WEIGHTS)
+    damage(lost)
+    result = restore(clone)
+    assert result.returncode == 2
+    assert last_line(result) == (
+        f"distillery: {WEIGHTS}: the remote's copy is damaged. Delete {lost.relative_to(store)} there, make save where "
+        "the results are whole, then make restore"
+    )
+    assert not (clone.folder / WEIGHTS).exists()
+    lost.unlink()
+    assert save(original).returncode == 0
+    assert restore(clone).returncode == 0
+    assert (clone.folder / WEIGHTS).read_bytes() == (original.folder / WEIGHTS).read_bytes()
+
+
+def test_a_damaged_cache_is_mended_before_it_is_sent(recorded_copy, tmp_path):
+    configure(recorded_copy, url=str(tmp_path / "store"))
+    cache = recorded_copy.folder / ".dvc" / "cache"
+    cached = object_of(cache, recorded_copy, WEIGHTS)
+    damage(cached)
+    result = save(recorded_copy)
+    assert result.returncode == 0, result.stdout
+    assert "Mended 1 damaged file" in result.stdout
+    sent = object_of(tmp_path / "store", recorded_copy, WEIGHTS)
+    assert sent.read_bytes() == cached.read_bytes() == (recorded_copy.folder / WEIGHTS).read_bytes()
+
+
+def test_a_locked_store_gets_one_line(stored):
+    _, _, clone = stored
+    folder = clone.folder / ".dvc" / "tmp"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = restore(clone)
+    assert result.returncode == 2
+    assert "Unable to acquire lock" in result.stdout
+    assert last_line(result).startswith("distillery: not everything came back")
+    assert restore(clone).returncode == 0
+
+
+def test_results_of_ones_own_are_not_overwritten(stored):
+    _, _, clone = stored
+    (clone.folder / TABLE).parent.mkdir(parents=True)
+    clone.write(TABLE, "My own.\n")
+    result = restore(clone)
+    assert result.returncode == 2
+    assert TABLE in result.stdout
+    assert clone.read(TABLE) == "My own.\n"
+
+
+def test_a_checkout_that_would_make_other_results_gets_none(stored):
+    """Snakemake would take them for its own: it knows nothing of files that it did not make."""
+    _, _, clone = stored
+    clone.replace("config/tiny.yaml", "kd: {weight: 0.5}", "kd: {weight: 0.5, temperature: 2}")
+    lineage = clone.read("versions/tiny/lineage.json")
+    result = restore(clone)
+    assert result.returncode == 2
+    assert re.search(r"distillery: tiny: figures and \d more: config/ or src/ were changed", last_line(result))
+    assert not (clone.folder / WEIGHTS).exists()
+    assert clone.read("versions/tiny/lineage.json") == lineage
+
+
+def test_nowhere_to_save_to(recorded_copy):
+    for command in (save, restore):
+        result = command(recorded_copy)
+        assert result.returncode == 2
+        assert last_line(result).startswith("distillery: no remote to save to or restore from; e.g. dvc remote add")

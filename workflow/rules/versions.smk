@@ -1,0 +1,18 @@
+# What DVC is told of a page; lineage.smk knows it.
+localrules:
+    record_lineage,
+
+
+rule record_lineage:
+    output:
+        jobs="versions/{experiment}/jobs.json",
+        lineage="versions/{experiment}/lineage.json",
+    log:
+        "logs/{experiment}/lineage.log",
+    params:
+        jobs=jobs_of_page,
+        lineage=lineage_of_page,
+    message:
+        "record what {wildcards.experiment} descends from"
+    script:
+        "../scripts/lineage.py"
