@@ -34,11 +34,11 @@ _AHEAD = 2
 
 @dataclass(frozen=True)
 class _Order:
-    """A batch on its way: its samples, which of them DALI prepares, and the squares it makes of them (B, H, W, 3)."""
+    """A batch on its way: its samples, which of them DALI prepares, and the squares it makes of them (B, 3, H, W)."""
 
     samples: list[Sample]
     fed: list[bool]
-    squares_BHWC: "Future[Tensor] | None"
+    squares: "Future[Tensor] | None"
 
 
 class DaliLoader:
@@ -112,7 +112,7 @@ class DaliLoader:
 
     def _serve(self, order: _Order) -> Batch:
         """Finish the images of a batch as the first loader does."""
-        squares = iter(()) if order.squares_BHWC is None else iter(order.squares_BHWC.result().permute(0, 3, 1, 2))
+        squares = iter(()) if order.squares is None else iter(order.squares.result())
         loaded: list[tuple[Tensor, Tensor | None]] = []
         with generators_kept():
             for sample, fed in zip(order.samples, order.fed, strict=True):
@@ -122,9 +122,9 @@ class DaliLoader:
                     square_CHW = self._transform.finish(next(squares))
                 else:
                     seed_sample(self._seed, sample)
-                    square_CHW = self._transform.decode(encoded)
+                    square_CHW = self._transform.decode(encoded).to(self._device)
                 loaded.append((square_CHW, self._transform.draw_shift()))
-        return assemble(self._images, [sample.index for sample in order.samples], loaded, self._device)
+        return assemble(self._images, [sample.index for sample in order.samples], loaded)
 
 
 def _arguments(placements: list[Placement]) -> dict[str, list[npt.NDArray[Any]]]:
@@ -171,7 +171,8 @@ def _build_pipeline(frame: Frame, batch: int, threads: int, device: torch.device
             adjust_orientation=False,
         )
         resized = fn.resize(window, size=new, interp_type=resizing, antialias=frame.antialias)
-        return fn.slice(resized, start=cut, shape=[frame.size, frame.size], axes=[0, 1])
+        square = fn.slice(resized, start=cut, shape=[frame.size, frame.size], axes=[0, 1])
+        return fn.transpose(square, perm=[2, 0, 1])
 
     built = pipeline()
     built.build()

@@ -117,24 +117,12 @@ def seed_sample(seed: int, sample: Sample) -> None:
     torch.default_generator.manual_seed(key)
 
 
-def assemble(
-    images: ArrowImages,
-    indices: Sequence[int],
-    loaded: Sequence[tuple[Tensor, Tensor | None]],
-    device: torch.device | str = "cpu",
-) -> Batch:
-    """Make a batch of squares (3, size, size) and their shifts.
-
-    The channels are innermost in memory, as decoders have them. Images are put on ``device``; the rest stays here.
-    """
+def assemble(images: ArrowImages, indices: Sequence[int], loaded: Sequence[tuple[Tensor, Tensor | None]]) -> Batch:
+    """Make a batch of squares (3, size, size) and their shifts; the squares say on which device the images are."""
     ids = np.asarray(indices, dtype=np.int64)
-    channels, height, width = loaded[0][0].shape
-    squares = torch.empty((len(loaded), height, width, channels), dtype=torch.uint8, device=device).permute(0, 3, 1, 2)
-    for place, (square, _) in zip(squares, loaded, strict=True):
-        place.copy_(square)
     shifts = [shift for _, shift in loaded if shift is not None]
     return Batch(
-        squares,
+        torch.stack([square for square, _ in loaded]),
         torch.from_numpy(images.labels[ids]),
         torch.from_numpy(ids),
         torch.stack(shifts) if shifts else None,
