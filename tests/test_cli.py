@@ -59,6 +59,13 @@ def test_a_misspelt_model_is_found_by_check(workplace, capsys):
     assert "tiny.runs.big.model: no model 'cifar_resnet15'; did you mean 'cifar_resnet" in err
 
 
+def test_a_misspelt_argument_of_a_model_is_found_by_check(workplace, capsys):
+    workplace.edit("model: cifar_resnet14", "model: cifar_resnet14, model_args: {widht: 4}")
+    code, _, err = run(capsys, "check", workplace.page)
+    assert code == 2
+    assert "tiny.runs.big.model_args.widht: cifar_resnet14 has no argument 'widht'; did you mean 'width'" in err
+
+
 def test_a_missing_data_folder_says_what_to_put_where(workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace.folder)
     (workplace.folder / "config/datasets.yaml").write_text("tiny: {path: data/none}\n")

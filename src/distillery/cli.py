@@ -30,16 +30,25 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Validate an experiment file, the names of its models included, and list its runs."""
+    """Validate an experiment file, its models and their arguments included, and list its runs."""
     from tabulate import tabulate
 
     from distillery.config import load_page
-    from distillery.models.registry import explain_unknown, is_model
+    from distillery.models.registry import check_arguments, explain_unknown, is_model
 
     page = load_page(options.config)
+    built = set()
     for run, line in page.experiment.runs.items():
+        where = f"{page.path}: {page.name}.runs.{run}"
         if not is_model(line.model):
-            raise UserError(f"{page.path}: {page.name}.runs.{run}.model: {explain_unknown(line.model)}")
+            raise UserError(f"{where}.model: {explain_unknown(line.model)}")
+        network = (line.model, *sorted(line.model_args.items()))
+        if line.model_args and network not in built:
+            try:
+                check_arguments(line.model, line.model_args)
+            except UserError as error:
+                raise UserError(f"{where}.{error}") from None
+            built.add(network)
     rows = [
         (run, seed, page.teacher(run) or "", page.experiment.runs[run].model, page.spec(run, seed).digest)
         for run, seed in page.members()

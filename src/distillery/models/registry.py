@@ -101,6 +101,22 @@ def create_model(name: str, num_classes: int, /, **model_args: Any) -> "nn.Modul
         raise UserError(_explain_arguments(name, num_classes, model_args, error, build)) from error
 
 
+def check_arguments(name: str, model_args: Mapping[str, Any]) -> None:
+    """Build a network, on no memory where it can be, to see that its builder accepts its arguments.
+
+    Raises:
+        UserError: it does not.
+    """
+    import torch
+
+    try:
+        with torch.device("meta"):
+            create_model(name, 10, **model_args)
+    # Some networks compute with numbers while they are built, and cannot be built without any.
+    except UserError:
+        create_model(name, 10, **model_args)
+
+
 def check_input(network: "nn.Module", name: str, size: int, num_classes: int) -> None:
     """Send one blank image of ``size`` x ``size`` pixels through a network and see that class scores come out.
 
