@@ -206,6 +206,7 @@ def test_every_family_learns_with_every_parameter(name):
         assert parameter.grad.abs().sum() > 0, key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ZOO if name.startswith(("cifar_", "mgd_", "ofa_", "mobilenet_"))])
 def test_every_network_of_the_zoo_is_tapped_by_the_table(name):
     plan = plan_taps(on_meta(name, 10), ZOO[name].input_size, name)
