@@ -21,6 +21,9 @@ _BY_HAND = {
     "image-net.org, with an account), or train/<class>/* and val/<class>/*",
     "cub200": "put CUB_200_2011.tgz there, or the folder that it unpacks to",
     "cifar": "put cifar-10-python.tar.gz or cifar-100-python.tar.gz there, or the folder that it unpacks to",
+    "stanford-dogs": "put images.tar and lists.tar there (from the page of Stanford Dogs), or what they unpack to",
+    "mit67": "put indoorCVPR_09.tar, TrainImages.txt and TestImages.txt there (from the page of Indoor Scene "
+    "Recognition), or what they unpack to",
     "tiny-imagenet": "put tiny-imagenet-200.zip there, or the folder that it unpacks to",
 }
 

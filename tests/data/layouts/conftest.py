@@ -51,6 +51,16 @@ def unpack(tree, folder):
 
 
 @pytest.fixture
+def pack_tree():
+    return pack
+
+
+@pytest.fixture
+def unpack_tree():
+    return unpack
+
+
+@pytest.fixture
 def jpegs(encode, noise):
     """JPEG files without end, each another picture; among the first are one in grey, one CMYK and one that is a PNG."""
 

@@ -6,7 +6,7 @@ from pydantic import Field, PositiveInt
 
 from distillery.config.schema.block import Block
 
-Layout = Literal["folders", "imagenet", "cub200", "cifar", "tiny-imagenet"]
+Layout = Literal["folders", "imagenet", "cub200", "cifar", "tiny-imagenet", "stanford-dogs", "mit67"]
 
 # What `path` begins with that names a data set of the `datasets` library.
 HUB_PREFIX = "hub:"

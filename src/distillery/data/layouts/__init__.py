@@ -8,6 +8,7 @@ from distillery.data.layouts.cifar import find_cifar
 from distillery.data.layouts.class_folders import find_class_folders
 from distillery.data.layouts.cub200 import find_cub200
 from distillery.data.layouts.hub import find_hub
+from distillery.data.layouts.image_lists import find_mit67, find_stanford_dogs
 from distillery.data.layouts.imagenet import find_imagenet
 from distillery.data.layouts.tiny_imagenet import find_tiny_imagenet
 from distillery.data.sources import Found, RawImages, arrange, check_counts, is_hidden, missing_message
@@ -33,6 +34,8 @@ LAYOUTS: dict[Layout, Callable[[str, Dataset, Path], Found]] = {
     "cub200": find_cub200,
     "cifar": find_cifar,
     "tiny-imagenet": find_tiny_imagenet,
+    "stanford-dogs": find_stanford_dogs,
+    "mit67": find_mit67,
 }
 
 

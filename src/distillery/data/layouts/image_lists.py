@@ -1,0 +1,87 @@
+"""Stanford Dogs and MIT-67 Indoor: all images in class folders, and two lists of those for training and for testing."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from distillery.config.schema.dataset import Dataset
+from distillery.data.layouts.class_folders import find_class_folders
+from distillery.data.layouts.official import find_marked_folder, lines_of, need
+from distillery.data.raw import RawFile, RawReader, shown
+from distillery.data.sources import Found, is_hidden, visible_images
+from distillery.data.trees import FolderTree, Tree, open_tree
+from distillery.errors import UserError
+
+_PICTURES = "Images"
+
+
+def find_stanford_dogs(name: str, dataset: Dataset, scratch: Path) -> Found:
+    """List the images of ``images.tar`` or ``Images/`` by ``lists.tar`` or the lists that it unpacks to.
+
+    Raises:
+        UserError: a list is missing or misshapen, or names an image that is not there.
+    """
+    return _find_listed(
+        name, dataset, scratch, "images.tar", "lists.tar", {"train": "train_list.mat", "val": "test_list.mat"}
+    )
+
+
+def find_mit67(name: str, dataset: Dataset, scratch: Path) -> Found:
+    """List the images of ``indoorCVPR_09.tar`` or ``Images/`` by ``TrainImages.txt`` and ``TestImages.txt``.
+
+    Raises:
+        UserError: a list is missing or misshapen, or names an image that is not there.
+    """
+    return _find_listed(
+        name, dataset, scratch, "indoorCVPR_09.tar", None, {"train": "TrainImages.txt", "val": "TestImages.txt"}
+    )
+
+
+def _find_listed(
+    name: str, dataset: Dataset, scratch: Path, archive: str, lists_archive: str | None, lists: dict[str, str]
+) -> Found:
+    """``Images/<class>/<file>`` becomes ``train/<class>/<file>`` or ``val/...``; others are left out."""
+    top = open_tree(Path(dataset.path), scratch)
+    if not isinstance(top, FolderTree):
+        return find_class_folders(top, name, dataset)
+    list_tree: Tree = top
+    if lists_archive is not None and top.find(lists_archive):
+        list_tree = open_tree(top.source / lists_archive, scratch)
+    root = find_marked_folder(list_tree, lists.values())
+    if root is None:
+        return find_class_folders(top, name, dataset)
+    pictures = top if _PICTURES in top.subfolders("") else open_tree(top.source / need(top, archive).path, scratch)
+    found = Found({"train": "train", "val": "val"})
+    files = visible_images(pictures.files(_PICTURES), _PICTURES, found.ignored)
+    present = {file.path.removeprefix(f"{_PICTURES}/"): file for file in files}
+    taken: set[str] = set()
+    with RawReader() as reader:
+        for split, listing in lists.items():
+            file = need(list_tree, root + listing)
+            for path in _paths(list_tree, file, reader):
+                where = f"{list_tree.source}: {shown(file.path)}: {shown(path)}"
+                if path in taken:
+                    raise UserError(f"{where} is listed twice; get the data set anew")
+                if path not in present or "/" not in path or is_hidden(path):
+                    raise UserError(f"{where} is not in {pictures.source}: {_PICTURES}/; get the data set anew")
+                taken.add(path)
+                found.add(split, path.partition("/")[0], f"{split}/{path}", present[path])
+    return found
+
+
+def _paths(tree: Tree, file: RawFile, reader: RawReader) -> Iterator[str]:
+    """The paths on a list: the lines of a text, or ``file_list`` of a MATLAB file."""
+    if not file.path.endswith(".mat"):
+        yield from (line.strip() for _, line in lines_of(tree, file, reader))
+        return
+    from scipy.io import loadmat
+
+    try:
+        rows = loadmat(io.BytesIO(reader.read(file)))["file_list"]
+        paths = [str(row[0][0]) for row in rows]
+    except UserError:
+        raise
+    except Exception as error:  # scipy's reader raises anything
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{tree.source}: {shown(file.path)} cannot be read: {reason}; get it anew") from None
+    yield from paths
