@@ -126,7 +126,7 @@ class Cluster:
         """Pull the plug of a node: its daemon and all its jobs' processes, at once. Returns what was killed."""
         daemon = int((self.folder / f"slurmd-{node}.pid").read_text())
         steps = [int(pid) for pid in run("pgrep", "--full", r"slurmstepd: \[[0-9]+\..*", check=False).split()]
-        here = [pid for pid in steps if f"spool-{node}" in open_files(pid)]
+        here = [pid for pid in steps if f"{self.folder}/slurmd-{node}.log" in open_files(pid)]
         victims = [daemon, *here, *(child for pid in here for child in descendants(pid))]
         for pid in victims:
             with suppress(ProcessLookupError):
@@ -265,12 +265,11 @@ def missing_programs() -> list[str]:
     return [name for name in PROGRAMS if shutil.which(name) is None]
 
 
-def open_files(pid: int) -> str:
-    """What a process has open or was called with, as one text."""
-    found = []
+def open_files(pid: int) -> list[str]:
+    """The files that a process has open."""
     with suppress(OSError):
-        found = [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]
-    return "\n".join(found)
+        return [str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]
+    return []
 
 
 def descendants(pid: int) -> list[int]:
