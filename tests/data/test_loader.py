@@ -169,7 +169,7 @@ folder = Path({str(place.output)!r})
 images = ArrowImages(folder, load_manifest(folder), "train")
 transform = eval_transform(Preprocess(size=6))
 train = train_loader(images, transform, GlobalBatches(shuffled_order(22, 0), 22, 2), 0, 2, False)
-measure = eval_loader(images, transform, 2, 2, 1, 0, False)
+measure = eval_loader(images, transform, 2, 2, 1, 0, False, persistent=True)
 {ENDINGS[ending]}
 """
     ended = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
@@ -189,6 +189,20 @@ def test_evaluation_sees_every_image_once_in_order(images, world_size, workers):
     assert torch.cat([batch.labels for batch in batches]).tolist() == images.labels.tolist()
     expected = torch.stack([transform(decode_rgb(images.encoded(index))) for index in range(len(images))])
     assert torch.equal(torch.cat([batch.images for batch in batches]), expected)
+
+
+def test_evaluation_can_keep_its_workers(images):
+    loaders = [
+        eval_loader(images, eval_transform(PREPROCESS), 4, 1, 1, 0, pin_memory=False, persistent=kept)
+        for kept in (True, False)
+    ]
+    for made, kept in zip(loaders, (True, False), strict=True):
+        pids = []
+        for _ in range(2):
+            iterator = iter(made)
+            pids.append(iterator._workers[0].pid)
+            assert torch.cat([batch.indices for batch in iterator]).tolist() == list(range(len(images)))
+        assert (pids[0] == pids[1]) == kept
 
 
 def test_more_ranks_than_images_leaves_some_without(images):

@@ -1,0 +1,74 @@
+"""What training is fed: faults name the file and the key, and loaders are kept from epoch to epoch."""
+
+import json
+
+import pytest
+import torch
+
+from distillery.config import load_page
+from distillery.errors import UserError
+from distillery.randomness import seed_generators
+from distillery.training import build
+from distillery.training.job import Job, Machine
+from distillery.training.run import make_run
+
+
+def train(workplace, **machine):
+    machine = {"workers": 0, "threads": 1} | machine
+    make_run(Job(load_page(workplace.page), "small", 0, workplace.results, Machine(**machine)))
+
+
+def refusal(workplace, **machine):
+    with pytest.raises(UserError) as caught:
+        train(workplace, **machine)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message.removeprefix(f"{workplace.page}: tiny.runs.small.")
+
+
+def test_a_constant_channel_is_refused_in_one_line(workplace):
+    path = workplace.results / "datasets/tiny/manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["statistics"]["std"][2] = 0.0
+    path.write_text(json.dumps(manifest))
+    message = refusal(workplace)
+    assert message.startswith("preprocess.normalize: the training images' deviations are (")
+    assert "0.0) (red, green, blue), and nothing can be divided by 0; write normalize: none" in message
+
+
+def test_a_last_batch_too_small_for_its_parts_is_refused(workplace):
+    workplace.edit_recipe("batch: 35\ndrop_last: false")
+    assert refusal(workplace, device_batch=5).startswith(
+        "batch: with 35, the last of an epoch's 36 images make a batch of 1, too few for 1 processes x 7 micro-batches"
+    )
+
+
+def test_validation_keeps_its_loader_from_epoch_to_epoch(workplace, monkeypatch):
+    made = []
+    original = build.eval_loader
+
+    def count(*arguments, **options):
+        made.append(options)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(build, "eval_loader", count)
+    train(workplace)
+    assert len(json.loads((workplace.results / "tiny/small/seed0/run.json").read_text())["sittings"]) == 1
+    assert len(made) == 1
+    assert made[0]["persistent"]
+
+
+def test_lit_images_train_and_are_mixed_as_the_floats_they_are(workplace):
+    path = workplace.folder / "config/recipes/tiny.yaml"
+    recipe = path.read_text().partition("augment:")[0]
+    path.write_text(recipe + "augment: [{name: lighting, std: 0.5}]\nmix: {mixup: 0.8}\n")
+    train(workplace)
+    assert len((workplace.results / "tiny/small/seed0/history.csv").read_text().splitlines()) == 3
+    mix = build._mixer(load_page(workplace.page).recipes["small"], 3)
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 2, 0])
+    mixed = []
+    for shown in (images, images.float() / 255):
+        seed_generators(0, "mix")
+        mixed.append(mix(shown, labels)[0])
+    torch.testing.assert_close(mixed[0], mixed[1])
