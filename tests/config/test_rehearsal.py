@@ -52,7 +52,7 @@ def small(page, tmp_path):
 
 
 def test_every_run_with_its_network_and_objective(page, small):
-    assert list(small.experiment.runs) == list(page.experiment.runs)
+    assert [run for run in small.experiment.runs if not run.startswith("stand-in")] == list(page.experiment.runs)
     for run, line in page.experiment.runs.items():
         rehearsal = small.experiment.runs[run]
         assert (rehearsal.model, rehearsal.objective, rehearsal.teacher) == (line.model, line.objective, line.teacher)
@@ -73,11 +73,14 @@ def test_recipes_keep_their_parts_and_last_a_few_steps(small):
 
 def test_what_is_not_there_is_trained_instead_and_runs_stay_linked(small):
     runs = small.experiment.runs
-    for run in ("imported", "stored", "started"):
+    for run in ("imported", "stored"):
         assert runs[run].weights is None
         assert run in small.recipes
     assert small.recipes["imported"].preprocess.size == SIZE
-    assert not runs["started"].new_classifier
+    assert runs["started"].new_classifier
+    (stand_in,) = [run for run in runs if run.startswith("stand-in")]
+    assert runs["started"].weights == f"run:{stand_in}"
+    assert (runs[stand_in].model, runs[stand_in].weights) == ("resnet18", None)
     assert runs["tuned"].weights == runs["borrowed"].weights == "run:plain"
     assert "borrowed" not in small.recipes
 
@@ -94,7 +97,7 @@ def test_every_page_of_this_repository_can_be_rehearsed(request, tmp_path):
     small = load_pages(tmp_path / "config")
     assert small.keys() == pages.keys()
     for name, page in small.items():
-        assert set(page.experiment.runs) == set(pages[name].experiment.runs)
+        assert set(page.experiment.runs) >= set(pages[name].experiment.runs)
         assert {recipe.epochs for recipe in page.recipes.values()} == {EPOCHS}
         for run in page.experiment.runs:
             assert isinstance(page.experiment.runs[run], Run)

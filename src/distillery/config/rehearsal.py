@@ -5,6 +5,7 @@ mixed with real results. Whatever can go wrong with names, networks, objectives,
 before a GPU-hour is spent; only the numbers mean nothing.
 """
 
+import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any
 import yaml
 
 from distillery.atomic import write_text
-from distillery.config.resolve import Page
+from distillery.config.resolve import RUN_PREFIX, Page
 from distillery.config.schema.experiment import Run
+from distillery.config.schema.objective import CrossEntropyOptions, Objective
 from distillery.config.schema.recipe import Preprocess, Recipe
 
 # Enough for two steps an epoch, and for two epochs: what acts when an epoch begins acts twice.
@@ -63,7 +65,7 @@ def write_rehearsal(pages: Iterable[Page], folder: Path) -> None:
     config = folder / "config"
     for page in pages:
         datasets[page.experiment.dataset] = _generated(page)
-        runs = {run: _line(page, run, recipes) for run in page.experiment.runs}
+        runs = _lines(page, recipes)
         body = page.experiment.model_dump(mode="json", exclude_defaults=True)
         _write(config / page.path.name, _dumped({page.name: body | {"seeds": [0], "runs": runs}}))
         ledger = page.path.parent / "published" / f"{page.name}.csv"
@@ -74,32 +76,50 @@ def write_rehearsal(pages: Iterable[Page], folder: Path) -> None:
         _write(config / "recipes" / f"{name}.yaml", text)
 
 
-def _line(page: Page, run: str, recipes: dict[str, str]) -> dict[str, Any]:
-    """A run's line; what it imports from files or the network is trained instead, since a rehearsal has neither."""
-    line = page.experiment.runs[run]
-    body = line.model_dump(mode="json", exclude_defaults=True, exclude={"seeds", "recipe"})
-    if page.origin(run) is None:
-        body.pop("weights", None)
-        body.pop("new_classifier", None)
-    if line.recipe is None and page.origin(run) is not None:
-        return body
-    recipe = _plain_recipe(page, run) if line.recipe is None else page.recipes[run]
-    text = _dumped(rehearsed(recipe, line))
-    name = line.recipe or "imported"
+def _lines(page: Page, recipes: dict[str, str]) -> dict[str, Any]:
+    """A page's runs. Weights of files and of the network are not there: a network that is trained for it stands in."""
+    lines: dict[str, Any] = {}
+    for run, line in page.experiment.runs.items():
+        lines[run] = body = line.model_dump(mode="json", exclude_defaults=True, exclude={"seeds", "recipe"})
+        elsewhere = line.weights is not None and page.origin(run) is None
+        if line.recipe is not None:
+            body["recipe"] = _filed(rehearsed(page.recipes[run], line.objective, line.model), line.recipe, recipes)
+        elif elsewhere:
+            del body["weights"]
+            body["recipe"] = _filed(
+                rehearsed(_plain_recipe(page.spec(run).preprocess), line.objective, line.model), "stand-in", recipes
+            )
+        if elsewhere and line.recipe is not None:
+            name = f"stand-in-{_slug(line)}"
+            plain = _plain_recipe(page.recipes[run].preprocess)
+            lines[name] = {key: body[key] for key in ("model", "model_args") if key in body} | {
+                "recipe": _filed(rehearsed(plain, Objective(ce=CrossEntropyOptions()), line.model), "stand-in", recipes)
+            }
+            body["weights"] = f"{RUN_PREFIX}{name}"
+    return lines
+
+
+def _slug(line: Run) -> str:
+    """A plain name for a network and the weights that it begins with."""
+    text = json.dumps([line.model, line.model_args, line.weights])
+    return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")
+
+
+def _filed(body: dict[str, Any], name: str, recipes: dict[str, str]) -> str:
+    """The name of a recipe's file; equal recipes share one."""
     taken = set(recipes.values())
     candidates = (f"{name}-{number}" if number else name for number in range(len(recipes) + 1))
-    body["recipe"] = recipes.setdefault(text, next(candidate for candidate in candidates if candidate not in taken))
-    return body
+    return recipes.setdefault(_dumped(body), next(candidate for candidate in candidates if candidate not in taken))
 
 
-def rehearsed(recipe: Recipe, line: Run) -> dict[str, Any]:
+def rehearsed(recipe: Recipe, objective: Objective, model: str) -> dict[str, Any]:
     """A recipe as a rehearsal follows it: all its parts, for a few steps."""
     body = recipe.model_dump(mode="json", exclude_defaults=True)
-    bake = line.objective.bake
+    bake = objective.bake
     body |= {"epochs": EPOCHS, "batch": BATCH if bake is None else BATCH // 2 * (bake.partners + 1)}
     body["optimizer"]["lr"] = LEARNING_RATE
     body["schedule"] = _short_schedule(body["schedule"])
-    if not FIXED_SIZE.search(line.model):
+    if not FIXED_SIZE.search(model):
         body["preprocess"] = _small_preprocess(recipe.preprocess)
     # Half precision needs a GPU; bfloat16 takes the same paths on a CPU.
     if recipe.precision == "16-mixed":
@@ -124,15 +144,14 @@ def _small_preprocess(preprocess: Preprocess) -> dict[str, Any]:
     return body | {"size": size}
 
 
-def _plain_recipe(page: Page, run: str) -> Recipe:
-    """A recipe for a network that the page imports."""
-    given = page.spec(run).preprocess
+def _plain_recipe(preprocess: Preprocess | None) -> Recipe:
+    """A recipe for a network that stands in for published weights."""
     body: dict[str, Any] = {
         "epochs": EPOCHS,
         "batch": BATCH,
         "optimizer": {"name": "sgd", "lr": LEARNING_RATE},
         "schedule": {"name": "constant"},
-        "preprocess": {"size": SIZE} if given is None else given.model_dump(mode="json"),
+        "preprocess": {"size": SIZE} if preprocess is None else preprocess.model_dump(mode="json"),
     }
     return Recipe.model_validate(body)
 
