@@ -10,7 +10,7 @@ from distillery.reporting.pareto import Point, draw_pareto, pareto_front
 
 TABLE = """    speeds:
       heading: model
-      rows: {{big: ResNet-20, small: ResNet-8, small-kd: ""}}
+      rows: {{big: ResNet-20, small: ResNet-8, small-kd: "{name}"}}
       columns: [{metric}, throughput, gpu_throughput, cpu_throughput]
       figure: pareto
 """
@@ -31,8 +31,8 @@ def test_no_point_beats_one_of_the_front_and_each_other_is_beaten(pairs):
     assert [p.speed for p in front] == sorted({p.speed for p in front})
 
 
-def draw(desk, metric="top1"):
-    desk.write_page(desk.text.partition("    methods:")[0] + TABLE.format(metric=metric))
+def draw(desk, metric="top1", name=""):
+    desk.write_page(desk.text.partition("    methods:")[0] + TABLE.format(metric=metric, name=name))
     page = desk.page
     runs = read_measurements(page, desk.results, partial=True)
     return draw_pareto(gather(page, "speeds", page.experiment.tables["speeds"], runs, read_ledger(page, desk.ledger)))
@@ -63,7 +63,7 @@ def test_measured_and_published_speeds_have_panels_of_their_own(desk, metric):
 
 def test_names_stay_inside_and_apart(desk):
     desk.write_results()
-    figure = draw(desk)
+    figure = draw(desk, name="A name too long for the right")
     figure.draw_without_rendering()
     axes = panels(figure)["Images/s, here"]
     boxes = [text.get_window_extent() for text in axes.texts]

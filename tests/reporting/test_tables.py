@@ -134,7 +134,7 @@ def test_a_network_may_be_measured_by_its_teacher(desk):
 def test_two_sources_may_print_different_numbers_for_one_run(desk):
     desk.write_page(desk.text.replace("    speed:", "    again: {rows: [small], columns: [top1]}\n    speed:"))
     desk.write_results()
-    desk.write_ledger("small,top1,91.0,,,,here,methods", "small,top1,90.0,,,,there,again", "big,error1,5,,,,one,")
+    desk.write_ledger("small,top1,91.0,,,,here,methods", "small,top1,90.0,,,,there,", "big,error1,5,,,,one,")
     desk.ledger.write_text(desk.ledger.read_text().replace("source\n", "source,table\n", 1))
     tabulate(desk)
     folder = table_folder(desk.results) / "toy"
@@ -145,6 +145,15 @@ def test_two_sources_may_print_different_numbers_for_one_run(desk):
     desk.ledger.write_text(desk.ledger.read_text().replace("source\n", "source,table\n", 1))
     with pytest.raises(UserError, match=r"row 2, table: .* has no table 'metods'; did you mean 'methods'"):
         tabulate(desk)
+
+
+def test_published_times_are_shown_and_never_judged(desk):
+    desk.write_results()
+    desk.write_ledger("small,throughput,9000,,,,there")
+    tabulate(desk)
+    rows = (table_folder(desk.results) / "toy" / "speed.md").read_text().splitlines()
+    (small,) = [line for line in rows if line.startswith("| small ")]
+    assert [cell.strip() for cell in small.split("|")][-5:-1] == ["**4,322**", "9000", "–", "not comparable"]
 
 
 def test_a_table_made_alone_is_the_same_and_needs_its_own_runs_only(judged):
