@@ -55,6 +55,24 @@ def asked(name):
     return value == "true"
 
 
+def set_up_rehearsal():
+    """Write the rehearsal's pages; return its folder, or None if this is none."""
+    if not asked("rehearsal"):
+        return None
+    folder = Path("results", "rehearsal")
+    one_line_errors(write_rehearsal)(
+        one_line_errors(load_pages)(CONFIG).values(), folder
+    )
+    for name in ("src", "workflow"):
+        link = folder / name
+        if not link.is_symlink():
+            link.symlink_to(Path("..", "..", name))
+    return str(folder)
+
+
+REHEARSAL = set_up_rehearsal()
+
+
 include: "rehearsal.smk"
 
 
