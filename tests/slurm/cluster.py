@@ -16,6 +16,7 @@ from pathlib import Path
 CONFIGURATION = Path("/etc/slurm")
 FILES = ("slurm.conf", "gres.conf", "slurmdbd.conf", "cgroup.conf")
 NODES = ("n1", "n2")
+PORT = int(os.environ.get("TEST_SLURM_PORT", "16817"))  # the first of four
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sinfo", "squeue", "scontrol", "srun")
 
 # Every node claims more cores and memory than there are (config_overrides), as much as the profile asks for: one
@@ -45,11 +46,12 @@ PreemptMode=REQUEUE
 StateSaveLocation={folder}/state
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmctldPort=16817
+SlurmctldPort={port}
 SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmdLogFile={folder}/slurmd-%n.log
 SlurmdSpoolDir={folder}/spool-%n
-NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[16821-16822] CPUs=8 RealMemory=64000 Gres=gpu:2
+NodeName=DEFAULT CPUs=8 RealMemory=64000 Gres=gpu:2
+NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first_port}-{last_port}]
 PartitionName=gpu Nodes=n[1-2] Default=YES MaxTime=2-00:00:00 PriorityTier=1
 PartitionName=short Nodes=n[1-2] MaxTime=00:02:00 PriorityTier=1
 PartitionName=cancelled Nodes=n[1-2] MaxTime=2-00:00:00 PriorityTier=1 PreemptMode=CANCEL GraceTime={grace}
@@ -60,14 +62,14 @@ NO_ACCOUNTING = "AccountingStorageType=accounting_storage/none"
 ACCOUNTING = """
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost
-AccountingStoragePort=16819
+AccountingStoragePort={database_port}
 AccountingStoreFlags=job_comment
 AccountingStorageTRES=gres/gpu
 """
 SLURMDBD_CONF = """
 AuthType=auth/munge
 DbdHost=localhost
-DbdPort=16819
+DbdPort={database_port}
 SlurmUser=root
 LogFile={folder}/slurmdbd.log
 PidFile={folder}/slurmdbd.pid
@@ -139,7 +141,9 @@ class Cluster:
             if (CONFIGURATION / name).exists():
                 self.kept[name] = (CONFIGURATION / name).read_bytes()
         facts = {"folder": self.folder, "host": socket.gethostname().split(".")[0], "grace": self.grace}
-        accounting = ACCOUNTING if self.accounting else NO_ACCOUNTING
+        names = ("port", "database_port", "first_port", "last_port")
+        facts |= {name: PORT + number for number, name in enumerate(names)}
+        accounting = (ACCOUNTING if self.accounting else NO_ACCOUNTING).format(**facts)
         (CONFIGURATION / "slurm.conf").write_text(SLURM_CONF.format(**facts, accounting=accounting))
         # Plain files would be counted but leave CUDA_VISIBLE_DEVICES empty; a count alone drains the node.
         for number in range(2):
@@ -169,7 +173,7 @@ class Cluster:
         data.mkdir(exist_ok=True)
         run("mariadb-install-db", f"--datadir={data}", "--user=root", "--auth-root-authentication-method=normal")
         log = (self.folder / "mariadb.log").open("w")
-        options = ["--no-defaults", "--user=root", "--port=13306", "--bind-address=127.0.0.1"]
+        options = ["--no-defaults", "--user=root", "--port=13306", "--bind-address=127.0.0.1", "--skip-name-resolve"]
         options += [
             f"--datadir={data}",
             f"--socket={self.folder}/mariadb.sock",
@@ -178,8 +182,8 @@ class Cluster:
         subprocess.Popen(["mariadbd", *options], stdout=log, stderr=log, start_new_session=True)
         client = ["mariadb", "--no-defaults", "-u", "root", f"--socket={self.folder}/mariadb.sock", "-e"]
         self.wait_until(lambda: succeeds(*client, "SELECT 1"), "the database", seconds=30)
-        grant = "CREATE USER root@'127.0.0.1' IDENTIFIED BY 'toy'; GRANT ALL ON *.* TO root@'127.0.0.1';"
-        run(*client, grant, check=False)
+        grant = "CREATE OR REPLACE USER root@'127.0.0.1' IDENTIFIED BY 'toy'; GRANT ALL ON *.* TO root@'127.0.0.1';"
+        run(*client, grant)
         run("slurmdbd")
         self.wait_until(lambda: succeeds("sacctmgr", "-n", "list", "cluster"), "slurmdbd", seconds=30)
         for line in ("add cluster toy", "add account lab", "add user root Account=lab"):
