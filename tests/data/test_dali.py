@@ -48,6 +48,8 @@ def images(tmp_path_factory):
     from distillery.data.prepare import prepare_dataset
 
     folder = tmp_path_factory.mktemp("dali")
+    turned = Image.Exif()
+    turned[0x0112] = 6  # an orientation, which both ignore
     kinds = [
         encode(picture(1, 61, 47), "jpeg", quality=95),
         encode(picture(2, 80, 40), "jpeg", quality=90, progressive=True),
@@ -59,7 +61,7 @@ def images(tmp_path_factory):
         encode(picture(8, 40, 44, "RGBA"), "png"),
         encode(picture(9, 40, 44), "gif"),
         encode(picture(10, 90, 90), "jpeg", quality=95, subsampling="4:4:4"),
-        encode(picture(11, 31, 31), "jpeg", quality=95),
+        encode(picture(11, 31, 57), "jpeg", quality=95, exif=turned),
     ]
     for split in ("train", "val"):
         for name in ("ape", "bee"):
