@@ -78,6 +78,16 @@ def test_a_dead_owner_is_followed(tmp_path, capsys, facts):
     held.release()
 
 
+def test_all_that_the_dead_left_is_cleared(tmp_path):
+    """Who takes over may die before it has removed the lock that it took over."""
+    leave_behind(tmp_path, 1, process=ENDED)
+    leave_behind(tmp_path, 2, process=ENDED)
+    held = lock(tmp_path)
+    held.acquire()
+    assert [path.name for path in tmp_path.iterdir()] == ["page-run-seed0.lock.3"]
+    held.release()
+
+
 def test_a_lock_that_cannot_be_read_has_a_dead_owner(tmp_path):
     (tmp_path / "page-run-seed0.lock.1").touch()
     held = lock(tmp_path)

@@ -65,11 +65,11 @@ class RunLock:
             UserError: somebody else works there.
         """
         began = time.monotonic()
-        while (found := self._newest()) is not None:
-            owner = _read(found)
+        while found := self._all():
+            owner = _read(found[-1])
             if owner is None:
                 continue  # released while we looked
-            if not _is_dead(found, owner, death_seconds, self.beat_seconds):
+            if not _is_dead(found[-1], owner, death_seconds, self.beat_seconds):
                 if time.monotonic() - began >= patience_seconds:
                     raise self._occupied(owner)
                 time.sleep(min(self.beat_seconds, 0.5))
@@ -104,10 +104,10 @@ class RunLock:
                 self.path.unlink(missing_ok=True)
             self.path = None
 
-    def _create(self, dead: Path | None) -> None:
-        """Make the next generation, unless somebody else is quicker."""
+    def _create(self, dead: list[Path]) -> None:
+        """Make the next generation after those of the dead, unless somebody else is quicker."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        generation = 1 if dead is None else _generation(dead) + 1
+        generation = _generation(dead[-1]) + 1 if dead else 1
         path = self.folder / f"{self.name}.{generation}"
         draft = self.folder / f".{self.name}.{self.owner.token}"
         # Linked, not opened: the name appears together with its content.
@@ -120,13 +120,13 @@ class RunLock:
             draft.unlink()
         self.path = path
         # Whoever created another generation meanwhile sees this one, or is seen here: one of us, or both, steps back.
-        others = [other for other in self._all() if other not in (path, dead)]
-        if others and any(_generation(other) > generation or _read(other) is not None for other in others):
+        others = [other for other in self._all() if other != path and other not in dead]
+        if others:
             owner = _read(others[-1])
             self.release()
             raise self._occupied(owner)
-        if dead is not None:
-            dead.unlink(missing_ok=True)
+        for left in dead:
+            left.unlink(missing_ok=True)
 
     def _beat(self) -> None:
         """Show that this process lives; end it if it was taken for dead meanwhile."""
