@@ -143,7 +143,7 @@ def test_stale_table_is_noticed_after_a_failed_preparation(made):
 # Decides no result: see workflow/rules/sources.smk.
 INDIFFERENT = re.compile(
     r"distillery|distillery\.(__main__|atomic|cli|errors|layout|config.*|provenance|training.(lock|logbook|slurm|stop))"
-    r"|distillery\.(models.registry|objectives.terms|reporting)"
+    r"|distillery\.(models.(registry|zoo)|objectives.terms|reporting)"
 )
 
 
