@@ -36,6 +36,7 @@ from distillery.config.schema.recipe import Preprocess
 from distillery.data.arrow import ArrowImages
 from distillery.data.dali import DaliLoader
 from distillery.data.loader import train_loader
+from distillery.data.manifest import load_manifest
 from distillery.data.orders import shuffled_order
 from distillery.data.prepare import prepare_dataset
 from distillery.data.samplers import GlobalBatches
@@ -221,7 +222,8 @@ def compare_prepare(folder: Path, images: int, rounds: int) -> None:
     """Preparing checks, counts and hashes every image; copying the same files does not."""
     write_photographs(folder / "raw", images)
     with tarfile.open(folder / "raw.tar", "w") as tar:
-        tar.add(folder / "raw", "")
+        for split in ("train", "val"):
+            tar.add(folder / "raw" / split, split)
     copy, unpacked = folder / "copy", folder / "unpacked"
     ways: dict[str, Callable[[], object]] = {
         "prepare, from the folder": lambda: prepare(folder / "raw", folder / "a"),
@@ -257,6 +259,7 @@ def measure_memory(folder: Path, images: int, rounds: int) -> None:
         here = folder / str(count)
         here.mkdir()
         write_small_images(here / "raw.tar", count)
+        prepare(here / "raw.tar", here / "prepared")
         rows.append((count, *loaded_memory(here)))
     print("\n32 x 32 PNGs, 8,000 loaded by 2 workers: memory of all three processes that is not files on the disk\n")
     print(tabulate(rows, ("images in the set", "MB", "of it the orders"), tablefmt="github", floatfmt=".1f"))
@@ -293,7 +296,7 @@ loading.print_memory(loading.Path({str(folder)!r}))
 
 def print_memory(folder: Path) -> None:
     """Load 8,000 images and print what this process and its workers then hold."""
-    images = prepare(folder / "raw.tar", folder / "prepared")
+    images = ArrowImages(folder / "prepared", load_manifest(folder / "prepared"), "train")
     transform = train_transform(Preprocess(size=32, resize=None, normalize="imagenet"), ())
     loader = train_loader(images, transform, batches_of(images), 0, WORKERS, pin_memory=False)
     iterator = iter(loader)
