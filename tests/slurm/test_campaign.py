@@ -86,7 +86,7 @@ def test_a_campaign_with_random_kills_ends_in_the_serial_tables(serial, copied, 
     here.replace(PROFILE, "retries: 2", "retries: 8")
     driver = drive(here, TABLE)
     trouble = Trouble(cluster, seed)
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + 1800
     while driver.process.poll() is None and time.monotonic() < deadline:
         cluster.hurry()
         time.sleep(trouble.draw.uniform(3, 9))
