@@ -23,7 +23,7 @@ long:
   dataset: tiny
   runs:
     long: {model: cifar_resnet8, recipe: tiny, epochs: 150}
-    longer: {model: cifar_resnet8, recipe: tiny, epochs: 400}
+    longer: {model: cifar_resnet8, recipe: tiny, epochs: 800}
   tables:
     one: {rows: [long], columns: [top1, nll]}
 """

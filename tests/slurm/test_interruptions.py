@@ -90,22 +90,22 @@ def test_preempted_a_training_makes_room_and_continues(here, cluster, drive, uni
 
 def test_a_second_driver_meets_the_job_that_the_first_left_behind(here, cluster, drive, uninterrupted):
     """The login node was rebooted: the job goes on alone, and nobody may disturb it."""
-    first = drive(here, LONG)
-    job = first.training()
+    first = drive(here, LONGER)
+    job = first.training("long/longer")
     first.kill()
     assert here.run("snakemake", "--unlock").returncode == 0
     here.replace(PROFILE, "retries: 2", "retries: 0")
-    second = drive(here, LONG)
+    second = drive(here, LONGER)
     assert second.wait() == 1
     line = f"somebody works on this run (Slurm job {job['JobID']}, process "
     assert line in second.log.read_text()
     assert f"let it end, or scancel {job['JobID']}, then start again" in second.log.read_text()
-    cluster.wait_until(lambda: not cluster.jobs("running,completing"), "the left job's end", seconds=120)
-    assert (here.folder / LONG).read_bytes() == uninterrupted[LONG]
-    third = drive(here, LONG)
+    cluster.wait_until(lambda: not cluster.jobs("running,completing"), "the left job's end", seconds=240)
+    assert (here.folder / LONGER).read_bytes() == uninterrupted[LONGER]
+    third = drive(here, LONGER)
     third.finish()
-    assert_whole(here, uninterrupted)
-    assert len(sittings(here)) == 1
+    assert_whole(here, uninterrupted, LONGER)
+    assert len(sittings(here, "long/longer")) == 1
 
 
 def slurm(cluster, *arguments: str) -> str:
