@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.models.conftest import same
 from torch import nn
 
 from distillery.config.schema.recipe import Preprocess, Statistics
@@ -21,26 +22,6 @@ from distillery.errors import UserError
 from distillery.models import create_model
 from distillery.models.importing import classifier_modules, import_weights
 from distillery.models.weights import save_weights
-
-
-@pytest.fixture
-def donor():
-    torch.manual_seed(1)
-    network = create_model("cifar_resnet8", 10)
-    network.train()(torch.randn(8, 3, 8, 8))
-    return network
-
-
-@pytest.fixture
-def network():
-    torch.manual_seed(2)
-    return create_model("cifar_resnet8", 10)
-
-
-def same(first, second):
-    first, second = first.state_dict(), second.state_dict()
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
-
 
 # --- files of others ---------------------------------------------------------------------------------------------
 
