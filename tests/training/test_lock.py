@@ -191,6 +191,7 @@ def contend(folder: Path, gate, wins) -> None:
     held.check()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stale", [False, True])
 def test_of_many_that_come_at_once_at_most_one_wins(tmp_path, stale):
     with SPAWN.Manager() as manager:
