@@ -80,13 +80,14 @@ def object_of(store: Path, checkout: Checkout, name: str) -> Path:
 
 
 def damage(path: Path) -> None:
-    """Flip one bit, as a failing disk does: without a new date, by which DVC would see it."""
+    """Flip one bit, as a failing disk does: DVC goes by dates and by the mode that it gives to its copies."""
+    before = path.stat()
     path.chmod(0o644)
-    dates = path.stat()
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    os.utime(path, ns=(dates.st_atime_ns, dates.st_mtime_ns))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    path.chmod(before.st_mode)
 
 
 # --- there and back ---------------------------------------------------------------------------------------------------
@@ -258,14 +259,14 @@ def test_what_is_missing_in_the_remote_is_told(stored):
 
 def test_a_damaged_cache_is_mended_before_it_is_sent(recorded_copy, tmp_path):
     configure(recorded_copy, url=str(tmp_path / "store"))
-    cache = recorded_copy.folder / ".dvc" / "cache"
-    cached = object_of(cache, recorded_copy, WEIGHTS)
+    whole = (recorded_copy.folder / WEIGHTS).read_bytes()
+    cached = object_of(recorded_copy.folder / ".dvc" / "cache", recorded_copy, WEIGHTS)
     damage(cached)
     result = save(recorded_copy)
     assert result.returncode == 0, result.stdout
     assert "Mended 1 damaged file" in result.stdout
     sent = object_of(tmp_path / "store", recorded_copy, WEIGHTS)
-    assert sent.read_bytes() == cached.read_bytes() == (recorded_copy.folder / WEIGHTS).read_bytes()
+    assert sent.read_bytes() == cached.read_bytes() == (recorded_copy.folder / WEIGHTS).read_bytes() == whole
 
 
 def test_a_locked_store_gets_one_line(stored):
