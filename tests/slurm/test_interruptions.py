@@ -20,6 +20,8 @@ def test_warned_before_the_time_limit_a_training_goes_on_as_the_same_job(here, c
         slurm(cluster, "update", f"JobId={job['JobID']}", "EndTime=now+200")
         driver.wait_until(lambda time=time, job=job: restarts(cluster, job) > time, "requeued", seconds=60)
         slurm(cluster, "update", f"JobId={job['JobID']}", "TimeLimit=1-00:00:00")
+        # What the log says from now on, the new sitting says.
+        (here.folder / "logs/long/longer/seed0/train.log").unlink()
     driver.finish()
     assert_whole(here, uninterrupted, LONGER)
     begun = [(sitting["from_epoch"], sitting["from_step"]) for sitting in sittings(here, "long/longer")]
