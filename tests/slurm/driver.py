@@ -46,7 +46,7 @@ class Driver:
             start_new_session=True,
         )
 
-    def wait(self, seconds: float = 240) -> int:
+    def wait(self, seconds: float = 600) -> int:
         """Wait for the end, letting requeued jobs begin without their two minutes' delay; kill what does not end."""
         deadline = time.monotonic() + seconds
         while self.process.poll() is None and time.monotonic() < deadline:
@@ -57,11 +57,11 @@ class Driver:
             raise AssertionError(f"not within {seconds:.0f} s:\n{self.said()}\n{self.cluster.jobs()}")
         return self.process.returncode
 
-    def finish(self, seconds: float = 240) -> None:
+    def finish(self, seconds: float = 600) -> None:
         """Wait for success."""
         assert self.wait(seconds) == 0, self.said()
 
-    def wait_until(self, condition, what: str, seconds: float = 90) -> None:
+    def wait_until(self, condition, what: str, seconds: float = 180) -> None:
         """Wait for something that the driver's jobs do."""
         deadline = time.monotonic() + seconds
         while not condition():

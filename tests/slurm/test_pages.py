@@ -51,7 +51,7 @@ def test_the_digits_page_is_the_local_one(digits, copied, cluster, drive, tmp_pa
     assert re.fullmatch(r"rule_train_student_wildcards_digits_resnet8\S*_[01]", job["Comment"])
     assert "gres:gpu:1" in facts
     assert "TimeLimit=1-00:00:00" in facts
-    driver.finish(seconds=420)
+    driver.finish(seconds=1500)
     assert made(here, "digits") == made(digits, "digits")
     assert len(made(here, "digits")) > 30
     ran = [each["Comment"] for each in cluster.jobs()]
