@@ -35,6 +35,8 @@ def test_a_forked_process_reads_what_its_parent_had_open(images, place):
     images.encoded(0)
     with multiprocessing.get_context("fork").Pool(1) as pool:
         assert pool.apply(first_bytes, (images,)) == files(place)
+        pool.close()
+        pool.join()
 
 
 def test_bytes_are_views_of_the_mapped_file(images):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -183,6 +184,16 @@ def test_every_kind_of_recipe_trains(workplace, extra):
     rows = list(csv.DictReader((make(workplace) / "history.csv").open()))
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"]) * 1.5
     assert len(rows) == (3 if "cooldown" in extra else 2)
+
+
+def test_signals_are_left_as_they_were(workplace, stop_after):
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    stop_after(2)
+    with pytest.raises(Stopped):
+        make(workplace)
+    make(workplace, seed=1)
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_the_best_epoch_is_kept(workplace):

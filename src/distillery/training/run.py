@@ -25,7 +25,7 @@ from distillery.training.stop import StopSignal
 
 
 def make_run(job: Job, stop: StopSignal | None = None) -> None:
-    """Train or import a run into its results folder; ``stop`` has listened for signals already.
+    """Train or import a run into its results folder; ``stop`` has listened for signals already, and goes on listening.
 
     Raises:
         UserError: something it needs is missing or does not fit.
@@ -33,9 +33,13 @@ def make_run(job: Job, stop: StopSignal | None = None) -> None:
     """
     if job.spec.recipe is None:
         _import_weights(job)
-    else:
+        return
+    own = StopSignal()
+    try:
         with locked(job.lock) as lock:
-            _train(job, job.spec.recipe, lock, stop or StopSignal())
+            _train(job, job.spec.recipe, lock, stop or own)
+    finally:
+        own.remove()
 
 
 def _import_weights(job: Job) -> None:

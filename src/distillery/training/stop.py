@@ -22,11 +22,18 @@ class StopSignal:
         self._received: signal.Signals | None = None
         self._agreed: signal.Signals | None = None
         self._others: Any = None  # the process group to agree with
+        self._before: dict[signal.Signals, Any] = {}  # what was done about a signal until now
 
     def install(self, *numbers: signal.Signals) -> None:
         """Catch these signals from now on, or all three."""
         for number in numbers or (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            signal.signal(number, self._remember)
+            before = signal.signal(number, self._remember)
+            self._before.setdefault(number, before)
+
+    def remove(self) -> None:
+        """Leave the signals to whoever had them before."""
+        while self._before:
+            signal.signal(*self._before.popitem())
 
     def connect(self, fabric: "Fabric") -> None:
         """Agree with the other processes of the run from now on, if there are any."""
