@@ -56,3 +56,17 @@ def test_extreme_logits_stay_finite(dtype):
     assert loss.isfinite()
     assert loss.dtype == torch.float32
     assert logits.grad.isfinite().all()
+
+
+def test_smoothed_and_mixed_targets_are_the_originals(golden):
+    """BAKE's targets for cutmix: smoothed one-hot rows 0, 3, 2, mixed with rows 1, 3, 4 at lambda 0.37."""
+    stored, _ = golden("bake_transforms")
+    logits = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    first, second = torch.tensor([0, 3, 2]), torch.tensor([1, 3, 4])
+
+    def given(name):
+        return -(torch.from_numpy(stored[name]).double() * logits.log_softmax(1)).sum(1).mean()
+
+    torch.testing.assert_close(cross_entropy_loss(logits, first, 0.1), given("smooth01"), rtol=1e-6, atol=0)
+    mixed = 0.37 * F.one_hot(first, 5).double() + 0.63 * F.one_hot(second, 5).double()
+    torch.testing.assert_close(cross_entropy_loss(logits, mixed, 0.1), given("mix_lam037"), rtol=1e-6, atol=0)
