@@ -2,6 +2,8 @@
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 TABLE = "results/tables/tiny.md"
 REHEARSAL = ("--config", "rehearsal=true")
 
@@ -15,7 +17,6 @@ def real_files(checkout):
     }
 
 
-@pytest.mark.slow
 def test_a_page_is_rehearsed_beside_its_real_results(made):
     before = real_files(made)
     result = made.run("snakemake", TABLE, "--cores", "2", *REHEARSAL)
