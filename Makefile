@@ -41,7 +41,7 @@ test-slurm: .venv/.installed  ## the workflow on a real Slurm cluster on this ma
 	bash tests/slurm/install.sh
 	TEST_SLURM=1 OMP_NUM_THREADS=1 pytest tests/slurm
 
-quick: .venv/.installed  ## the quick tests (under 90 seconds)
+quick: .venv/.installed  ## the quick tests (under 2 minutes)
 	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal -m "not slow"
 
 lint: .venv/.installed  ## style, types, workflow style
