@@ -6,6 +6,7 @@ import signal
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from threading import Timer
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from distillery.evaluation.evaluate import evaluate_run
 from distillery.objectives.partial_l2 import bn_margin
 from distillery.training import build
 from distillery.training.job import Job, Machine
+from distillery.training.lock import RunLock
 from distillery.training.logbook import Logbook
 from distillery.training.run import make_run
 from distillery.training.stop import Stopped
@@ -194,6 +196,47 @@ def test_signals_are_left_as_they_were(workplace, stop_after):
         make(workplace)
     make(workplace, seed=1)
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+@pytest.fixture
+def predecessor(workplace, monkeypatch):
+    """Another process that works on the run until this one has begun to wait for it."""
+
+    def arrange(before_it_ends):
+        monkeypatch.setenv("SLURM_JOB_ID", "4711")  # only jobs wait
+        path = job(workplace).lock
+        other = RunLock(path.parent, path.name)
+        other.acquire()
+
+        def end():
+            before_it_ends()
+            other.release()
+
+        Timer(0.3, end).start()
+
+    return arrange
+
+
+def test_what_was_finished_while_waiting_is_not_trained_again(workplace, predecessor, capsys):
+    folder = make(workplace)
+    before = {name: (folder / name).stat().st_mtime_ns for name in (*written(folder), "run.json")}
+    predecessor(lambda: None)
+    make(workplace)
+    assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
+    assert "finished by another process while this one waited" in capsys.readouterr().out
+    # Nobody was waited for, so somebody wants it anew.
+    make(workplace)
+    assert (folder / "run.json").stat().st_mtime_ns > before["run.json"]
+
+
+@pytest.mark.parametrize("missing", ["weights.safetensors", "history.csv", "run.json", "tensorboard"])
+def test_what_was_left_unfinished_is_trained_after_waiting(workplace, predecessor, missing):
+    folder = make(workplace)
+    whole = written(folder)
+    predecessor(lambda: (folder / missing).rename(workplace.folder / "away"))
+    make(workplace)
+    assert written(folder) == whole
+    assert (folder / missing).exists()
 
 
 def test_the_best_epoch_is_kept(workplace):

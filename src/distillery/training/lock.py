@@ -53,6 +53,7 @@ class RunLock:
         self.beat_seconds = beat_seconds
         self.owner = _this_process()
         self.path: Path | None = None
+        self.waited = False  # for a living owner, who may have finished what was to be done
         self._released = threading.Event()
 
     def acquire(self, death_seconds: float = DEATH_SECONDS, patience_seconds: float = 0.0) -> None:
@@ -70,6 +71,7 @@ class RunLock:
             if owner is None:
                 continue  # released while we looked
             if not _is_dead(found[-1], owner, death_seconds, self.beat_seconds):
+                self.waited = True
                 if time.monotonic() - began >= patience_seconds:
                     raise self._occupied(owner)
                 time.sleep(min(self.beat_seconds, 0.5))

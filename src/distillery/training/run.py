@@ -1,5 +1,6 @@
 """Make one run of a page: train it, or import its weights, and leave the results whole."""
 
+import json
 import time
 from typing import Any
 
@@ -64,6 +65,9 @@ def _train(job: Job, recipe: Recipe, lock: RunLock | None, stop: StopSignal) -> 
     stop.install()
     fabric = start_devices(recipe, job.machine.threads)
     stop.connect(fabric)
+    if fabric.broadcast(lock is not None and lock.waited and _is_complete(job)):
+        fabric.print(f"{job.name}: finished by another process while this one waited for it")
+        return
     training = build_training(job, recipe, fabric, stop, began)
     state = training.checkpoints.load()
     if state is not None:
@@ -78,6 +82,21 @@ def _train(job: Job, recipe: Recipe, lock: RunLock | None, stop: StopSignal) -> 
         lock.check()
         _write_results(job, recipe, training)
     fabric.barrier()
+
+
+def _is_complete(job: Job) -> bool:
+    """Whether the results of this very configuration are all there; the record is written last."""
+    try:
+        record = json.loads((job.folder / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    same = (record.get("digest"), record.get("manifest_digest")) == (job.spec.digest, job.manifest.digest)
+    files = ("weights.safetensors", "history.csv")
+    return (
+        same
+        and all((job.folder / name).exists() for name in files)
+        and any((job.folder / "tensorboard").glob("events.*"))
+    )
 
 
 def _sitting(job: Job, training: Training, fabric: Fabric) -> dict[str, Any]:
