@@ -32,15 +32,15 @@ def pytest_configure():
 
 
 def pytest_collection_modifyitems(items):
-    reason = None
+    """Skipped unless asked for; once asked for, a machine that cannot run them is an error."""
+    here = [item for item in items if HERE in item.path.parents]
     if os.environ.get("TEST_SLURM") != "1":
-        reason = "takes over /etc/slurm: make test-slurm"
-    elif os.geteuid() != 0 or missing_programs():
-        reason = f"needs root, and {' '.join(missing_programs()) or 'has the programs'}; tests/slurm/install.sh"
-    if reason:
-        for item in items:
-            if HERE in item.path.parents:
-                item.add_marker(pytest.mark.skip(reason=reason))
+        for item in here:
+            item.add_marker(pytest.mark.skip(reason="takes over /etc/slurm: make test-slurm"))
+    elif here and os.geteuid() != 0:
+        raise pytest.UsageError("tests/slurm: needs root, for it takes over /etc/slurm")
+    elif here and missing_programs():
+        raise pytest.UsageError(f"tests/slurm: {' '.join(missing_programs())} missing; run tests/slurm/install.sh")
 
 
 @pytest.fixture(scope="session")
