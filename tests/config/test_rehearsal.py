@@ -3,7 +3,15 @@
 import pytest
 
 from distillery.config import load_page, load_pages
-from distillery.config.rehearsal import BATCH, EPOCHS, LEARNING_RATE, SIZE, write_rehearsal
+from distillery.config.rehearsal import (
+    BATCH,
+    EPOCHS,
+    LEARNING_RATE,
+    SIZE,
+    family,
+    representatives,
+    write_rehearsal,
+)
 from distillery.config.schema.experiment import Run
 from distillery.config.schema.recipe import Recipe
 
@@ -102,3 +110,32 @@ def test_every_page_of_this_repository_can_be_rehearsed(request, tmp_path):
         for run in page.experiment.runs:
             assert isinstance(page.experiment.runs[run], Run)
             assert page.spec(run).recipe is None or isinstance(page.spec(run).recipe, Recipe)
+
+
+def test_representatives_have_every_method_family_and_start_between_them(request):
+    pages = load_pages(request.config.rootpath / "config")
+    lines = {
+        (page.name, run): line
+        for page in pages.values()
+        for run, line in page.experiment.runs.items()
+        if line.recipe is not None
+    }
+
+    def methods(runs):
+        objectives = [lines[run].objective for run in runs]
+        return {(tuple(o.terms()), o.mgd and o.mgd.reducer) for o in objectives}
+
+    chosen = representatives(pages.values())
+    assert methods(chosen) == methods(lines)
+    assert {family(lines[run].model) for run in chosen} == {family(line.model) for line in lines.values()}
+    assert {lines[run].weights is None for run in chosen} == {True, False}
+    assert len(chosen) < len(lines) / 3
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [("torchvision:resnet50", "resnet"), ("cifar_resnet20", "resnet"), ("tf_efficientnet_b0", "efficientnet"),
+     ("mgd_mobilenet_v2", "mobilenet_v2"), ("mobilenet_v1", "mobilenet_v1"), ("levit_384", "levit")],
+)  # fmt: skip
+def test_a_name_tells_its_family(model, expected):
+    assert family(model) == expected

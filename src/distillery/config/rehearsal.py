@@ -42,7 +42,7 @@ def family(model: str) -> str:
 
 
 def representatives(pages: Iterable[Page]) -> list[tuple[str, str]]:
-    """One run (page, run) of every method and of every family of networks, the first of each in the order written."""
+    """Runs (page, run) with every method, every family of networks and both ways to start, the first of each."""
     chosen: dict[tuple[str, str], None] = {}
     seen: set[object] = set()
     for page in pages:
@@ -50,8 +50,9 @@ def representatives(pages: Iterable[Page]) -> list[tuple[str, str]]:
             if line.recipe is None:
                 continue
             mgd = line.objective.mgd
-            method = (frozenset(line.objective.terms()), mgd and mgd.reducer, line.weights is not None)
-            new = {method, family(line.model)} - seen
+            method = (frozenset(line.objective.terms()), mgd and mgd.reducer)
+            start = "from weights" if line.weights is not None else "from scratch"
+            new = {method, family(line.model), start} - seen
             if new:
                 seen |= new
                 chosen[page.name, run] = None
