@@ -165,6 +165,16 @@ def test_the_recipes_are_those_of_the_sources(run, batch, sgd, precision, select
     assert (recipe.batch, recipe.precision, recipe.selection) == (batch, precision, selection)
 
 
+def test_bake_draws_the_last_layer_of_all_but_resnest():
+    recipes = {run: recipe for run, recipe in PAGES["imagenet"].recipes.items() if "-bake" in run}
+    assert len(recipes) == 18
+    for run, recipe in recipes.items():
+        assert recipe.classifier_std == (None if run.startswith("resnest") else 0.01), run
+    assert not any(
+        recipe.classifier_std for page in PAGES.values() for run, recipe in page.recipes.items() if run not in recipes
+    )
+
+
 def test_usi_trains_every_backbone_alike():
     page = PAGES["imagenet"]
     usi = {run: page.recipes[run] for run in page.recipes if run.endswith("-usi")}

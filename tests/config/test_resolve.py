@@ -156,6 +156,16 @@ INITIAL = "{model: cifar_resnet8, recipe: digits, weights: 'run:resnet8'}"
 FROM_OTHER = INITIAL.replace("run:resnet8", "run:other/base")
 
 
+def test_a_run_that_takes_back_a_recipes_last_layer_is_the_run_that_never_had_it(config):
+    before = digests(load_page(config / "digits.yaml"))
+    recipe = config / "recipes" / "digits.yaml"
+    recipe.write_text(f"{recipe.read_text()}classifier_std: 0.01\n")
+    assert not set(before.values()) & set(digests(load_page(config / "digits.yaml")).values())
+    for line in ("recipe: digits, epochs", "recipe: digits}", "recipe: digits, teacher"):
+        edit(config / "digits.yaml", line, line.replace("digits", "digits, classifier_std: null"))
+    assert digests(load_page(config / "digits.yaml")) == before
+
+
 def test_initial_weights_are_part_of_what_decides_a_run(config):
     alone = load_page(config / "digits.yaml").spec("resnet8", 1)
     page = load_page(edit(config / "digits.yaml", "  tables:", f"    tuned: {INITIAL}\n  tables:"))
@@ -261,6 +271,12 @@ MISTAKES = [
         "resnet20.new_classifier: imported weights are not trained; remove this key or add `recipe`",
     ),
     (RESNET20, "{model: cifar_resnet20, recipe: digits, new_classifier: true}", "there are no `weights` whose"),
+    (
+        RESNET20,
+        "{model: cifar_resnet20, recipe: digits, weights: a.pth, classifier_std: 0.01}",
+        "resnet20.classifier_std: 0.01 has no effect, the last layer is that of `weights`; write",
+    ),
+    (RESNET20, "{model: cifar_resnet20, recipe: digits, classifier_std: 0}", "classifier_std: 0 is not valid; "),
     (
         "teacher: resnet20,",
         "teacher: resnet20, margin_source: pretrained,",

@@ -102,7 +102,7 @@ BAKE = {
     "resnext101_32x4d": "BAKE-X-101-32x4d_dds_8gpu.yaml",
     "resnext152_32x4d": "BAKE-X-152-32x4d_dds_8gpu.yaml",
     "mobilenet_v2": "BAKE-M-V2-W1_dds_4gpu.yaml",
-    "efficientnet_b0": "BAKE-EN-B0_dds_8gpu.yaml",
+    "torchvision:efficientnet_b0": "BAKE-EN-B0_dds_8gpu.yaml",
 }
 
 

@@ -302,6 +302,22 @@ def test_training_may_begin_with_a_new_last_layer(workplace):
     assert (tuned["fc.weight"] == fresh["fc.weight"]).all()
 
 
+def test_a_recipe_may_say_how_the_last_layer_begins(workplace):
+    line = f"{{model: cifar_resnet8, {STILL}}}"
+    wide = line.replace("}}", "}, classifier_std: 0.5}")
+    tuned = wide.replace(", classifier", ", weights: 'run:small', new_classifier: true, classifier")
+    workplace.edit("  tables:", f"    fresh: {line}\n    wide: {wide}\n    tuned: {tuned}\n  tables:")
+    origin, fresh, wide, tuned = (
+        load_file(make(workplace, run) / "weights.safetensors") for run in ("small", "fresh", "wide", "tuned")
+    )
+    assert wide["fc.weight"].std() == pytest.approx(0.5, rel=0.15)
+    assert wide["fc.bias"].abs().max() < 1e-20  # zero but for one step at the smallest rate
+    assert fresh["fc.weight"].std() < 0.1
+    assert (wide["conv1.weight"] == fresh["conv1.weight"]).all()
+    assert (tuned["fc.weight"] == wide["fc.weight"]).all()
+    assert (tuned["conv1.weight"] == origin["conv1.weight"]).all()
+
+
 def test_a_run_can_be_imported_from_another_page(workplace):
     text = workplace.page.read_text().replace("tiny:\n  dataset", "other:\n  dataset")
     workplace.page.with_name("other.yaml").write_text(text)

@@ -200,7 +200,7 @@ def _read_page(path: Path, shelf: dict[str, Page]) -> Page:
         if line.recipe is not None
     }
     for run, line in experiment.runs.items():
-        _check_line(f"{path}: {name}.runs.{run}", line, overrides[run])
+        _check_line(f"{path}: {name}.runs.{run}", line, overrides[run], recipes.get(run))
     preprocesses = {
         run: validate(Preprocess, overrides[run]["preprocess"], path, (name, "runs", run, "preprocess"))
         for run, line in experiment.runs.items()
@@ -277,7 +277,7 @@ def _deep_merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, An
     return merged
 
 
-def _check_line(where: str, line: Run, overrides: dict[str, Any]) -> None:
+def _check_line(where: str, line: Run, overrides: dict[str, Any], recipe: Recipe | None) -> None:
     """Check which keys of a run go together."""
     if line.recipe is None and line.weights is None:
         raise UserError(f"{where}: a run needs `recipe` (to train), `weights` (to import) or both; found neither")
@@ -288,6 +288,16 @@ def _check_line(where: str, line: Run, overrides: dict[str, Any]) -> None:
             raise UserError(f"{where}.{stray[0]}: imported weights are not trained; remove this key or add `recipe`")
     if line.new_classifier and line.weights is None:
         raise UserError(f"{where}.new_classifier: there are no `weights` whose classifier it could replace")
+    if (
+        recipe is not None
+        and recipe.classifier_std is not None
+        and line.weights is not None
+        and not line.new_classifier
+    ):
+        raise UserError(
+            f"{where}.classifier_std: {recipe.classifier_std} has no effect, the last layer is that of `weights`; "
+            "write `classifier_std: null` or `new_classifier: true`"
+        )
 
 
 def _check_runs(page: Page) -> Page:

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from distillery.config.schema.recipe import Preprocess
+from distillery.errors import located
 from distillery.evaluation.restore import finished_record
 from distillery.layout import run_folder
 from distillery.models import create_model
 from distillery.models.importing import import_weights
+from distillery.models.initialisation import draw_classifier
 from distillery.training.job import Job
 
 
@@ -46,4 +48,8 @@ def begin_network(job: Job) -> nn.Module:
     source = initial_weights(job)
     if source is not None:
         import_weights(network, source.file, job.spec.model, job.spec.model_args, job.spec.new_classifier)
+    recipe, drawn = job.spec.recipe, source is None or job.spec.new_classifier
+    if recipe is not None and recipe.classifier_std is not None and drawn:
+        with located(job.where):
+            draw_classifier(network, recipe.classifier_std)
     return network

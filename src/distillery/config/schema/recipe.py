@@ -172,6 +172,11 @@ class Recipe(Block):
     augment: tuple[Augmentation, ...] = ()
     mix: Mix | None = None
     repeats: PositiveInt = Field(1, description="repeated augmentation: times each image occurs in an epoch it is in")
+    classifier_std: PositiveFloat | None = Field(
+        None,
+        description="first weights of the last layer: normal with this standard deviation, bias 0; without it, the "
+        "network's own",
+    )
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     channels_last: bool = False
     clip_norm: PositiveFloat | None = Field(None, description="largest gradient norm of one step")
