@@ -1,10 +1,15 @@
 """Names of published code bases, and what they are called here."""
 
+import math
+import re
+
 import pytest
 import torch
+from tests.models.conftest import same
 
 from distillery.models import create_model
 from distillery.models.foreign import translate
+from distillery.models.importing import import_weights
 
 PREACT = {
     "stem.conv.weight": "conv1.weight",
@@ -69,3 +74,120 @@ def test_names_of_published_code_bases_are_known(name, names):
     for here, there in names.items():
         assert here in own
         assert list(translate({there: torch.zeros(())}, own)) == [here]
+
+
+def test_shortcuts_are_found_under_either_name(tmp_path):
+    donor, network = create_model("torchvision:resnet18", 4), create_model("torchvision:resnet18", 4)
+    torch.save(
+        {name.replace("downsample", "shortcut"): value for name, value in donor.state_dict().items()},
+        tmp_path / "w.pth",
+    )
+    import_weights(network, str(tmp_path / "w.pth"), "torchvision:resnet18")
+    assert same(donor, network)
+
+
+def test_weights_that_the_original_never_uses_are_passed_over(tmp_path):
+    state = create_model("cifar_efficientnet_b0", 10).state_dict()
+    torch.save({**state, "layers.0.conv1.weight": torch.zeros(32, 32, 1, 1)}, tmp_path / "w.pth")
+    import_weights(create_model("cifar_efficientnet_b0", 10), str(tmp_path / "w.pth"), "cifar_efficientnet_b0")
+
+
+def test_timms_own_namings_of_originals_are_used(tmp_path):
+    """MIIL's file of TResNet-L V2: the bare names of its first version, and signs of in-place batch norms."""
+    with torch.device("meta"):
+        own = create_model("tresnet_v2_l", 3).state_dict()
+    torch.manual_seed(0)
+    state = {name: torch.randn(value.shape).to(value.dtype) for name, value in own.items()}
+    original = {}
+    for name, value in state.items():
+        name = re.sub(r"(conv\d+)\.conv\.", r"\1.0.", name)
+        name = re.sub(r"(conv\d+)\.bn\.", r"\1.1.", name)
+        name = re.sub(r"(downsample\.\d+)\.conv\.", r"\1.0.", name)
+        name = re.sub(r"(downsample\.\d+)\.bn\.", r"\1.1.", name)
+        original[f"module.{name}"] = value
+    torch.save({"state_dict": original}, tmp_path / "tresnet.pth")
+    network = create_model("tresnet_v2_l", 3)
+    import_weights(network, str(tmp_path / "tresnet.pth"), "tresnet_v2_l")
+    read = network.state_dict()
+    assert torch.equal(read["body.conv1.conv.weight"], state["body.conv1.conv.weight"])
+    assert torch.allclose(read["body.conv1.bn.weight"], state["body.conv1.bn.weight"].abs() + 1e-5)
+
+
+# --- EfficientNet-PyTorch ----------------------------------------------------------------------------------------
+
+# Tan and Le 2019, EfficientNet, table 1: expansion, channels, layers and kernel of each stage, and how a variant scales
+# its width and depth.
+STAGES = (
+    (1, 16, 1, 3),
+    (6, 24, 2, 3),
+    (6, 40, 2, 5),
+    (6, 80, 3, 3),
+    (6, 112, 3, 5),
+    (6, 192, 4, 5),
+    (6, 320, 1, 3),
+)
+SCALES = {
+    "b0": (1.0, 1.0),
+    "b1": (1.0, 1.1),
+    "b2": (1.1, 1.2),
+    "b3": (1.2, 1.4),
+    "b4": (1.4, 1.8),
+    "b5": (1.6, 2.2),
+    "b6": (1.8, 2.6),
+    "b7": (2.0, 3.1),
+}
+
+
+def norm(name, channels):
+    weights = {f"{name}.{part}": (channels,) for part in ("weight", "bias", "running_mean", "running_var")}
+    return weights | {f"{name}.num_batches_tracked": ()}
+
+
+def efficientnet_pytorch(variant, classes):
+    """Names and shapes of EfficientNet-PyTorch's weights, in its order."""
+    wide, deep = SCALES[variant]
+
+    def widened(channels):
+        rounded = max(8, int(channels * wide + 4) // 8 * 8)
+        return rounded + 8 if rounded < 0.9 * channels * wide else rounded
+
+    inputs = widened(32)
+    shapes = {"_conv_stem.weight": (inputs, 3, 3, 3)} | norm("_bn0", inputs)
+    number = 0
+    for expansion, channels, layers, kernel in STAGES:
+        for _ in range(math.ceil(layers * deep)):
+            block, inner, squeezed = f"_blocks.{number}.", inputs * expansion, int(inputs * 0.25)
+            if expansion > 1:
+                shapes |= {f"{block}_expand_conv.weight": (inner, inputs, 1, 1)} | norm(f"{block}_bn0", inner)
+            shapes |= {f"{block}_depthwise_conv.weight": (inner, 1, kernel, kernel)} | norm(f"{block}_bn1", inner)
+            shapes |= {f"{block}_se_reduce.weight": (squeezed, inner, 1, 1), f"{block}_se_reduce.bias": (squeezed,)}
+            shapes |= {f"{block}_se_expand.weight": (inner, squeezed, 1, 1), f"{block}_se_expand.bias": (inner,)}
+            inputs = widened(channels)
+            shapes |= {f"{block}_project_conv.weight": (inputs, inner, 1, 1)} | norm(f"{block}_bn2", inputs)
+            number += 1
+    shapes |= {"_conv_head.weight": (widened(1280), inputs, 1, 1)} | norm("_bn1", widened(1280))
+    return shapes | {"_fc.weight": (classes, widened(1280)), "_fc.bias": (classes,)}
+
+
+EFFICIENTNETS = [f"tf_efficientnet_{variant}" for variant in SCALES]
+EFFICIENTNETS += ["timm:efficientnet_b0", "timm:efficientnet_b4", "torchvision:efficientnet_b0"]
+EFFICIENTNETS += ["torchvision:efficientnet_b3", "torchvision:efficientnet_b7"]
+
+
+@pytest.mark.parametrize("name", EFFICIENTNETS)
+def test_every_weight_of_efficientnet_pytorch_finds_its_place(name):
+    """All of them run their layers in one order, so that the n-th weight is the n-th."""
+    with torch.device("meta"):
+        own = create_model(name, 7).state_dict()
+        theirs = {there: torch.zeros(shape) for there, shape in efficientnet_pytorch(name[-2:], 7).items()}
+    found = translate(theirs, own)
+    assert list(found) == list(own)
+    assert [value.shape for value in found.values()] == [value.shape for value in own.values()]
+
+
+def test_blocks_that_the_network_does_not_have_keep_their_names():
+    with torch.device("meta"):
+        own = create_model("tf_efficientnet_b0", 7).state_dict()
+        theirs = {there: torch.zeros(shape) for there, shape in efficientnet_pytorch("b1", 7).items()}
+    left = {name.rpartition("._")[0] for name in translate(theirs, own) if name not in own}
+    assert {f"_blocks.{number}" for number in range(16, 23)} <= left

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distillery.errors import UserError
-from distillery.models.namings import UNUSED, proposals
+from distillery.models.namings import UNUSED, block_paths, proposals
 from distillery.models.weights import COUNTERS, StateDict, check_exists
 
 # Under which key training scripts keep the weights in a checkpoint. Averaged weights come first, because they are the
@@ -92,12 +92,12 @@ def unwrap(state: StateDict, own: Collection[str]) -> StateDict:
 
 def translate(state: StateDict, own: Mapping[str, Tensor]) -> StateDict:
     """Rename what the model does not know to what it misses, where the namings of other code bases propose that."""
-    translated = {}
+    translated, blocks = {}, block_paths(own)
     for name, value in state.items():
         if name not in own:
             if UNUSED.match(name):
                 continue
-            name = next((here for here in proposals(name) if here in own and here not in state), name)
+            name = next((here for here in proposals(name, blocks) if here in own and here not in state), name)
         # A linear layer that is a 1 x 1 convolution here.
         unsqueezed = name in own and own[name].shape == (*value.shape, 1, 1)
         translated[name] = value[..., None, None] if unsqueezed else value

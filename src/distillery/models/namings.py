@@ -4,7 +4,7 @@ A rule only proposes; whether the model has such a weight, still misses it, and 
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
 
 # Names that different code bases give to the same part.
@@ -13,12 +13,33 @@ SYNONYMS = (("fc", "linear", "classifier", "head"), ("downsample", "shortcut"))
 # Weights that pytorch-cifar's EfficientNetB0 holds and never uses: an expansion by 1.
 UNUSED = re.compile(r"layers\.0\.(conv1|bn1)\.")
 
-# Blocks in each stage of EfficientNet-B0, which pytorch-cifar counts through.
-EFFICIENTNET_B0 = (1, 2, 2, 3, 3, 4, 1)
+# Where timm and torchvision keep an EfficientNet's blocks, which other code bases count through.
+BLOCK = re.compile(r"blocks\.\d+\.\d+|features\.\d+\.\d+\.block")
+
+# The layers of such a block: in EfficientNet-PyTorch, in pytorch-cifar, and here in timm's and torchvision's networks.
+EXPANDING = (
+    ("_expand_conv", "conv1", "conv_pw", "0.0"),
+    ("_bn0", "bn1", "bn1", "0.1"),
+    ("_depthwise_conv", "conv2", "conv_dw", "1.0"),
+    ("_bn1", "bn2", "bn2", "1.1"),
+    ("_se_reduce", "se.se1", "se.conv_reduce", "2.fc1"),
+    ("_se_expand", "se.se2", "se.conv_expand", "2.fc2"),
+    ("_project_conv", "conv3", "conv_pwl", "3.0"),
+    ("_bn2", "bn3", "bn3", "3.1"),
+)
+# The same in the blocks of the first stage, which do not expand.
+PLAIN = (
+    ("_depthwise_conv", "conv2", "conv_dw", "0.0"),
+    ("_bn1", "bn2", "bn1", "0.1"),
+    ("_se_reduce", "se.se1", "se.conv_reduce", "1.fc1"),
+    ("_se_expand", "se.se2", "se.conv_expand", "1.fc2"),
+    ("_project_conv", "conv3", "conv_pw", "2.0"),
+    ("_bn2", "bn3", "bn2", "2.1"),
+)
 
 
-def proposals(name: str) -> Iterator[str]:
-    """What a weight of another code base may be called here, likeliest first."""
+def proposals(name: str, blocks: Sequence[str]) -> Iterator[str]:
+    """What a weight of another code base may be called here, likeliest first; ``blocks`` are the model's."""
     parts = name.split(".")
     for choice in product(*(_synonyms(part) for part in parts)):
         yield ".".join(choice)
@@ -26,6 +47,21 @@ def proposals(name: str) -> Iterator[str]:
         found = re.fullmatch(pattern, name)
         if found is not None:
             yield here(found)
+    counted = re.fullmatch(r"(?:_blocks|layers)\.(\d+)\.(.+)\.(\w+)", name)
+    if counted is not None and int(counted[1]) < len(blocks):
+        yield from _in_block(blocks[int(counted[1])], counted[2], counted[3])
+
+
+def block_paths(own: Iterable[str]) -> list[str]:
+    """Where a model keeps an EfficientNet's blocks, in their order; ``own`` are the names of its state dict."""
+    return list(dict.fromkeys(found[0] for name in own if (found := BLOCK.match(name)) is not None))
+
+
+def _in_block(path: str, layer: str, weight: str) -> Iterator[str]:
+    layers = PLAIN if path.startswith(("blocks.0.", "features.1.")) else EXPANDING
+    for *theirs, timm, torchvision in layers:
+        if layer in theirs:
+            yield f"{path}.{timm if path.startswith('blocks') else torchvision}.{weight}"
 
 
 def _synonyms(part: str) -> tuple[str, ...]:
@@ -38,20 +74,6 @@ def _preact(found: re.Match[str]) -> str:
     return f"stages.{int(found['stage']) - 1}.blocks.{found['block']}.{layer}.{found['weight']}"
 
 
-def _efficientnet(found: re.Match[str]) -> str:
-    block, stage = int(found["block"]), 0
-    while block >= EFFICIENTNET_B0[stage]:
-        block -= EFFICIENTNET_B0[stage]
-        stage += 1
-    layers = ["conv1", "bn1", "conv2", "bn2", "se", "conv3", "bn3"]
-    places = ["0.0", "0.1", "1.0", "1.1", "2", "3.0", "3.1"]
-    if stage == 0:
-        layers, places = layers[2:], ["0.0", "0.1", "1", "2.0", "2.1"]
-    layer, _, inner = found["layer"].partition(".")
-    place = dict(zip(layers, places, strict=True)).get(layer, layer) + inner.replace("se", ".fc")
-    return f"features.{stage + 1}.{block}.block.{place}.{found['weight']}"
-
-
 RULES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     # pytorch-cifar's and BAKE's networks with the activation first, and CRD's Wide ResNets, on timm's ResNetV2
     (r"(layer|block)(?P<stage>\d)\.(layer\.)?(?P<block>\d+)\.(?P<layer>.+)\.(?P<weight>\w+)", _preact),
@@ -62,8 +84,18 @@ RULES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     # pytorch-cifar's EfficientNetB0, on torchvision's
     (r"conv1\.(\w+)", lambda found: f"features.0.0.{found[1]}"),
     (r"bn1\.(\w+)", lambda found: f"features.0.1.{found[1]}"),
-    (r"layers\.(?P<block>\d+)\.(?P<layer>.+)\.(?P<weight>\w+)", _efficientnet),
     (r"linear\.(\w+)", lambda found: f"classifier.1.{found[1]}"),
+    # EfficientNet-PyTorch, on timm's
+    (r"_(conv_stem|conv_head)\.(\w+)", lambda found: f"{found[1]}.{found[2]}"),
+    (r"_bn0\.(\w+)", lambda found: f"bn1.{found[1]}"),
+    (r"_bn1\.(\w+)", lambda found: f"bn2.{found[1]}"),
+    (r"_fc\.(\w+)", lambda found: f"classifier.{found[1]}"),
+    # ... and on torchvision's
+    (r"_conv_stem\.(\w+)", lambda found: f"features.0.0.{found[1]}"),
+    (r"_bn0\.(\w+)", lambda found: f"features.0.1.{found[1]}"),
+    (r"_conv_head\.(\w+)", lambda found: f"features.8.0.{found[1]}"),
+    (r"_bn1\.(\w+)", lambda found: f"features.8.1.{found[1]}"),
+    (r"_fc\.(\w+)", lambda found: f"classifier.1.{found[1]}"),
     # CRD's VGGs, on torchvision's
     (r"(block\d\..+)", lambda found: f"features.{found[1]}"),
 )
