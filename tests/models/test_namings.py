@@ -5,8 +5,10 @@ import re
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.models.conftest import same
 
+from distillery.errors import UserError
 from distillery.models import create_model
 from distillery.models.foreign import translate
 from distillery.models.importing import import_weights
@@ -191,3 +193,86 @@ def test_blocks_that_the_network_does_not_have_keep_their_names():
         theirs = {there: torch.zeros(shape) for there, shape in efficientnet_pytorch("b1", 7).items()}
     left = {name.rpartition("._")[0] for name in translate(theirs, own) if name not in own}
     assert {f"_blocks.{number}" for number in range(16, 23)} <= left
+
+
+# --- dense networks of densenet-pytorch and pytorch-classification ------------------------------------------------
+
+# How the code base calls a layer of a block (both from 1 and 0), and the last norm.
+DENSE = {"densenet-pytorch": ("block{}.layer.{}.", "bn1"), "pytorch-classification": ("dense{}.{}.", "bn")}
+DEPTH, GROWTH, STEM = 40, 12, 24
+
+
+def dense_state(codebase, classes):
+    """Random weights of DenseNet-40 (k = 12) under the names of a code base."""
+    layer, last = DENSE[codebase]
+    shapes, channels = {"conv1.weight": (STEM, 3, 3, 3)}, STEM
+    for block in (1, 2, 3):
+        for number in range((DEPTH - 4) // 3):
+            name = layer.format(block, number)
+            shapes |= norm(f"{name}bn1", channels) | {f"{name}conv1.weight": (GROWTH, channels, 3, 3)}
+            channels += GROWTH
+        if block < 3:
+            shapes |= norm(f"trans{block}.bn1", channels) | {f"trans{block}.conv1.weight": (channels, channels, 1, 1)}
+    shapes |= norm(last, channels) | {"fc.weight": (classes, channels), "fc.bias": (classes,)}
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, shape in shapes.items():
+        fan_in = math.prod(shape[1:]) if len(shape) > 1 else 1
+        state[name] = torch.randn(shape, generator=generator, dtype=torch.float64) / fan_in**0.5
+        if name.endswith("running_var"):
+            state[name] = state[name].abs() + 0.5
+    return state
+
+
+def dense_logits(state, codebase, images):
+    """What a code base computes with them, written out."""
+    layer, last = DENSE[codebase]
+
+    def activate(feature, name):
+        weights = (state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        return F.batch_norm(feature, *weights).relu()
+
+    feature = F.conv2d(images, state["conv1.weight"], padding=1)
+    for block in (1, 2, 3):
+        for number in range((DEPTH - 4) // 3):
+            name = layer.format(block, number)
+            added = F.conv2d(activate(feature, f"{name}bn1"), state[f"{name}conv1.weight"], padding=1)
+            feature = torch.cat([feature, added], dim=1)
+        if block < 3:
+            mixed = F.conv2d(activate(feature, f"trans{block}.bn1"), state[f"trans{block}.conv1.weight"])
+            feature = F.avg_pool2d(mixed, 2)
+    return F.linear(activate(feature, last).mean(dim=(2, 3)), state["fc.weight"], state["fc.bias"])
+
+
+@pytest.mark.parametrize("codebase", DENSE)
+def test_dense_networks_answer_as_they_did_in_their_code_base(codebase, tmp_path):
+    state = dense_state(codebase, 10)
+    torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "w.pth.tar")
+    network = create_model("cifar_densenet40", 10, stem_width=STEM).double().eval()
+    assert sum(weight.numel() for weight in network.parameters()) == 1_059_298
+    import_weights(network, str(tmp_path / "w.pth.tar"), "cifar_densenet40")
+    images = torch.randn(2, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(network(images), dense_logits(state, codebase, images), rtol=1e-10, atol=1e-10)
+
+
+def test_a_dense_network_with_another_stem_is_refused(tmp_path):
+    torch.save(dense_state("densenet-pytorch", 5), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"features\.conv0\.weight \(24, 3, 3, 3\) instead of \(16, 3, 3, 3\)"):
+        import_weights(create_model("cifar_densenet40", 5), str(tmp_path / "w.pth"), "cifar_densenet40")
+
+
+def test_dense_networks_that_join_their_channels_in_another_order_are_refused(tmp_path):
+    """pytorch-cifar's DenseNet121, whose shapes all fit."""
+    network = create_model("cifar_densenet121", 5)
+    renamed = {}
+    for name, value in network.state_dict().items():
+        name = re.sub(
+            r"features\.denseblock(\d)\.denselayer(\d+)\.",
+            lambda found: f"dense{found[1]}.{int(found[2]) - 1}.",
+            name,
+        )
+        name = re.sub(r"features\.transition(\d)\.", r"trans\1.", name).replace("norm", "bn")
+        renamed[name.replace("features.conv0", "conv1").replace("features.bn5", "bn")] = value
+    torch.save({"net": renamed}, tmp_path / "ckpt.pth")
+    with pytest.raises(UserError, match=r"weights of another network: the file lacks features\.denseblock1\."):
+        import_weights(network, str(tmp_path / "ckpt.pth"), "cifar_densenet121")

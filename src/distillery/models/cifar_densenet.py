@@ -32,9 +32,9 @@ class PlainDenseNet(nn.Module):
     layer's bias is 0, as there.
     """
 
-    def __init__(self, depth: int, growth: int, num_classes: int) -> None:
+    def __init__(self, depth: int, growth: int, stem_width: int, num_classes: int) -> None:
         super().__init__()
-        channels = 16
+        channels = stem_width
         parts: OrderedDict[str, nn.Module] = OrderedDict(conv0=nn.Conv2d(3, channels, 3, padding=1, bias=False))
         for block in (1, 2, 3):
             layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -60,9 +60,9 @@ class PlainDenseNet(nn.Module):
         return logits_BC
 
 
-def cifar_densenet40(num_classes: int) -> PlainDenseNet:
-    """Build DenseNet (L = 40, k = 12)."""
-    return PlainDenseNet(40, 12, num_classes)
+def cifar_densenet40(num_classes: int, stem_width: int = 16) -> PlainDenseNet:
+    """Build DenseNet (L = 40, k = 12); the paper's first convolution has 16 channels, that of many code bases 24."""
+    return PlainDenseNet(40, 12, stem_width, num_classes)
 
 
 def cifar_densenet121(num_classes: int) -> nn.Module:

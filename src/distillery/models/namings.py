@@ -74,6 +74,11 @@ def _preact(found: re.Match[str]) -> str:
     return f"stages.{int(found['stage']) - 1}.blocks.{found['block']}.{layer}.{found['weight']}"
 
 
+def _dense_layer(found: re.Match[str]) -> str:
+    layer = f"denselayer{int(found['number']) + 1}.{found['layer'].replace('bn', 'norm')}"
+    return f"features.denseblock{found['block']}.{layer}.{found['weight']}"
+
+
 RULES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     # pytorch-cifar's and BAKE's networks with the activation first, and CRD's Wide ResNets, on timm's ResNetV2
     (r"(layer|block)(?P<stage>\d)\.(layer\.)?(?P<block>\d+)\.(?P<layer>.+)\.(?P<weight>\w+)", _preact),
@@ -96,6 +101,14 @@ RULES: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (r"_conv_head\.(\w+)", lambda found: f"features.8.0.{found[1]}"),
     (r"_bn1\.(\w+)", lambda found: f"features.8.1.{found[1]}"),
     (r"_fc\.(\w+)", lambda found: f"classifier.1.{found[1]}"),
+    # The dense networks without bottlenecks of densenet-pytorch and of pytorch-classification. Of layers with a
+    # bottleneck only the first half has a name here, so that they are refused: pytorch-cifar's join what they add in
+    # front of their input, not behind it.
+    (r"(?:block|dense)(?P<block>\d)\.(?:layer\.)?(?P<number>\d+)\.(?P<layer>bn1|conv1)\.(?P<weight>\w+)", _dense_layer),
+    (r"trans(\d)\.bn1\.(\w+)", lambda found: f"features.transition{found[1]}.norm.{found[2]}"),
+    (r"trans(\d)\.conv1\.(\w+)", lambda found: f"features.transition{found[1]}.conv.{found[2]}"),
+    (r"conv1\.(\w+)", lambda found: f"features.conv0.{found[1]}"),
+    (r"bn1?\.(\w+)", lambda found: f"features.norm4.{found[1]}"),
     # CRD's VGGs, on torchvision's
     (r"(block\d\..+)", lambda found: f"features.{found[1]}"),
 )
