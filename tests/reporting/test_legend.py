@@ -3,6 +3,7 @@
 import pytest
 
 from distillery.layout import table_folder
+from distillery.reporting.measurements import read_measurements
 from distillery.reporting.tables import tabulate_page
 
 
@@ -80,6 +81,20 @@ def test_the_verdict_is_explained_where_there_is_one(page):
     assert "Parameters, operations and size" not in text
     assert "*not comparable*: " in page("small,top1,91.5,,,best,here")
     assert "Parameters, operations and size" in page("small,params,78e3,,,,here")
+
+
+def test_a_gain_is_explained_where_there_is_one(desk, page):
+    desk.write_page(desk.text.replace("columns: [top1,", "columns: [top1, gain,"))
+    explained = "A gain is judged as the top-1 behind it"
+    assert explained not in page("small,top1,91.5,,,last,here")
+    text = page("small,top1,91.5,,,last,here", "small,gain,0.6,,,,here")
+    assert explained in text
+    assert "*Gain (points)*: top-1 less the best that was published for the network before" in text
+    heads, _, *rows = [line.split("|") for line in text.splitlines() if line.startswith("|")][:5]
+    heads = [head.strip() for head in heads]
+    gains = {row[1].strip(): row[heads.index("Gain (points)")].strip() for row in rows}
+    top1 = read_measurements(desk.page, desk.results)["small"].summary("top1")
+    assert gains == {"big": "–", "small": f"{top1.mean - 90.9:.2f} ± {top1.std:.2f}", "small-kd": "–"}
 
 
 def test_each_source_is_cited_once_with_its_runs(page):

@@ -31,7 +31,8 @@ class Column:
         """Print a value as the tables do."""
         if self.decimals is None:
             return with_prefix(value, self.unit)
-        return f"{value:,.{self.decimals}f}"
+        # A loss that prints as zero, of gains, has no sign.
+        return f"{round(value, self.decimals) + 0.0:,.{self.decimals}f}"
 
     def show_difference(self, value: float) -> str:
         """Print ours minus published, with its sign; what prints as zero has none."""
@@ -71,6 +72,14 @@ COLUMNS = {
     "error1": _share("Top-1 error (%)", "top1", "share of images whose most probable class is wrong", "top1", "lower"),
     "error5": _share(
         "Top-5 error (%)", "top5", "share of images whose class is not among the five most probable", "top5", "lower"
+    ),
+    "gain": Column(
+        "Gain (points)",
+        "metrics.json",
+        "top1",
+        "top-1 less the best that was published for the network before, in percentage points",
+        "higher",
+        2,
     ),
     "nll": Column("NLL", "metrics.json", "nll", "mean negative log-likelihood of the right class", "lower", 3),
     "ece": Column("ECE (%)", "metrics.json", "ece", "expected calibration error, 15 bins of confidence", "lower", 2),

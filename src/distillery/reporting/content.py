@@ -1,7 +1,8 @@
 """What a table says, before it is laid out: values, the best of each column, published numbers, verdicts."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 
 from distillery.config import Page
@@ -92,19 +93,35 @@ def gather(page: Page, name: str, table: Table, runs: Mapping[str, Measured], le
     competing = [run for run in dict.fromkeys(table.runs()) if run not in teachers.values()]
     entries: dict[tuple[str, str], Entry] = {}
     for metric in dict.fromkeys(table.columns):
-        summaries = {run: runs[run].summary(metric) if run in runs else None for run in table.runs()}
+        numbers = {run: _published(ledger, name, run, metric) for run in table.runs()}
+        summaries = {run: _summary(runs.get(run, Measured()), metric, numbers[run]) for run in table.runs()}
         best = _best(metric, [summaries[run] for run in competing])
         for run, summary in summaries.items():
-            number = _published(ledger, name, run, metric)
-            verdict = None
-            measured = runs.get(run, Measured())
-            if number is not None:
-                verdict = judge(COLUMNS[metric], summary, measured.selection, measured.images, number)
+            number, measured = numbers[run], runs.get(run, Measured())
+            verdict = None if number is None else _judge(measured, summary, number)
             is_best = run in competing and summary is not None and COLUMNS[metric].show(summary.mean) == best
-            untaught = COLUMNS[metric].taught and teachers[run] is None
-            gap = summary is None and not untaught and not measured.holds(metric)
+            without = (COLUMNS[metric].taught and teachers[run] is None) or (metric == "gain" and number is None)
+            gap = summary is None and not without and not measured.holds(metric)
             entries[run, metric] = Entry(run, metric, summary, is_best, gap, number, verdict)
     return Content(name, table, entries, teachers, runs)
+
+
+def _summary(measured: Measured, metric: str, number: Published | None) -> Summary | None:
+    """One column's value of a run; a gain is its top-1 less what the ledger says was best before."""
+    if metric != "gain":
+        return measured.summary(metric)
+    top1 = measured.summary("top1")
+    if top1 is None or number is None:
+        return None
+    # In decimals, 81.04 - 80.4 is 0.64.
+    return replace(top1, mean=float(Decimal(str(top1.mean)) - number.best_before))
+
+
+def _judge(measured: Measured, summary: Summary | None, number: Published) -> Verdict:
+    """Compare a value with the published one; of a gain, the top-1 behind each, for they differ by as much."""
+    if number.top1 is not None:
+        summary, number = measured.summary("top1"), number.top1
+    return judge(COLUMNS[number.metric], summary, measured.selection, measured.images, number)
 
 
 def _best(metric: str, summaries: Iterable[Summary | None]) -> str | None:

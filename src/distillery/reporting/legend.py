@@ -34,6 +34,8 @@ _NOISE = (
 )
 _EXACT = "Parameters, operations and size are *reproduced* if they equal the published ones by the digits printed."
 
+_GAINS = "A gain is judged as the top-1 behind it; what was best before is the published top-1 less the published gain."
+
 
 def introduce(
     page: Page, manifest: Manifest | None, runs: Mapping[str, Measured], tables: Iterable[str] | None = None
@@ -119,6 +121,8 @@ def _verdicts(entries: Sequence[Entry]) -> list[str]:
     rules.append(_NOISE)
     if any(COLUMNS[entry.metric].better is None for entry in judged):
         rules.append(_EXACT)
+    if any(entry.metric == "gain" for entry in judged):
+        rules.append(_GAINS)
     return ["- **Verdict.** Difference is ours minus published.", *(f"  - {rule}" for rule in rules)]
 
 

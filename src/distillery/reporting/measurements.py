@@ -90,6 +90,7 @@ class Measured:
 
     def summary(self, metric: str) -> Summary | None:
         """One column's value over the seeds; None where it has none, as the agreement of a run without a teacher."""
+        assert metric != "gain", "what was best before stands in the ledger"
         column = COLUMNS[metric]
         if metric == "size_ratio":
             return self._size_ratio()

@@ -22,6 +22,7 @@ class Published:
 
     ``std`` is a sample standard deviation over ``n`` runs; ``n`` and ``selection`` are None where the source is silent.
     ``row`` is the line of the ledger, for error messages. ``table`` is the only table that shows it, if not all do.
+    A gain knows the ``top1`` that stands beside it, and has its spread and selection.
     """
 
     run: str
@@ -33,6 +34,13 @@ class Published:
     source: str
     row: int
     table: str = ""
+    top1: "Published | None" = None
+
+    @property
+    def best_before(self) -> Decimal:
+        """The best top-1 (%) that was published for the network before, for a gain."""
+        assert self.top1 is not None
+        return self.top1.value - self.value
 
     @property
     def rounding(self) -> float:
@@ -71,7 +79,20 @@ def load_published(path: Path) -> list[Published]:
             raise UserError(f"{path}: row {row}: {number.run} has its {number.metric} in row {seen[key]} already")
         seen[key] = row
         found.append(number)
-    return found
+    return [_beside_top1(path, number, found) if number.metric == "gain" else number for number in found]
+
+
+def _beside_top1(path: Path, gain: Published, numbers: list[Published]) -> Published:
+    """Give a gain the top-1 of its run and table, without which it says nothing of what was best before."""
+    for number in numbers:
+        if (number.run, number.table) == (gain.run, gain.table) and number.metric in ("top1", "error1"):
+            top1 = number.in_column("top1")
+            return replace(gain, std=top1.std, n=top1.n, selection=top1.selection, top1=top1)
+    table = f"table {gain.table!r}" if gain.table else "no table"
+    raise UserError(
+        f"{path}: row {gain.row}, metric: {gain.run} has a gain without the top1 that was gained; add a row with "
+        f"its top1 and {table}"
+    )
 
 
 def _rows(path: Path, text: str) -> list[tuple[int, dict[str, str]]]:
@@ -117,10 +138,14 @@ def _parse(path: Path, row: int, cells: dict[str, str]) -> Published:
         if not cells[column]:
             raise fault(column, "name the run of the page" if column == "run" else "say where the number is printed")
     value = _decimal(cells["value"])
-    limit = 100 if COLUMNS[metric].share or metric == "ece" else None
-    if value is None or value < 0 or (limit is not None and value > limit):
-        span = "from 0 to 100" if limit else "not below 0"
+    limit = 100 if COLUMNS[metric].share or metric in ("ece", "gain") else None
+    least = -100 if metric == "gain" else 0
+    if value is None or value < least or (limit is not None and value > limit):
+        span = f"from {least} to {limit}" if limit else "not below 0"
         raise fault("value", f"expected a number {span}, with the digits it was printed with, e.g. 76.10")
+    for column in ("std", "n", "selection"):
+        if metric == "gain" and cells[column]:
+            raise fault(column, "leave it empty; a gain has that of the top1 beside it")
     std, n = None, None
     if cells["n"]:
         if not cells["n"].isdecimal() or int(cells["n"]) < 1:

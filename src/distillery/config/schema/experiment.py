@@ -39,6 +39,7 @@ Column = Literal[
     "top5",
     "error1",
     "error5",
+    "gain",
     "nll",
     "ece",
     "agreement",
