@@ -178,7 +178,7 @@ def test_bake_draws_the_last_layer_of_all_but_resnest():
 def test_usi_trains_every_backbone_alike():
     page = PAGES["imagenet"]
     usi = {run: page.recipes[run] for run in page.recipes if run.endswith("-usi")}
-    assert len(usi) == 17
+    assert len(usi) == 18
     for run, recipe in usi.items():
         same = recipe.model_copy(update={"preprocess": usi["resnet50-usi"].preprocess})
         assert same == usi["resnet50-usi"]

@@ -135,7 +135,8 @@ def test_representatives_have_every_method_family_and_start_between_them(request
 @pytest.mark.parametrize(
     ("model", "expected"),
     [("torchvision:resnet50", "resnet"), ("cifar_resnet20", "cifar_resnet"), ("tf_efficientnet_b0", "efficientnet"),
-     ("mgd_mobilenet_v2", "mgd_mobilenet_v2"), ("mobilenet_v1", "mobilenet_v1"), ("levit_384", "levit")],
+     ("mgd_mobilenet_v2", "mgd_mobilenet_v2"), ("mobilenet_v1", "mobilenet_v1"), ("levit_384", "levit"),
+     ("levit_768", "levit")],
 )  # fmt: skip
 def test_a_name_tells_its_family(model, expected):
     assert family(model) == expected

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from distillery.errors import UserError
 from distillery.models import create_model
+from distillery.models.importing import classifier_modules
 from distillery.models.taps import Taps, plan_taps
 from distillery.models.zoo import ZOO
 
@@ -166,7 +167,7 @@ USI = [
     ("regnety_032", 19.4), ("vit_small_patch16_224", 22.1), ("swin_small_patch4_window7_224", 49.6),
     ("tnt_s_patch16_224", 23.8),
     ("mixer_b16_224", 59.9), ("resmlp_12_224", 15.4), ("convnext_small", 50.2), ("efficientnet_b0", 5.3),
-    ("efficientnet_b2", 9.1), ("efficientnet_b3", 12.2), ("ofa_595m", 9.1),
+    ("efficientnet_b2", 9.1), ("efficientnet_b3", 12.2), ("ofa_595m", 9.1), ("levit_768", 153.2),
 ]  # fmt: skip
 
 
@@ -181,6 +182,22 @@ def test_ofa_595m_bears_its_operations_in_its_name():
     with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
         create_model("ofa_595m", 1000).eval()(torch.zeros(1, 3, 236, 236))
     assert round(counter.get_total_flops() / 2e6) == 595
+
+
+def test_levit_768_is_levit_384_with_every_width_doubled():
+    ours, timms = on_meta("levit_768", 1000).state_dict(), on_meta("levit_384", 1000).state_dict()
+    assert ours.keys() == timms.keys()
+    for name, weight in timms.items():
+        fixed = {1000, 3} if name.startswith(("head", "stem.conv1")) else set()
+        if "attention_bias" in name:  # one line a head, one column an offset
+            expected = (2 * weight.shape[0], *weight.shape[1:])
+        else:
+            expected = tuple(side if side in fixed or i > 1 else 2 * side for i, side in enumerate(weight.shape))
+        assert tuple(ours[name].shape) == expected, name
+
+
+def test_both_heads_of_levit_768_are_its_last_layer():
+    assert classifier_modules(on_meta("levit_768", 10)) == ("head.linear", "head_dist.linear")
 
 
 # --- each family at work -----------------------------------------------------------------------------------------
@@ -207,20 +224,23 @@ def test_every_family_learns_with_every_parameter(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in ZOO if name.startswith(("cifar_", "mgd_", "ofa_", "mobilenet_"))])
+@pytest.mark.parametrize(
+    "name", [name for name in ZOO if name.startswith(("cifar_", "mgd_", "ofa_", "levit_", "mobilenet_"))]
+)
 def test_every_network_of_the_zoo_is_tapped_by_the_table(name):
     plan = plan_taps(on_meta(name, 10), ZOO[name].input_size, name)
-    assert plan.found == ("feature_info" if name == "ofa_595m" else "table")
+    assert plan.found == ("feature_info" if name in ("ofa_595m", "levit_768") else "table")
     assert len(plan.points) in (3, 4)
     heights = [point.height for point in plan.points]
     assert heights == sorted(heights, reverse=True)
-    if not name.startswith(("cifar_preact", "cifar_bake")):
+    if not name.startswith(("cifar_preact", "cifar_bake", "levit")):
         assert all(point.norms for point in plan.points[1:])
 
 
 @pytest.mark.parametrize(
     ("name", "shapes"),
     [
+        ("levit_768", ["768@14x14", "1024@7x7", "1536@4x4"]),
         ("cifar_resnet8x4", ["64@32x32", "128@16x16", "256@8x8"]),
         ("cifar_vgg8", ["128@16x16", "256@8x8", "512@4x4", "512@4x4"]),
         ("cifar_resnet18", ["64@32x32", "128@16x16", "256@8x8", "512@4x4"]),
@@ -234,7 +254,7 @@ def test_every_network_of_the_zoo_is_tapped_by_the_table(name):
     ],
 )
 def test_stages_end_where_the_resolution_falls(name, shapes):
-    assert [point.shape for point in plan_taps(on_meta(name, 10), 32).points] == shapes
+    assert [point.shape for point in plan_taps(on_meta(name, 10), ZOO[name].input_size).points] == shapes
 
 
 def test_wide_resnets_are_tapped_behind_the_norm_that_follows_a_stage():

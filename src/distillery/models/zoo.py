@@ -127,5 +127,8 @@ ZOO: Mapping[str, ZooEntry] = MappingProxyType(
         "mgd_shufflenet_v2": _mgd_student("mgd_shufflenet_v2", 1_263_854, "torchvision:shufflenet_v2_x1_0"),
         "resnext152_32x4d": _entry("resnext:resnext152_32x4d", 57_922_890, BAKE, 224),
         "ofa_595m": _entry("ofa:ofa_595m", 7_614_298, "Cai et al. 2020, Once-for-All", 224),
+        "levit_768": _entry(
+            "levit:levit_768", 150_157_948, "Ridnik et al. 2022, Solving ImageNet (its name alone; docs/models.md)", 224
+        ),
     }
 )
