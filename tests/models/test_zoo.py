@@ -325,6 +325,7 @@ def test_a_wide_resnet_computes_what_the_paper_says():
     [
         ("cifar_resnet8", {"shortcut": "conv"}, r"model_args\.shortcut: 'conv' is not valid; give pad or projection"),
         ("cifar_resnet8", {"stem_width": 4}, r"model_args\.stem_width: only shortcut: projection"),
+        ("cifar_densenet40", {"stem_width": 0}, r"model_args\.stem_width: 0 is not valid; give 1 or more"),
         ("cifar_resnet8x4", {"width": 4}, r"model_args\.width: cannot be set here; the model's name"),
         ("cifar_efficientnet_b0", {"dropuot": 0.1}, r"cifar_efficientnet_b0 has no argument 'dropuot'; .* 'dropout'"),
         ("mgd_shufflenet_v2", {"inplace": True}, r"has no argument 'inplace'; valid: inplace_relu_compat"),

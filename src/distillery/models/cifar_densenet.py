@@ -8,6 +8,7 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from distillery.errors import UserError
 from distillery.models.initialisation import draw_as_torch
 
 
@@ -61,7 +62,13 @@ class PlainDenseNet(nn.Module):
 
 
 def cifar_densenet40(num_classes: int, stem_width: int = 16) -> PlainDenseNet:
-    """Build DenseNet (L = 40, k = 12); the paper's first convolution has 16 channels, that of many code bases 24."""
+    """Build DenseNet (L = 40, k = 12); the paper's first convolution has 16 channels, that of many code bases 24.
+
+    Raises:
+        UserError: ``stem_width`` is not valid.
+    """
+    if stem_width < 1:
+        raise UserError(f"model_args.stem_width: {stem_width} is not valid; give 1 or more")
     return PlainDenseNet(40, 12, stem_width, num_classes)
 
 
