@@ -249,3 +249,15 @@ class TestMistakes:
         taps = Taps(network, plan_taps(network, 64, "pupil"))
         with pytest.raises(TapError, match=r"pupil: blocks\.1 gave 25 tokens, not 4 x 4"), taps.record():
             network(torch.randn(1, 3, 80, 80))
+
+    def test_maps_of_images_of_another_size(self):
+        network, taps, _ = tiny()
+        line = r"pupil: layer1 gave 16@20x20, not 16@16x16; plan the taps for the size of the images"
+        with pytest.raises(TapError, match=line), taps.record():
+            network(torch.randn(2, 3, 20, 20))
+
+    def test_a_module_that_is_now_called_by_keyword(self):
+        network, taps, images = tiny()
+        network.fc.forward = lambda input: input
+        with pytest.raises(TapError, match=r"fc input gave nothing .*\(1 calls of 1\)"), taps.record():
+            network.fc(input=network.avgpool(network.layer3(network.layer2(network.layer1(network.conv1(images))))))

@@ -82,6 +82,7 @@ class Taps:
             feature_BCHW = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             if point.order is not None:
                 feature_BCHW = feature_BCHW[:, self.board.index(point.order, feature_BCHW.device)]
+            _check_shape(feature_BCHW, point, self.plan.model)
             features.maps.append(feature_BCHW)
         features.penultimate = None if self.plan.penultimate is None else as_vector(next(taken))
 
@@ -147,7 +148,11 @@ class _Board:
         self.calls[slot] += 1
         if self.calls[slot] != source.call:
             return
-        tensor = items[source.item] if isinstance(items, (tuple, list)) else items
+        items = items if isinstance(items, (tuple, list)) else (items,)
+        tensor = items[source.item] if source.item < len(items) else None
+        # Called by keyword, or returning something else than planned: the slot stays empty, which `collect` tells.
+        if not isinstance(tensor, Tensor):
+            return
         if source.overwritten:
             # The network keeps the original, so that whatever relies on the in-place update still sees it.
             self.tensors[slot] = tensor.clone()
@@ -195,6 +200,15 @@ def as_map(tensor: Tensor, point: TapPoint, model: str) -> Tensor:
             )
         return tokens.transpose(1, 2).reshape(len(tokens), -1, point.height, point.width)
     return tensor.permute(0, 3, 1, 2) if point.layout == "BHWC" else tensor
+
+
+def _check_shape(feature_BCHW: Tensor, point: TapPoint, model: str) -> None:
+    channels, height, width = feature_BCHW.shape[1:]
+    if (channels, height, width) != (point.channels, point.height, point.width):
+        raise TapError(
+            f"{model}: {point.name} gave {channels}@{height}x{width}, not {point.shape}; "
+            "plan the taps for the size of the images that the network sees"
+        )
 
 
 def as_vector(tensor: Tensor) -> Tensor:

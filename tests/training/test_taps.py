@@ -1,0 +1,288 @@
+"""Runs whose features cannot be taken where they were planned stop in their first step, in one line."""
+
+import copy
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+
+from distillery.cli import main
+from distillery.models import registry
+from distillery.models.cifar_resnet import CifarResNet
+from distillery.models.zoo import ZOO, ZooEntry
+
+ROOT = Path(__file__).parents[2]
+OBJECTIVES = {"mgd": "{ce: {}, mgd: {}}", "overhaul": "{ce: {}, overhaul: {}}"}
+
+
+# --- networks that do not do what they did when their taps were planned -------------------------------------------
+
+
+def healthy(num_classes):
+    return CifarResNet(8, num_classes)
+
+
+class Skipping(CifarResNet):
+    """Trains without its last stage, for whose channels it puts zeros."""
+
+    def forward(self, images_BCHW):
+        if not self.training:
+            return super().forward(images_BCHW)
+        feature = self.layer2(self.layer1(self.relu(self.bn1(self.conv1(images_BCHW)))))
+        return self.fc(F.pad(feature.mean(dim=(2, 3)), (0, 32)))
+
+
+class Repeating(CifarResNet):
+    """Looks at its images twice while it trains."""
+
+    def forward(self, images_BCHW):
+        if self.training:
+            super().forward(images_BCHW)
+        return super().forward(images_BCHW)
+
+
+class Shrinking(CifarResNet):
+    """Trains on images of half the size."""
+
+    def forward(self, images_BCHW):
+        return super().forward(F.avg_pool2d(images_BCHW, 2) if self.training else images_BCHW)
+
+
+class Replacing(CifarResNet):
+    """Builds its last stage anew whenever its mode is set, as networks do that are re-parametrised."""
+
+    def train(self, mode=True):
+        self.layer3 = copy.deepcopy(self.layer3)
+        return super().train(mode)
+
+
+class Keyword(nn.Module):
+    """Hands its image on by keyword while it trains."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.relu = nn.ReLU()
+        self.last = nn.Linear(64, network.fc.out_features)
+        network.fc = nn.Identity()
+
+    def forward(self, images_BCHW):
+        vector = self.network(images_BCHW)
+        return self.last(input=vector) if self.training else self.last(vector)
+
+
+def skipping(num_classes):
+    return Skipping(8, num_classes)
+
+
+def repeating(num_classes):
+    return Repeating(8, num_classes)
+
+
+def shrinking(num_classes):
+    return Shrinking(8, num_classes)
+
+
+def replacing(num_classes):
+    return Replacing(8, num_classes)
+
+
+def by_keyword(num_classes):
+    return Keyword(CifarResNet(8, num_classes))
+
+
+def compiled(num_classes):
+    network = CifarResNet(8, num_classes)
+    network.compile(backend="eager")
+    return network
+
+
+def warm(num_classes):
+    """Compiled in place, and warmed up: what was compiled without hooks then answers for student and teacher."""
+    network = compiled(num_classes)
+    images = torch.zeros(8, 3, 8, 8)
+    network.train()(images)
+    with torch.no_grad():
+        network.eval().requires_grad_(False)(images)
+    return network.requires_grad_(True)
+
+
+def half_compiled(num_classes):
+    """Only a part of it is compiled, whose names hold a prefix from the beginning."""
+    network = CifarResNet(8, num_classes)
+    network.layer3 = torch.compile(network.layer3, backend="eager")
+    return network
+
+
+def inside_compile(num_classes):
+    return torch.compile(CifarResNet(8, num_classes), backend="eager")
+
+
+def inside_data_parallel(num_classes):
+    return nn.DataParallel(CifarResNet(8, num_classes))
+
+
+# --- how they are trained -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """Make a network known as ``ours``."""
+
+    def put(builder):
+        entry = ZooEntry(f"{__name__}:{builder.__name__}", {}, 32, 0, "this test")
+        monkeypatch.setattr(registry, "ZOO", {**ZOO, "ours": entry})
+
+    yield put
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def train(workplace, capsys):
+    """Train a run by the command line; its exit code and what it wrote to standard error."""
+
+    def call(run):
+        options = ["--results", str(workplace.results), "--workers", "0", "--threads", "1"]
+        with pytest.raises(SystemExit) as ended:
+            main(["train", str(workplace.page), run, *options])
+        return ended.value.code, capsys.readouterr().err
+
+    return call
+
+
+def pair(workplace, teacher, student, objective):
+    """Add a run ``pupil`` of a network that learns from another one's run ``master``."""
+    objective = OBJECTIVES.get(objective, objective)
+    workplace.edit(
+        "  tables:",
+        f"    master: {{model: {teacher}, recipe: tiny, seeds: [0]}}\n"
+        f"    pupil: {{model: {student}, recipe: tiny, teacher: master, objective: {objective}}}\n  tables:",
+    )
+    return workplace.results / "tiny" / "pupil" / "seed0"
+
+
+def assert_one_line(code, said, line):
+    assert code == 2
+    assert said.count("\n") == 1
+    assert said.startswith("distillery: ours: ")
+    assert line in said
+
+
+def assert_nothing_looks_finished(folder: Path):
+    assert not {path.name for path in folder.glob("*")} & {"run.json", "weights.safetensors", "metrics.json"}
+    assert not list((folder.parents[2] / "work").glob("*"))
+
+
+STUDENTS = [
+    (skipping, "the tap on layer3.0.relu input 2/2 gave nothing in this forward pass (0 calls of 2)"),
+    (replacing, "the tap on layer3.0.relu input 2/2 gave nothing in this forward pass (0 calls of 2)"),
+    pytest.param(
+        warm,
+        "the tap on layer1.0.relu input 2/2 gave nothing in this forward pass (0 calls of 2)",
+        marks=pytest.mark.slow,
+    ),
+    (repeating, "the tap on layer1.0.relu input 2/2 fired 4 times, but one forward pass has 2 calls"),
+    (shrinking, "layer1 gave 16@4x4, not 16@8x8; plan the taps for the size of the images"),
+    (inside_compile, "taps are planned on the network itself, not on OptimizedModule around it"),
+    (inside_data_parallel, "taps are planned on the network itself, not on DataParallel around it"),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(("builder", "line"), STUDENTS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_student_that_is_not_as_planned_stops_its_run(workplace, register, train, builder, line, objective):
+    folder = pair(workplace, "cifar_resnet8", "ours", objective)
+    assert train("master")[0] == 0
+    register(builder)
+    assert_one_line(*train("pupil"), line)
+    assert_nothing_looks_finished(folder)
+    register(healthy)
+    assert train("pupil")[0] == 0
+    assert len(list(csv.DictReader((folder / "history.csv").open()))) == 2
+    assert (folder / "run.json").exists()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_teacher_that_is_not_as_planned_stops_the_run(workplace, register, train, objective):
+    folder = pair(workplace, "ours", "cifar_resnet8", objective)
+    register(healthy)
+    assert train("master")[0] == 0
+    register(replacing)
+    assert_one_line(*train("pupil"), "gave nothing in this forward pass (0 calls of 2)")
+    assert_nothing_looks_finished(folder)
+
+
+def test_a_penultimate_vector_that_is_not_where_it_was_stops_the_run(workplace, register, train):
+    workplace.edit(
+        "  tables:", "    pupil: {model: ours, recipe: tiny, objective: {ce: {}, bake: {partners: 1}}}\n  tables:"
+    )
+    register(by_keyword)
+    assert_one_line(*train("pupil"), "the tap on last input gave nothing in this forward pass (1 calls of 1)")
+    assert_nothing_looks_finished(workplace.results / "tiny" / "pupil" / "seed0")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("role", "builder"), [("student", compiled), ("teacher", compiled), ("teacher", warm), ("student", half_compiled)]
+)
+def test_a_network_that_compiles_itself_learns_and_teaches_as_it_does_otherwise(
+    workplace, register, train, role, builder
+):
+    names = ("ours", "cifar_resnet8") if role == "teacher" else ("cifar_resnet8", "ours")
+    folder = pair(workplace, *names, "mgd")
+    register(healthy)
+    assert train("master")[0] == 0
+    trained = []
+    for network in (healthy, builder):
+        register(network)
+        assert train("pupil")[0] == 0
+        trained.append(load_file(folder / "weights.safetensors"))
+    for value, other in zip(*(state.values() for state in trained), strict=True):
+        torch.testing.assert_close(value, other)
+
+
+SCRIPT = f"""
+import sys
+from distillery.cli import main
+from distillery.models import registry
+from distillery.models.zoo import ZOO, ZooEntry
+
+registry.ZOO = {{**ZOO, "ours": ZooEntry("{__name__}:" + sys.argv.pop(1), {{}}, 32, 0, "this test")}}
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("builder", "line"), [(healthy, None), STUDENTS[0], STUDENTS[-1]])
+def test_two_processes_stop_as_one_does(workplace, train, tmp_path, builder, line):
+    workplace.edit_recipe("sync_batchnorm: true")
+    folder = pair(workplace, "cifar_resnet8", "ours", "mgd")
+    assert train("master")[0] == 0
+    (tmp_path / "script.py").write_text(SCRIPT)
+    launch = [sys.executable, "-m", "distillery.training.launch", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, str(tmp_path / "script.py"), builder.__name__, "train", str(workplace.page), "pupil"]
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(
+        [*command, "--results", str(workplace.results), "--workers=0", "--threads=1"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | paths | {"CUDA_VISIBLE_DEVICES": ""},
+    )
+    if line is None:
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert (folder / "run.json").exists()
+        return
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert f"distillery: ours: {line}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert_nothing_looks_finished(folder)
