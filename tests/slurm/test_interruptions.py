@@ -1,5 +1,10 @@
 """Whatever a cluster does to a training, it ends with the weights of one that nothing was done to."""
 
+import os
+import signal
+import time
+from contextlib import suppress
+
 import pytest
 from driver import LONG, LONGER, PROFILE, sittings
 
@@ -14,11 +19,10 @@ def test_warned_before_the_time_limit_a_training_goes_on_as_the_same_job(here, c
     """Longer than the partition allows: job after job, with no one watching, and without spending a retry."""
     here.replace(PROFILE, "retries: 2", "retries: 0")
     driver = drive(here, LONGER)
-    for time in range(2):
-        job = driver.training("long/longer", epoch=5 if time == 0 else 60)
-        # Slurm looks at time limits every 30 seconds.
+    for sitting in range(2):
+        job = driver.training("long/longer", epoch=5 if sitting == 0 else 60)
         slurm(cluster, "update", f"JobId={job['JobID']}", "EndTime=now+200")
-        driver.wait_until(lambda time=time, job=job: restarts(cluster, job) > time, "requeued", seconds=60)
+        hold_back(driver, cluster, job, lambda sitting=sitting, job=job: restarts(cluster, job) > sitting)
         slurm(cluster, "update", f"JobId={job['JobID']}", "TimeLimit=1-00:00:00")
         # What the log says from now on, the new sitting says.
         (here.folder / "logs/long/longer/seed0/train.log").unlink()
@@ -36,6 +40,7 @@ def test_killed_by_the_time_limit_a_training_is_retried_with_more_time(here, clu
     driver = drive(here, LONGER)
     job = driver.training("long/longer")
     slurm(cluster, "update", f"JobId={job['JobID']}", "EndTime=now+1")
+    hold_back(driver, cluster, job, lambda: job["JobID"] not in [other["JobID"] for other in cluster.running()])
     driver.finish()
     assert_whole(here, uninterrupted, LONGER)
     assert "SLURM status is: 'TIMEOUT'" in driver.log.read_text()
@@ -72,7 +77,7 @@ def test_a_lost_node_costs_what_was_not_saved_and_nothing_else(here, cluster, dr
     driver.finish()
     assert_whole(here, uninterrupted)
     assert "its former owner is dead" in here.read("logs/long/long/seed0/train.log")
-    after = cluster.jobs()[-1]
+    after = max(cluster.jobs(), key=lambda other: int(other["JobID"]))
     assert after["NodeList"] != job["NodeList"]
 
 
@@ -95,6 +100,8 @@ def test_a_second_driver_meets_the_job_that_the_first_left_behind(here, cluster,
     first = drive(here, LONGER)
     job = first.training("long/longer")
     first.kill()
+    (process,) = cluster.trainings(job)
+    os.kill(process, signal.SIGSTOP)  # it must not end before the second driver's job has lost its patience
     assert here.run("snakemake", "--unlock").returncode == 0
     here.replace(PROFILE, "retries: 2", "retries: 0")
     second = drive(here, LONGER)
@@ -102,13 +109,33 @@ def test_a_second_driver_meets_the_job_that_the_first_left_behind(here, cluster,
     line = f"somebody works on this run (Slurm job {job['JobID']}, process "
     assert line in second.log.read_text()
     assert f"let it end, or scancel {job['JobID']}, then start again" in second.log.read_text()
+    os.kill(process, signal.SIGCONT)
     cluster.wait_until(lambda: not cluster.jobs("running,completing"), "the left job's end", seconds=240)
     assert_whole(here, uninterrupted, LONGER)
     assert len(sittings(here, "long/longer")) == 1
+    # Snakemake did not see the end of it, and can be told.
+    assert here.planned("--profile", "slurm", LONGER) == {"train long/longer, seed 0"}
+    made = [LONGER.replace("weights.safetensors", name) for name in ("history.csv", "run.json", "tensorboard")]
+    assert here.run("snakemake", "--cleanup-metadata", LONGER, *made).returncode == 0
+    assert here.planned("--profile", "slurm", LONGER) == set()
 
 
 def slurm(cluster, *arguments: str) -> str:
     return cluster.run("scontrol", *arguments)
+
+
+def hold_back(driver, cluster, job, condition) -> None:
+    """Let a job train slowly, however quick the machine is, until Slurm has done what it looks at every 30 seconds."""
+
+    def slowly() -> bool:
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for process in cluster.trainings(job):
+                with suppress(ProcessLookupError):
+                    os.kill(process, number)
+            time.sleep(0.5 if number == signal.SIGSTOP else 0.0)
+        return condition()
+
+    driver.wait_until(slowly, "Slurm's answer", seconds=120)
 
 
 def restarts(cluster, job) -> int:
