@@ -1,7 +1,9 @@
 """Read YAML strictly and say what is wrong in one line: file, key, value, and what would be right."""
 
 from collections.abc import Hashable, Mapping
+from copy import deepcopy
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -40,7 +42,8 @@ def read_mapping(path: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"{path}: cannot be read: {reason}") from None
     try:
-        content = yaml.load(text, Loader=_StrictLoader)
+        # One's own copy: callers may change what they get.
+        content = deepcopy(_parse(text))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
@@ -53,6 +56,12 @@ def read_mapping(path: Path) -> dict[str, Any]:
         if not isinstance(key, str):
             raise UserError(f"{path}: key {key!r} must be text; put it in quotes")
     return content
+
+
+@lru_cache(maxsize=512)
+def _parse(text: str) -> object:
+    """Parse a text once: the recipes of a page's many runs are few, and parsing YAML is what takes its time."""
+    return yaml.load(text, Loader=_StrictLoader)
 
 
 def validate(model: type[Model], data: object, path: Path, prefix: tuple[str, ...] = ()) -> Model:
