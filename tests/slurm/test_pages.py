@@ -15,8 +15,8 @@ DIGITS = ("results/tables/digits.md", "results/figures/digits")
 def digits(site, copied, tmp_path_factory):
     """The digits page, in two epochs and one seed, as snakemake makes it without a cluster."""
     checkout = copied(site, tmp_path_factory.mktemp("digits"))
-    checkout.replace("config/digits.yaml", "seeds: [0, 1, 2]", "seeds: [0, 1]")
-    checkout.replace("config/digits.yaml", "epochs: 30, seeds: [0]", "epochs: 3, seeds: [0]")
+    checkout.replace("config/digits.yaml", "seeds: [0, 1, 2]", "seeds: [0]")
+    checkout.replace("config/digits.yaml", "epochs: 30, seeds: [0]", "epochs: 3")
     checkout.replace("config/recipes/digits.yaml", "epochs: 5", "epochs: 2")
     result = checkout.run("snakemake", "--cores", "2", *DIGITS)
     assert result.returncode == 0, result.stdout
@@ -48,14 +48,14 @@ def test_the_digits_page_is_the_local_one(digits, copied, cluster, drive, tmp_pa
     driver.wait_until(lambda: cluster.running("train_student_wildcards_digits_resnet8"), "a student")
     job = cluster.running("train_student")[0]
     facts = cluster.run("scontrol", "--oneliner", "show", "job", job["JobID"])
-    assert re.fullmatch(r"rule_train_student_wildcards_digits_resnet8\S*_[01]", job["Comment"])
+    assert re.fullmatch(r"rule_train_student_wildcards_digits_resnet8\S*_0", job["Comment"])
     assert "gres:gpu:1" in facts
     assert "TimeLimit=1-00:00:00" in facts
     driver.finish(seconds=1500)
     assert made(here, "digits") == made(digits, "digits")
-    assert len(made(here, "digits")) > 30
+    assert len(made(here, "digits")) >= 18
     ran = [each["Comment"] for each in cluster.jobs()]
-    assert sum("rule_train" in comment for comment in ran) >= 9
+    assert sum("rule_train" in comment for comment in ran) >= 5
     assert not any("tables" in comment or "figures" in comment for comment in ran)
     assert here.planned("--profile", "slurm", *DIGITS) == set()
     assert here.planned("--cores", "1", *DIGITS) == set()
