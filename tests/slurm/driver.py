@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -73,11 +74,14 @@ class Driver:
             time.sleep(0.2)
 
     def training(self, run: str = "long/long", epoch: int = 5) -> dict[str, str]:
-        """Wait until a run has come to an epoch; its Slurm job."""
+        """Wait until a run has come to an epoch, or is past it; its Slurm job."""
         log = self.checkout.folder / "logs" / run / "seed0" / "train.log"
-        self.wait_until(
-            lambda: log.exists() and f": epoch {epoch}/" in log.read_text() and self.cluster.running(), f"epoch {epoch}"
-        )
+
+        def there() -> bool:
+            ended = re.findall(r": epoch (\d+)/", log.read_text()) if log.exists() else []
+            return any(int(number) >= epoch for number in ended) and bool(self.cluster.running())
+
+        self.wait_until(there, f"epoch {epoch}")
         (job,) = self.cluster.running(run.replace("/", "_"))
         return job
 

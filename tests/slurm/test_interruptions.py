@@ -20,7 +20,7 @@ def test_warned_before_the_time_limit_a_training_goes_on_as_the_same_job(here, c
     here.replace(PROFILE, "retries: 2", "retries: 0")
     driver = drive(here, LONGER)
     for sitting in range(2):
-        job = driver.training("long/longer", epoch=5 if sitting == 0 else 60)
+        job = driver.training("long/longer")
         slurm(cluster, "update", f"JobId={job['JobID']}", "EndTime=now+200")
         hold_back(driver, cluster, job, lambda sitting=sitting, job=job: restarts(cluster, job) > sitting)
         slurm(cluster, "update", f"JobId={job['JobID']}", "TimeLimit=1-00:00:00")
