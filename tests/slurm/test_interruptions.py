@@ -100,8 +100,8 @@ def test_a_second_driver_meets_the_job_that_the_first_left_behind(here, cluster,
     first = drive(here, LONGER)
     job = first.training("long/longer")
     first.kill()
-    (process,) = cluster.trainings(job)
-    os.kill(process, signal.SIGSTOP)  # it must not end before the second driver's job has lost its patience
+    # It must not end before the second driver's job has lost its patience.
+    signal_training(cluster, job, signal.SIGSTOP)
     assert here.run("snakemake", "--unlock").returncode == 0
     here.replace(PROFILE, "retries: 2", "retries: 0")
     second = drive(here, LONGER)
@@ -109,7 +109,7 @@ def test_a_second_driver_meets_the_job_that_the_first_left_behind(here, cluster,
     line = f"somebody works on this run (Slurm job {job['JobID']}, process "
     assert line in second.log.read_text()
     assert f"let it end, or scancel {job['JobID']}, then start again" in second.log.read_text()
-    os.kill(process, signal.SIGCONT)
+    signal_training(cluster, job, signal.SIGCONT)
     cluster.wait_until(lambda: not cluster.jobs("running,completing"), "the left job's end", seconds=240)
     assert_whole(here, uninterrupted, LONGER)
     assert len(sittings(here, "long/longer")) == 1
@@ -128,14 +128,19 @@ def hold_back(driver, cluster, job, condition) -> None:
     """Let a job train slowly, however quick the machine is, until Slurm has done what it looks at every 30 seconds."""
 
     def slowly() -> bool:
-        for number in (signal.SIGSTOP, signal.SIGCONT):
-            for process in cluster.trainings(job):
-                with suppress(ProcessLookupError):
-                    os.kill(process, number)
-            time.sleep(0.5 if number == signal.SIGSTOP else 0.0)
+        signal_training(cluster, job, signal.SIGSTOP)
+        time.sleep(0.5)
+        signal_training(cluster, job, signal.SIGCONT)
         return condition()
 
     driver.wait_until(slowly, "Slurm's answer", seconds=120)
+
+
+def signal_training(cluster, job, number: signal.Signals) -> None:
+    """Send a signal to a job's training and to the processes that load its images."""
+    for process in cluster.trainings(job):
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 def restarts(cluster, job) -> int:
