@@ -13,7 +13,7 @@ help:  ## list the targets
 demo: .venv/.installed  ## real digits, from images to a judged table (4 minutes on 2 cores)
 	@bash scripts/demo.sh
 
-demo-methods: .venv/.installed  ## every method on the digits (15 minutes on 2 cores)
+demo-methods: .venv/.installed  ## every method on the digits (8 minutes on 2 cores)
 	@bash scripts/demo.sh digits-methods
 
 rehearse: .venv/.installed  ## every page with its real networks, on a few generated images
