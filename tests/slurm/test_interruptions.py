@@ -113,10 +113,7 @@ def test_a_second_driver_meets_the_job_that_the_first_left_behind(here, cluster,
     cluster.wait_until(lambda: not cluster.jobs("running,completing"), "the left job's end", seconds=240)
     assert_whole(here, uninterrupted, LONGER)
     assert len(sittings(here, "long/longer")) == 1
-    # Snakemake did not see the end of it, and can be told.
-    assert here.planned("--profile", "slurm", LONGER) == {"train long/longer, seed 0"}
-    made = [LONGER.replace("weights.safetensors", name) for name in ("history.csv", "run.json", "tensorboard")]
-    assert here.run("snakemake", "--cleanup-metadata", LONGER, *made).returncode == 0
+    # The second driver gave the run up, and what the left job finished is taken as it is.
     assert here.planned("--profile", "slurm", LONGER) == set()
 
 
