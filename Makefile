@@ -16,11 +16,15 @@ demo: .venv/.installed  ## real digits, from images to a judged table (4 minutes
 demo-methods: .venv/.installed  ## every method on the digits (8 minutes on 2 cores)
 	@bash scripts/demo.sh digits-methods
 
+# After each job, Snakemake looks for work anew one such timespan later, and again and again from then on: by default every
+# second, which after some hundred jobs keeps a core busy.
+REHEARSE := snakemake --cores all --keep-going --max-jobs-per-timespan 1000/30s --quiet rules --config rehearsal=true
+
 rehearse: .venv/.installed  ## every page with its real networks, on a few generated images
-	snakemake --cores all --keep-going --quiet rules --config rehearsal=true pages=all
+	$(REHEARSE) pages=all
 
 rehearse-families: .venv/.installed  ## one run of each method and of each family of networks, rehearsed
-	snakemake --cores all --keep-going --quiet rules --config rehearsal=true -- rehearse_families
+	$(REHEARSE) -- rehearse_families
 
 track: .venv/.installed  ## let DVC know another page, PAGE=imagenet
 	@python scripts/versions.py track $(PAGE)
