@@ -225,8 +225,15 @@ class Cluster:
 
     def hurry(self) -> None:
         """Let requeued jobs begin now: Slurm makes them wait two minutes."""
+        self.keep_controller()
         for job in self.jobs("pending"):
             run("scontrol", "update", f"JobId={job['JobID']}", "StartTime=now", check=False)
+
+    def keep_controller(self) -> None:
+        """Start a controller that crashed again with what it knew, as every site's service manager does."""
+        if not alive(self.folder / "slurmctld.pid"):
+            print("slurmctld has crashed and is started again")
+            run("slurmctld", "-i")
 
     def end_jobs(self) -> None:
         """Cancel what there is, and wait until the nodes are empty."""
@@ -235,6 +242,7 @@ class Cluster:
 
     def heal(self) -> None:
         """Bring back nodes that a test has taken away."""
+        self.keep_controller()
         self.end_jobs()
         for node in NODES:
             if not alive(self.folder / f"slurmd-{node}.pid"):
