@@ -17,6 +17,8 @@ HASTE = [
     "1",
     "--latency-wait",
     "10",
+    "--max-jobs-per-timespan",
+    "100/1s",
 ]
 
 LONG_PAGE = """
