@@ -239,6 +239,16 @@ def test_what_was_left_unfinished_is_trained_after_waiting(workplace, predecesso
     assert (folder / missing).exists()
 
 
+@pytest.mark.parametrize("key", ["digest", "manifest_digest"])
+def test_what_was_finished_from_another_recipe_or_other_images_is_trained_after_waiting(workplace, predecessor, key):
+    folder = make(workplace)
+    right = json.loads((folder / "run.json").read_text())[key]
+    other = json.loads((folder / "run.json").read_text()) | {key: "another"}
+    predecessor(lambda: (folder / "run.json").write_text(json.dumps(other)))
+    make(workplace)
+    assert json.loads((folder / "run.json").read_text())[key] == right
+
+
 def test_the_best_epoch_is_kept(workplace):
     workplace.edit_recipe("selection: best\nepochs: 6\noptimizer: {name: sgd, lr: 0.3}")
     folder = make(workplace)
