@@ -89,6 +89,7 @@ def test_data_shows_what_is_prepared_and_what_training_sees(workplace, monkeypat
     assert (workplace.folder / "out.png").exists()
 
 
+@pytest.mark.slow
 def test_every_stage_runs_by_hand(workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace.folder)
     page, hand = "config/tiny.yaml", ("--threads", "1", "--workers", "0")

@@ -105,6 +105,7 @@ def test_what_cannot_be_pointed_to_is_refused(place):
     assert not place.output.exists()
 
 
+@pytest.mark.slow
 def test_the_datasets_library_reads_where_they_lie(place, tmp_path):
     import datasets
 
