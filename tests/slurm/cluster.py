@@ -90,6 +90,7 @@ class Cluster:
         self.accounting = accounting
         self.grace = grace
         self.kept: dict[str, bytes] = {}
+        self.maintenance = False
 
     # --- life ---------------------------------------------------------------------------------------------------------
 
@@ -225,6 +226,8 @@ class Cluster:
 
     def hurry(self) -> None:
         """Let requeued jobs begin now: Slurm makes them wait two minutes."""
+        if self.maintenance:
+            return
         self.keep_controller()
         for job in self.jobs("pending"):
             run("scontrol", "update", f"JobId={job['JobID']}", "StartTime=now", check=False)
@@ -235,13 +238,24 @@ class Cluster:
             print("slurmctld has crashed and is started again")
             run("slurmctld", "-i")
 
+    def stop_controller(self) -> None:
+        """Begin maintenance: jobs go on, but nobody answers for them, or takes new ones."""
+        self.maintenance = True
+        end_process(self.folder / "slurmctld.pid")
+
+    def start_controller(self) -> None:
+        """End maintenance."""
+        run("slurmctld", "-i")
+        self.maintenance = False
+
     def end_jobs(self) -> None:
         """Cancel what there is, and wait until the nodes are empty."""
         run("scancel", "--user=root", check=False)
         self.wait_until(lambda: not self.jobs("pending,running,completing"), "no jobs", seconds=60)
 
     def heal(self) -> None:
-        """Bring back nodes that a test has taken away."""
+        """Bring back nodes, and a controller, that a test has taken away."""
+        self.maintenance = False
         self.keep_controller()
         self.end_jobs()
         for node in NODES:

@@ -25,8 +25,8 @@ LONG_PAGE = """
 long:
   dataset: tiny
   runs:
-    long: {model: cifar_resnet8, recipe: tiny, epochs: 150}
-    longer: {model: cifar_resnet8, recipe: tiny, epochs: 800}
+    long: {model: cifar_resnet8, recipe: tiny, epochs: 100}
+    longer: {model: cifar_resnet8, recipe: tiny, epochs: 400}
   tables:
     one: {rows: [long], columns: [top1, nll]}
 """
