@@ -38,3 +38,18 @@ def test_a_stopped_run_of_two_processes_is_saved_and_continues(workplace):
     assert "Traceback" not in told
     assert list((workplace.results / "work").glob("*/checkpoint.pt"))
     assert not list((workplace.results / "work").glob("*.lock.*"))
+
+
+def test_warned_processes_have_minutes_to_validate_and_save(monkeypatch):
+    """Torch would kill them after 30 seconds."""
+    from torch.distributed import run
+
+    from distillery.training.launch import main
+
+    granted = []
+    monkeypatch.setattr(run, "run", lambda options: granted.append(run.config_from_args(options)[0].shutdown_timeout))
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "")
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert main(["--standalone", "--nproc-per-node=2", "-m", "distillery", "--help"]) == 0
+    assert granted == [240]

@@ -19,6 +19,9 @@ def main(arguments: list[str]) -> int:
 
     # Otherwise its warning that it set this stands before every log. It is --threads that decides.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # By default, processes are killed 30 seconds after a warning, though they may be validating or saving. Slurm's own
+    # limit comes 300 seconds after it.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "240")
     try:
         run(parse_args(arguments))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
