@@ -48,6 +48,32 @@ def test_a_site_that_forbids_it_is_quoted(scontrol, capsys):
     assert "does not start job 7 again by itself: Requested operation is presently" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("silent", ["--oneliner", "requeue"])
+def test_a_controller_that_is_away_is_asked_again(scontrol, monkeypatch, capsys, silent):
+    monkeypatch.setattr("distillery.training.slurm.SECONDS_BEFORE_ASKING_AGAIN", 0.01)
+    asked = scontrol()
+    program = asked.with_name("scontrol")
+    away = f"""#!/bin/sh
+if [ "$1" = {silent} ] && [ ! -e {asked}.back ]; then
+  touch {asked}.back
+  echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2
+  exit 1
+fi
+"""
+    program.write_text(away + program.read_text().removeprefix("#!/bin/sh\n"))
+    assert requeue_this_job() is True
+    assert asked.read_text().count("requeue 7") == 1
+    assert asked.with_name("asked.back").exists()
+
+
+def test_a_controller_that_stays_away_is_told(scontrol, monkeypatch, capsys):
+    monkeypatch.setattr("distillery.training.slurm.SECONDS_BEFORE_ASKING_AGAIN", 0.01)
+    monkeypatch.setattr("distillery.training.slurm.PATIENCE_SECONDS", 0.1)
+    scontrol(requeue="echo 'Unable to contact slurm controller (connect failure)' >&2; exit 1")
+    assert requeue_this_job() is False
+    assert "does not start job 7 again by itself: Unable to contact slurm controller" in capsys.readouterr().err
+
+
 def test_without_slurm_nobody_is_asked(scontrol, monkeypatch):
     asked = scontrol()
     monkeypatch.delenv("SLURM_JOB_ID")
