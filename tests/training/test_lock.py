@@ -115,6 +115,31 @@ def test_a_beating_owner_elsewhere_is_alive_whatever_its_clock_says(tmp_path):
     lock(tmp_path).acquire(death_seconds=0.3)
 
 
+def test_a_job_that_slurm_started_again_elsewhere_does_not_wait_for_its_former_self(tmp_path, monkeypatch):
+    """Slurm lost the machine, but its process and the shared files live on."""
+    left = leave_behind(tmp_path, machine="n7", slurm_job="12")
+    monkeypatch.setenv("SLURM_JOB_ID", "13")
+    heart = module.threading.Event()
+
+    def beat():
+        while not heart.wait(0.05):
+            os.utime(left)
+
+    thread = module.threading.Thread(target=beat)
+    thread.start()
+    try:
+        with pytest.raises(UserError, match="Slurm job 12"):
+            lock(tmp_path).acquire(death_seconds=0.5)
+        monkeypatch.setenv("SLURM_JOB_ID", "12")
+        held = lock(tmp_path)
+        held.acquire(death_seconds=60)
+    finally:
+        heart.set()
+        thread.join()
+    held.check()
+    held.release()
+
+
 def test_an_owner_that_is_about_to_end_is_waited_for(tmp_path):
     first, second = lock(tmp_path), lock(tmp_path)
     first.acquire()

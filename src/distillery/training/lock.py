@@ -195,6 +195,9 @@ def _is_dead(path: Path, owner: Owner, death_seconds: float, beat_seconds: float
     here = _this_process()
     if (owner.machine, owner.processes) == (here.machine, here.processes):
         return _started(owner.process) != owner.started
+    if owner.slurm_job is not None and owner.slurm_job == here.slurm_job:
+        # Slurm lost that machine and started this job again. If the old process lives, it stops at its next heartbeat.
+        return True
     first, began = _date(path), time.monotonic()
     while time.monotonic() - began < death_seconds:
         time.sleep(min(beat_seconds, 0.5))
