@@ -19,6 +19,7 @@ MAY_USE = {
     "training": {"config", "data", "models", "objectives", "evaluation"},
     "cli": {"config", "data", "models", "objectives", "evaluation", "reporting", "training"},
     "__main__": {"cli"},
+    "snakemake_slurm": set(),
     "__init__": set(),
 }
 

@@ -64,6 +64,7 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=localhost
 AccountingStoragePort={database_port}
 AccountingStoreFlags=job_comment
+AccountingStorageEnforce=limits
 AccountingStorageTRES=gres/gpu
 """
 SLURMDBD_CONF = """

@@ -88,8 +88,7 @@ def test_preempted_a_training_makes_room_and_continues(here, cluster, drive, uni
     here.replace(PROFILE, "  # slurm_partition: gpu  ", "  slurm_partition: cancelled  ")
     driver = drive(here, LONG)
     job = driver.training()
-    wide = ("--partition=urgent", "--cpus-per-task=8", f"--nodelist={job['NodeList']}", "--output=/dev/null")
-    cluster.run("sbatch", *wide, "--wrap=sleep 3")
+    make_room(cluster, job)
     hold_back(driver, cluster, job, lambda: job["JobID"] not in [other["JobID"] for other in cluster.running()])
     driver.finish()
     assert_whole(here, uninterrupted)
@@ -118,16 +117,68 @@ def test_a_second_driver_meets_the_job_that_the_first_left_behind(here, cluster,
     assert here.planned("--profile", "slurm", LONG) == set()
 
 
+def test_measurements_that_are_preempted_are_made_again(here, cluster, drive):
+    """They cannot ask to be started again; Snakemake's plugin would wait for ever for a job in state PREEMPTED."""
+    weights, metrics = (f"results/tiny/small/seed0/{name}" for name in ("weights.safetensors", "metrics.json"))
+    assert here.run("snakemake", "--cores", "2", weights).returncode == 0
+    slurm(cluster, "update", "PartitionName=cancelled", "GraceTime=0")
+    here.replace(PROFILE, "  # slurm_partition: gpu  ", "  slurm_partition: cancelled  ")
+    driver = drive(here, metrics)
+    driver.wait_until(lambda: cluster.running("rule_evaluate"), "the measurement")
+    make_room(cluster, cluster.running("rule_evaluate")[0])
+    driver.finish()
+    assert "is over: PREEMPTED" in driver.log.read_text()
+    assert (here.folder / metrics).exists()
+
+
+def test_ctrl_c_lets_jobs_save_and_the_same_command_continues(here, cluster, drive, uninterrupted):
+    driver = drive(here, LONG)
+    job = driver.training()
+    driver.process.send_signal(signal.SIGINT)
+    assert driver.wait(60) == 1
+    cluster.wait_until(lambda: not cluster.jobs("pending,running,completing"), "the job's end", seconds=30)
+    assert job["JobID"] in [other["JobID"] for other in cluster.jobs("cancelled")]
+    drive(here, LONG).finish()
+    assert_whole(here, uninterrupted)
+    assert [sitting["from_epoch"] > 0 for sitting in sittings(here)] == [False, True]
+
+
+def test_ctrl_c_while_the_controller_is_away_leaves_no_job_behind(here, cluster, drive):
+    before = len(cluster.jobs())
+    cluster.stop_controller()
+    driver = drive(here, LONG)
+    driver.wait_until(lambda: "Slurm does not take job" in driver.log.read_text(), "a job that is not taken")
+    driver.process.send_signal(signal.SIGINT)
+    assert driver.wait(60) == 1
+    cluster.start_controller()
+    assert len(cluster.jobs()) == before
+
+
+def test_a_job_that_slurm_took_without_saying_so_is_not_sent_twice(here, cluster, drive, uninterrupted, tmp_path):
+    """On a busy controller, sbatch gives up while its job is being accepted."""
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    failure = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+    sbatch.write_text(f'#!/bin/sh\n/usr/bin/sbatch "$@"\necho "{failure}" >&2\nexit 1\n')
+    sbatch.chmod(0o755)
+    before = {job["JobID"] for job in cluster.jobs()}
+    driver = drive(here, LONG, PATH=f"{sbatch.parent}:{here.full_environment()['PATH']}")
+    driver.finish()
+    assert "was taken after all" in driver.log.read_text()
+    assert len({job["JobID"] for job in cluster.jobs()} - before) == 1
+    assert_whole(here, uninterrupted)
+
+
 def test_while_the_controller_is_away_jobs_go_on_and_new_ones_wait(here, cluster, drive, uninterrupted):
     """Maintenance: Snakemake's plugin would take the new job for failed, and forget the running one."""
     here.replace(PROFILE, "retries: 2", "retries: 0")
     cluster.stop_controller()
     driver = drive(here, LONG)
-    driver.wait_until(lambda: "Slurm takes no jobs" in driver.log.read_text(), "a job that is not taken")
+    driver.wait_until(lambda: "Slurm does not take job" in driver.log.read_text(), "a job that is not taken")
     cluster.start_controller()
     driver.training()
     cluster.stop_controller()
-    driver.wait_until(lambda: "Slurm does not say how its jobs are" in driver.log.read_text(), "a question unanswered")
+    driver.wait_until(lambda: "does not say how the jobs are" in driver.log.read_text(), "a question unanswered")
     cluster.start_controller()
     driver.finish()
     assert_whole(here, uninterrupted)
@@ -136,6 +187,12 @@ def test_while_the_controller_is_away_jobs_go_on_and_new_ones_wait(here, cluster
 
 def slurm(cluster, *arguments: str) -> str:
     return cluster.run("scontrol", *arguments)
+
+
+def make_room(cluster, job) -> None:
+    """Let a more urgent job need a job's node."""
+    wide = ("--partition=urgent", "--cpus-per-task=8", f"--nodelist={job['NodeList']}", "--output=/dev/null")
+    cluster.run("sbatch", *wide, "--wrap=sleep 3")
 
 
 def hold_back(driver, cluster, job, condition) -> None:

@@ -118,8 +118,10 @@ def accounted(cluster, tmp_path_factory):
         cluster.start()
 
 
-def test_with_accounting_jobs_are_charged_and_cancelled_ones_noticed(here, accounted):
+def test_with_accounting_jobs_are_charged_wait_for_limits_and_cancelled_ones_are_noticed(here, accounted):
     here.replace(PROFILE, "  # slurm_account: my-account  ", "  slurm_account: lab  ")
+    accounted.run("sacctmgr", "-i", "modify", "user", "root", "set", "MaxSubmitJobs=1")
+    accounted.run("sbatch", "--account=lab", "--output=/dev/null", "--wrap=sleep 10")
     target = "results/tiny/small/seed0/metrics.json"
     driver = Driver(here, accounted, target)
     try:
@@ -128,6 +130,7 @@ def test_with_accounting_jobs_are_charged_and_cancelled_ones_noticed(here, accou
         driver.finish()
     finally:
         driver.kill()
+    assert re.search(r"does not take job .*: .*AssocMaxSubmitJobLimit", driver.log.read_text())
     charged = accounted.run("sacct", "-X", "-n", "-P", "--format=Account,State,Comment")
     assert re.search(r"lab\|CANCELLED by 0\|rule_train_student_wildcards_tiny_small_0", charged)
     assert re.search(r"lab\|COMPLETED\|rule_train_student_wildcards_tiny_small_0", charged)
