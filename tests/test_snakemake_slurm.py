@@ -129,6 +129,17 @@ def test_no_answer_forgets_no_job(executor, program, caplog):
     assert executor.next_seconds_between_status_checks == 30
 
 
+def test_the_first_look_may_come_before_the_plugin_is_set_up(executor):
+    settings = executor.workflow
+    vars(executor).clear()
+    executor.workflow, executor.logger, executor._next_seconds_between_status_checks = (
+        settings,
+        logging.getLogger(),
+        None,
+    )
+    assert checked(executor) == []
+
+
 def test_a_job_that_slurm_forgot_is_over(executor, program, caplog):
     program("squeue", "echo '7|RUNNING'; echo '8|PENDING'; echo '9|RUNNING'")
     assert checked(executor, "7", "8", "9") == ["7", "8", "9"]

@@ -89,8 +89,9 @@ def install() -> None:
 async def check_active_jobs(executor: Executor, active_jobs: list[SubmittedJobInfo]) -> AsyncIterator[SubmittedJobInfo]:
     """Ask about jobs, at the interval that the profile says."""
     awaited.clear()
+    # The first look, without jobs, may come before the plugin's own set-up: an error here would end all looks.
     # squeue shows neither jobs on other clusters nor each job of a waiting array.
-    if not executor._submitted_job_clusters:
+    if active_jobs and not executor._submitted_job_clusters:
         awaited.update(job.external_jobid for job in active_jobs if (job.external_jobid or "").isdecimal())
     async for job in _check_active_jobs(executor, active_jobs):
         yield job
