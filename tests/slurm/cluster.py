@@ -5,6 +5,7 @@ configuration in /etc/slurm only, for a job's environment keeps no SLURM_CONF; w
 """
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -232,6 +233,12 @@ class Cluster:
         self.keep_controller()
         for job in self.jobs("pending"):
             run("scontrol", "update", f"JobId={job['JobID']}", "StartTime=now", check=False)
+
+    def remember_jobs(self, seconds: int) -> None:
+        """Let Slurm forget a job so long after its end."""
+        path = CONFIGURATION / "slurm.conf"
+        path.write_text(re.sub("MinJobAge=.*", f"MinJobAge={seconds}", path.read_text()))
+        run("scontrol", "reconfigure")
 
     def keep_controller(self) -> None:
         """Start a controller that crashed again with what it knew, as every site's service manager does."""

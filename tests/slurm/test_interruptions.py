@@ -131,6 +131,23 @@ def test_measurements_that_are_preempted_are_made_again(here, cluster, drive):
     assert (here.folder / metrics).exists()
 
 
+def test_a_job_that_slurm_forgot_before_it_was_asked_about_is_over(here, cluster, drive, uninterrupted):
+    """A login node that was asleep; Snakemake's plugin would wait for ever."""
+    driver = drive(here, LONG)
+    job = driver.training()
+    cluster.remember_jobs(5)
+    try:
+        driver.process.send_signal(signal.SIGSTOP)
+        known = {"JobID": job["JobID"]}.items()
+        cluster.wait_until(lambda: not any(known <= each.items() for each in cluster.jobs()), "oblivion", seconds=180)
+        driver.process.send_signal(signal.SIGCONT)
+        driver.finish(60)
+    finally:
+        cluster.remember_jobs(300)
+    assert f"Slurm's job {job['JobID']} is over: Slurm knows it no more." in driver.log.read_text()
+    assert_whole(here, uninterrupted)
+
+
 def test_ctrl_c_lets_jobs_save_and_the_same_command_continues(here, cluster, drive, uninterrupted):
     driver = drive(here, LONG)
     job = driver.training()
