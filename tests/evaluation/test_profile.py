@@ -94,6 +94,7 @@ class Sleeper(nn.Module):
         return images
 
 
+@pytest.mark.slow
 def test_times_are_medians_after_a_warm_up(monkeypatch):
     monkeypatch.setattr("distillery.evaluation.profile.MEASURE_SECONDS", 0.0)
     network = Sleeper(0.01)

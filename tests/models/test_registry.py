@@ -117,6 +117,7 @@ def test_names_and_their_check_agree():
     assert "valid: those of docs/models.md" in explain_unknown("nothing")
 
 
+@pytest.mark.slow
 def test_the_zoo_needs_no_library_and_its_names_not_even_torch():
     script = (
         "import sys\n"

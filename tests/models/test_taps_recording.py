@@ -163,10 +163,11 @@ def test_a_copy_of_network_and_taps_together_works_alone():
     ("name", "backend"),
     [
         ("timm:resnet10t", "eager"),
-        pytest.param("torchvision:resnet18", "aot_eager", marks=pytest.mark.slow),
-        pytest.param("timm:test_vit", "aot_eager", marks=pytest.mark.slow),
+        ("torchvision:resnet18", "aot_eager"),
+        ("timm:test_vit", "aot_eager"),
     ],
 )
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_network_feeds_taps_that_came_first(name, backend):
     arguments = {"img_size": 64} if "vit" in name else {}
