@@ -20,23 +20,23 @@ demo-methods: .venv/.installed  ## every method on the digits (8 minutes on 2 co
 # second, which after some hundred jobs keeps a core busy.
 REHEARSE := snakemake --cores all --keep-going --max-jobs-per-timespan 1000/30s --quiet rules --config rehearsal=true
 
-rehearse: .venv/.installed  ## every page with its real networks, on a few generated images
-	$(REHEARSE) pages=all
+rehearse: .venv/.installed  ## every experiment with its real networks, on a few generated images
+	$(REHEARSE) experiments=all
 
 rehearse-families: .venv/.installed  ## one run of each method and of each family of networks, rehearsed
 	$(REHEARSE) -- rehearse_families
 
-track: .venv/.installed  ## let DVC know another page, PAGE=imagenet
-	@python scripts/versions.py track $(PAGE)
+track: .venv/.installed  ## let DVC know another experiment, EXPERIMENT=imagenet
+	@python scripts/versions.py track $(EXPERIMENT)
 
-record: .venv/.installed  ## note in dvc.lock what the results of PAGE are (digits)
-	@python scripts/versions.py record $(or $(PAGE),digits)
+record: .venv/.installed  ## note in dvc.lock what the results of EXPERIMENT are (digits)
+	@python scripts/versions.py record $(or $(EXPERIMENT),digits)
 
 save: .venv/.installed  ## record, and send results to DVC's remote
-	@python scripts/versions.py save $(PAGE)
+	@python scripts/versions.py save $(EXPERIMENT)
 
 restore: .venv/.installed  ## bring recorded results back from DVC's remote
-	@python scripts/versions.py restore $(PAGE)
+	@python scripts/versions.py restore $(EXPERIMENT)
 
 test: .venv/.installed lint  ## every check and test (under 12 minutes on 2 cores)
 	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal

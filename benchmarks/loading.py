@@ -30,9 +30,6 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from distillery.config.schema.augmentation import HorizontalFlip, RandomResizedCrop
-from distillery.config.schema.dataset import Dataset
-from distillery.config.schema.recipe import Preprocess
 from distillery.data.arrow import ArrowImages
 from distillery.data.dali import DaliLoader
 from distillery.data.loader import train_loader
@@ -41,6 +38,9 @@ from distillery.data.orders import shuffled_order
 from distillery.data.prepare import prepare_dataset
 from distillery.data.samplers import GlobalBatches
 from distillery.data.transforms import train_transform
+from distillery.experiment.schema.augmentation import HorizontalFlip, RandomResizedCrop
+from distillery.experiment.schema.dataset import Dataset
+from distillery.experiment.schema.recipe import Preprocess
 from distillery.models.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
 
 SIZE, BATCH, WORKERS, CLASSES = 224, 32, 2, 8
@@ -166,7 +166,7 @@ def time_loaders(ways: list[Way], images: int, rounds: int, title: str) -> None:
                 assert (batch.dtype, batch.shape) == (torch.float32, (BATCH, 3, SIZE, SIZE))
                 seen += len(batch)
             assert seen == images // BATCH * BATCH
-            if turn:  # the first epoch starts workers and fills the page cache
+            if turn:  # the first epoch starts workers and fills the experiment cache
                 taken = (time.perf_counter() - began) / seen, (processor_seconds() - spent) / seen
                 best[way.name] = (min(best[way.name][0], taken[0]), min(best[way.name][1], taken[1]))
     first = best[ways[0].name]

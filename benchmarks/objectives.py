@@ -1,6 +1,6 @@
 """How fast the objectives' heavy parts are, each beside a straightforward way to the same result, in one run.
 
-    python benchmarks/objectives.py [--only NAME] [--seconds S]
+    python benchmarks/distill.py [--only NAME] [--seconds S]
 
 Every round times all ways of a part one after the other, so that a busy machine slows them alike; the smallest time of
 each counts, and results are compared before times are. Absolute times depend on the machine; the ratios hardly do.
@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distillery.data.orders import partner_order
-from distillery.objectives.bake import ensemble_targets
-from distillery.objectives.mgd import match_channels, matching_cost, reduce_channels
+from distillery.distill.losses.bake import ensemble_targets
+from distillery.distill.losses.mgd import match_channels, matching_cost, reduce_channels
 
 STUDENT, TEACHER, BATCH, SIZE = 1024, 2048, 8, 14
 

@@ -1,4 +1,4 @@
-"""Make a page and its figures, tell how it comes along, then show it and say where to look next.
+"""Make an experiment and its figures, tell how it comes along, then show it and say where to look next.
 
 Only one demo works in a checkout at a time. Its lock is an open file that everything started here inherits as standard
 input, so the lock is held until the last of these processes has ended, even when the demo itself was killed.
@@ -21,19 +21,19 @@ LOCK = Path(".snakemake", "demo.lock")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def main(page: str = "digits") -> int:
-    """Make and show a page; 0 if it is made."""
+def main(experiment: str = "digits") -> int:
+    """Make and show an experiment; 0 if it is made."""
     os.chdir(ROOT)
     with one_at_a_time() as lock:
         if lock.read():
             remove_stale_locks()
         note(lock, str(os.getpid()))
-        code = make(page, lock)
+        code = make(experiment, lock)
         note(lock, "")
         if code:
             return code
-        record_versions(page, lock)
-    show(page)
+        record_versions(experiment, lock)
+    show(experiment)
     return 0
 
 
@@ -72,10 +72,10 @@ def remove_stale_locks() -> None:
 # --- making ----------------------------------------------------------------------------------------------------------
 
 
-def make(page: str, lock: TextIO) -> int:
+def make(experiment: str, lock: TextIO) -> int:
     """Run Snakemake on all cores; a signal stops it and all that it started. Returns its exit code."""
     workflow = subprocess.Popen(
-        ["snakemake", "--cores", "all", "--config", f"pages={page}"],
+        ["snakemake", "--cores", "all", "--config", f"experiments={experiment}"],
         stdin=lock,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -92,7 +92,7 @@ def make(page: str, lock: TextIO) -> int:
 
     for number in SIGNALS:
         signal.signal(number, stop)
-    print(f"Making results/tables/{page}.md and its figures.", flush=True)
+    print(f"Making results/tables/{experiment}.md and its figures.", flush=True)
     progress = Progress()
     assert workflow.stdout is not None
     for line in workflow.stdout:
@@ -109,41 +109,41 @@ def make(page: str, lock: TextIO) -> int:
     return code
 
 
-def record_versions(page: str, lock: TextIO) -> None:
-    """Let DVC note what was made of what, for pages that it knows."""
-    if not Path("versions", page).is_dir():
+def record_versions(experiment: str, lock: TextIO) -> None:
+    """Let DVC note what was made of what, for experiments that it knows."""
+    if not Path("versions", experiment).is_dir():
         return
-    command = [sys.executable, "scripts/versions.py", "record", page]
+    command = [sys.executable, "scripts/versions.py", "record", experiment]
     recorded = subprocess.run(command, stdin=lock, capture_output=True, text=True)
     if recorded.returncode:
-        print(f"DVC could not record {page}: {recorded.stderr.strip()}")
+        print(f"DVC could not record {experiment}: {recorded.stderr.strip()}")
 
 
 # --- showing ---------------------------------------------------------------------------------------------------------
 
 
-def show(page: str) -> None:
-    """Print the page and where to look next."""
-    from distillery.config import load_page
+def show(experiment: str) -> None:
+    """Print the experiment and where to look next."""
+    from distillery.experiment import load_experiment
 
-    run, seed = list(load_page(Path("config", f"{page}.yaml")).members())[-1]
-    table = Path("results", "tables", f"{page}.md")
+    run, seed = list(load_experiment(Path("config", f"{experiment}.yaml")).members())[-1]
+    table = Path("results", "tables", f"{experiment}.md")
     print()
     if sys.stdout.isatty():
         from rich.console import Console
-        from terminal import print_page
+        from terminal import print_experiment
 
-        print_page(table, Console(highlight=False))
+        print_experiment(table, Console(highlight=False))
     else:
         print(table.read_text(encoding="utf-8").strip())
     print(f"""
 Where to look next
-  this page       {table}; for papers .tex, for programs .csv
-  figures         results/figures/{page}/
-  TensorBoard     .venv/bin/tensorboard --logdir results/{page}
-  HTML report     .venv/bin/snakemake --config pages={page} --report results/report.html
-  one student     .venv/bin/snakemake --cores 1 results/{page}/{run}/seed{seed}/metrics.json
-  your own runs   add a line to config/{page}.yaml, then make demo: only what is new is made""")
+  this experiment       {table}; for papers .tex, for programs .csv
+  figures         results/figures/{experiment}/
+  TensorBoard     .venv/bin/tensorboard --logdir results/{experiment}
+  HTML report     .venv/bin/snakemake --config experiments={experiment} --report results/report.html
+  one student     .venv/bin/snakemake --cores 1 results/{experiment}/{run}/seed{seed}/metrics.json
+  your own runs   add a line to config/{experiment}.yaml, then make demo: only what is new is made""")
 
 
 if __name__ == "__main__":

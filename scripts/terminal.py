@@ -1,4 +1,4 @@
-"""Print a page of tables on a terminal of any width."""
+"""Print the tables of an experiment on a terminal of any width."""
 
 from itertools import groupby
 from pathlib import Path
@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 
-def print_page(path: Path, console: Console) -> None:
+def print_experiment(path: Path, console: Console) -> None:
     """Print a Markdown file; of a table too wide for the terminal, the last columns are left out."""
     lines = path.read_text(encoding="utf-8").splitlines()
     for is_table, block in groupby(lines, lambda line: line.startswith("|")):

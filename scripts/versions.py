@@ -1,3 +1,4 @@
+# ruff: noqa: E501
 """Record, save and restore results: what `make track`, `record`, `save` and `restore` do. docs/versioning.md tells why.
 
 DVC keeps the bytes and knows what was made of what; Snakemake decides what is stale. Results are recorded only when
@@ -21,7 +22,7 @@ from distillery.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 VERSIONS = Path("versions")
-HOME_PAGE = "digits"  # the page of the dvc.yaml in the root
+HOME_EXPERIMENT = "digits"  # the experiment of the dvc.yaml in the root
 RUN_FILES = {"weights.safetensors", "run.json", "history.csv", "tensorboard", "metrics.json"}
 TARGETS = re.compile(
     r"results/(datasets/[^/]+|[^/]+/[^/]+/seed\d+/(weights\.safetensors|metrics\.json)"
@@ -35,13 +36,13 @@ def main(arguments: list[str]) -> int:
     commands = parser.add_subparsers(required=True)
     for command in (track, lineage, record, save, restore):
         add = commands.add_parser(command.__name__, help=command.__doc__)
-        add.add_argument("page", nargs="?", default="")
+        add.add_argument("experiment", nargs="?", default="")
         add.set_defaults(command=command)
     options = parser.parse_args(arguments)
     os.chdir(ROOT)
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     try:
-        options.command(options.page)
+        options.command(options.experiment)
     except UserError as error:
         print(f"distillery: {error}", file=sys.stderr)
         return 2
@@ -51,64 +52,66 @@ def main(arguments: list[str]) -> int:
 # --- commands --------------------------------------------------------------------------------------------------------
 
 
-def track(page: str) -> None:
-    """Make a page's stages known to DVC."""
+def track(experiment: str) -> None:
+    """Make an experiment's stages known to DVC."""
     known = sorted(path.stem for path in Path("config").glob("*.yaml") if path.stem != "datasets")
-    if page not in known:
-        raise UserError(f"PAGE={page}: expected a page of config/; valid: {', '.join(known)}")
-    refresh_lineage(page)
-    for other in parent_pages(page):
+    if experiment not in known:
+        raise UserError(f"EXPERIMENT={experiment}: expected an experiment of config/; valid: {', '.join(known)}")
+    refresh_lineage(experiment)
+    for other in parent_experiments(experiment):
         if not stages_file(other).is_file():
-            forget(page)
-            raise UserError(f"config/{page}.yaml: takes weights of {other}; first make track PAGE={other}")
-    if not stages_file(page).exists():
+            forget(experiment)
+            raise UserError(f"config/{experiment}.yaml: takes weights of {other}; first make track EXPERIMENT={other}")
+    if not stages_file(experiment).exists():
         head, _, stages = Path("dvc.yaml").read_text(encoding="utf-8").partition("\nvars:\n")
         assert head
         _, _, stages = stages.partition("\nstages:\n")
-        stages_file(page).write_text(
-            f"# The stages of config/{page}.yaml, a copy of the root's dvc.yaml, made by `make track PAGE={page}`.\n"
+        stages_file(experiment).write_text(
+            f"# The stages of config/{experiment}.yaml, a copy of the root's dvc.yaml, made by `make track EXPERIMENT={experiment}`.\n"
             f"vars:\n  - root: ../..\n  - jobs.json\n\nstages:\n{stages}",
             encoding="utf-8",
         )
     print(
-        f"Tracked. Make the page by `snakemake` and `make record PAGE={page}`, or by `dvc repro {stages_file(page)}`."
+        f"Tracked. Make the experiment by `snakemake` and `make record EXPERIMENT={experiment}`, or by `dvc repro {stages_file(experiment)}`."
     )
-    print(f"For git: git add {folder(page)}")
+    print(f"For git: git add {folder(experiment)}")
 
 
-def lineage(page: str) -> None:
-    """Note what the page's jobs descend from; DVC's first stage. Stops DVC if the page has other jobs than it read."""
-    before = read_json(folder(page) / "jobs.json")
-    refresh_lineage(page)
-    after = read_json(folder(page) / "jobs.json")
+def lineage(experiment: str) -> None:
+    """Note what the experiment's jobs descend from; DVC's first stage. Stops DVC if the experiment has other jobs than it read."""
+    before = read_json(folder(experiment) / "jobs.json")
+    refresh_lineage(experiment)
+    after = read_json(folder(experiment) / "jobs.json")
     if before != after:
         names = sorted(job_names(before) ^ job_names(after))
         changed = f": {', '.join(names[:3])}{' ...' * (len(names) > 3)}" if names else ""
         raise UserError(
-            f"config/{page}.yaml: its runs were changed, and with them the stages in {stages_file(page)}{changed}; "
+            f"config/{experiment}.yaml: its runs were changed, and with them the stages in {stages_file(experiment)}{changed}; "
             "run dvc repro again"
         )
 
 
-def record(page: str) -> None:
-    """Note in dvc.lock what the page's results are and what they were made of."""
-    if not stages_file(page).is_file():
-        raise UserError(f"PAGE={page}: DVC does not know this page yet; first make track PAGE={page}")
-    if is_recorded(page):
-        print(f"{page} is recorded already.")
+def record(experiment: str) -> None:
+    """Note in dvc.lock what the experiment's results are and what they were made of."""
+    if not stages_file(experiment).is_file():
+        raise UserError(
+            f"EXPERIMENT={experiment}: DVC does not know this experiment yet; first make track EXPERIMENT={experiment}"
+        )
+    if is_recorded(experiment):
+        print(f"{experiment} is recorded already.")
         return
-    check_made(page)
-    refresh_lineage(page)
-    check_strays(page)
+    check_made(experiment)
+    refresh_lineage(experiment)
+    check_strays(experiment)
     record_raw_images()
-    dvc("commit", "--force", "--quiet", str(stages_file(page)), failed="the results could not be recorded")
-    print(f"Recorded {page}. For git: git add data.dvc {lock_file(page)} {folder(page)}")
+    dvc("commit", "--force", "--quiet", str(stages_file(experiment)), failed="the results could not be recorded")
+    print(f"Recorded {experiment}. For git: git add data.dvc {lock_file(experiment)} {folder(experiment)}")
 
 
-def save(page: str) -> None:
-    """Record pages and send their results to the remote."""
+def save(experiment: str) -> None:
+    """Record experiments and send their results to the remote."""
     check_remote()
-    made = [page] if page else made_pages()
+    made = [experiment] if experiment else made_experiments()
     for each in made:
         if not is_recorded(each):
             record(each)
@@ -121,60 +124,62 @@ def save(page: str) -> None:
     print("Saved. Commit and push data.dvc, versions/ and every dvc.lock, so that others find it.")
 
 
-def restore(page: str) -> None:
+def restore(experiment: str) -> None:
     """Bring recorded results back and hand them to Snakemake.
 
     Not if this checkout would make other results: to Snakemake, which knows nothing of files that it did not make, old
     results would pass for new ones.
     """
-    pages = [page] if page else [each for each in tracked_pages() if lock_file(each).is_file()]
-    for each in pages:
+    experiments = [experiment] if experiment else [each for each in tracked_experiments() if lock_file(each).is_file()]
+    for each in experiments:
         if not lock_file(each).is_file():
-            raise UserError(f"{lock_file(each)}: missing: this commit has no record of {each}; make record PAGE={each}")
-    if not pages:
+            raise UserError(
+                f"{lock_file(each)}: missing: this commit has no record of {each}; make record EXPERIMENT={each}"
+            )
+    if not experiments:
         raise UserError("dvc.lock: missing: nothing was recorded in this commit; check out one that has a dvc.lock")
     check_remote()
-    for each in pages:
+    for each in experiments:
         check_lineage(each)
-    pull(pages, records=[*([] if page else [Path("data.dvc")]), *map(lock_file, pages)])
-    adopt(pages)
-    print(f"Restored {', '.join(pages)}: nothing to do for Snakemake until something is changed.")
+    pull(experiments, records=[*([] if experiment else [Path("data.dvc")]), *map(lock_file, experiments)])
+    adopt(experiments)
+    print(f"Restored {', '.join(experiments)}: nothing to do for Snakemake until something is changed.")
 
 
-# --- pages -----------------------------------------------------------------------------------------------------------
+# --- experiments -----------------------------------------------------------------------------------------------------------
 
 
-def folder(page: str) -> Path:
-    """What is kept in git about a page's versions."""
-    return VERSIONS / page
+def folder(experiment: str) -> Path:
+    """What is kept in git about an experiment's versions."""
+    return VERSIONS / experiment
 
 
-def stages_file(page: str) -> Path:
-    """The dvc.yaml with a page's stages."""
-    return Path("dvc.yaml") if page == HOME_PAGE else folder(page) / "dvc.yaml"
+def stages_file(experiment: str) -> Path:
+    """The dvc.yaml with an experiment's stages."""
+    return Path("dvc.yaml") if experiment == HOME_EXPERIMENT else folder(experiment) / "dvc.yaml"
 
 
-def lock_file(page: str) -> Path:
-    """The dvc.lock that records a page."""
-    return stages_file(page).with_name("dvc.lock")
+def lock_file(experiment: str) -> Path:
+    """The dvc.lock that records an experiment."""
+    return stages_file(experiment).with_name("dvc.lock")
 
 
-def tracked_pages() -> list[str]:
-    """The pages that DVC knows."""
+def tracked_experiments() -> list[str]:
+    """The experiments that DVC knows."""
     return sorted(path.parent.name for path in VERSIONS.glob("*/jobs.json") if stages_file(path.parent.name).is_file())
 
 
-def made_pages() -> list[str]:
-    """The tracked pages of which there are results here."""
-    pages = [page for page in tracked_pages() if Path("results", page).is_dir()]
-    if not pages:
+def made_experiments() -> list[str]:
+    """The tracked experiments of which there are results here."""
+    experiments = [experiment for experiment in tracked_experiments() if Path("results", experiment).is_dir()]
+    if not experiments:
         raise UserError("results: nothing was made here yet; make demo, or snakemake --cores all")
-    return pages
+    return experiments
 
 
-def jobs(page: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Stage, name and values of each job of a page."""
-    for stage, block in (read_json(folder(page) / "jobs.json") or {}).items():
+def jobs(experiment: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Stage, name and values of each job of an experiment."""
+    for stage, block in (read_json(folder(experiment) / "jobs.json") or {}).items():
         if isinstance(block, dict):
             for name, values in block.items():
                 yield stage, name, values
@@ -186,17 +191,17 @@ def job_names(content: dict[str, Any] | None) -> set[str]:
     return {f"{stage}@{name}" for stage, block in blocks if isinstance(block, dict) for name in block}
 
 
-def parent_pages(page: str) -> set[str]:
-    """Other pages whose runs this one starts from."""
-    paths = [Path(values["initial"]).parts for _, _, values in jobs(page) if "initial" in values]
-    return {parts[1] for parts in paths if parts[0] == "results"} - {page}
+def parent_experiments(experiment: str) -> set[str]:
+    """Other experiments whose runs this one starts from."""
+    paths = [Path(values["initial"]).parts for _, _, values in jobs(experiment) if "initial" in values]
+    return {parts[1] for parts in paths if parts[0] == "results"} - {experiment}
 
 
-def forget(page: str) -> None:
+def forget(experiment: str) -> None:
     """Undo a refused `track`."""
     for name in ("jobs.json", "lineage.json"):
-        (folder(page) / name).unlink(missing_ok=True)
-    folder(page).rmdir()
+        (folder(experiment) / name).unlink(missing_ok=True)
+    folder(experiment).rmdir()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -211,29 +216,31 @@ def read_json(path: Path) -> dict[str, Any] | None:
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
-def check_made(page: str) -> None:
+def check_made(experiment: str) -> None:
     """Refuse to record what Snakemake would make anew: it would pass for the result of what stands there now."""
-    planned = snakemake("--dry-run", "--cores", "1", "--config", f"pages={page}")
+    planned = snakemake("--dry-run", "--cores", "1", "--config", f"experiments={experiment}")
     waiting = re.findall(r"^Job \d+: (.+)$", planned, flags=re.MULTILINE)
     if waiting:
         more = f" and {len(waiting) - 1} more jobs" if len(waiting) > 1 else ""
         raise UserError(
-            f"{page}: not up to date: {waiting[0]}{more} to do; first snakemake --cores all --config pages={page}"
+            f"{experiment}: not up to date: {waiting[0]}{more} to do; first snakemake --cores all --config experiments={experiment}"
         )
 
 
-def check_strays(page: str) -> None:
-    """Refuse files that no run of the page owns: tables are recorded with all of the page's results, and a clone would
+def check_strays(experiment: str) -> None:
+    """Refuse files that no run of the experiment owns: tables are recorded with all of the experiment's results, and a clone would
     not get these."""
     members: dict[str, set[str]] = {}
-    for _, _, values in jobs(page):
+    for _, _, values in jobs(experiment):
         if "run" in values:
             members.setdefault(values["run"], {"profile.json"}).add(f"seed{values['seed']}")
-    results = Path("results", page)
+    results = Path("results", experiment)
     for path in [found for pattern in ("*", "*/*", "*/*/*") for found in sorted(results.glob(pattern))]:
         run, *inside = path.relative_to(results).parts
         if run not in members or not members[run].issuperset(inside[:1]) or not RUN_FILES.issuperset(inside[1:]):
-            raise UserError(f"{path}: belongs to no run of config/{page}.yaml; move it out of {results}, or delete it")
+            raise UserError(
+                f"{path}: belongs to no run of config/{experiment}.yaml; move it out of {results}, or delete it"
+            )
 
 
 def record_raw_images() -> None:
@@ -247,9 +254,9 @@ def record_raw_images() -> None:
         dvc("commit", "--force", "--quiet", "data.dvc", failed="the raw images could not be recorded")
 
 
-def is_recorded(page: str) -> bool:
-    """Whether DVC sees no change since the page was recorded."""
-    return run("dvc", "status", "--quiet", str(stages_file(page)), "data.dvc").returncode == 0
+def is_recorded(experiment: str) -> bool:
+    """Whether DVC sees no change since the experiment was recorded."""
+    return run("dvc", "status", "--quiet", str(stages_file(experiment)), "data.dvc").returncode == 0
 
 
 def check_remote() -> None:
@@ -261,15 +268,15 @@ def check_remote() -> None:
         )
 
 
-def pull(pages: list[str], records: list[Path]) -> None:
-    """Bring the files of pages back, and read all of them: DVC believes what a remote sends.
+def pull(experiments: list[str], records: list[Path]) -> None:
+    """Bring the files of experiments back, and read all of them: DVC believes what a remote sends.
 
     What proves damaged is thrown away, here and in the cache, and asked for once more.
     """
     raw = [str(record) for record in records if record.suffix == ".dvc"]
     for _ in range(2):
         dvc(
-            *("pull", "--with-deps", *raw, *(str(stages_file(page)) for page in pages)),
+            *("pull", "--with-deps", *raw, *(str(stages_file(experiment)) for experiment in experiments)),
             failed="not everything came back; what came is in place, files of your own were left alone. Mend what DVC "
             "says above, then make restore again",
         )
@@ -283,9 +290,9 @@ def pull(pages: list[str], records: list[Path]) -> None:
     )
 
 
-def check_cache(page: str) -> None:
+def check_cache(experiment: str) -> None:
     """Refuse to send damaged copies: mend the cache from the results, if those are whole."""
-    for path in (Path("data.dvc"), lock_file(page)):
+    for path in (Path("data.dvc"), lock_file(experiment)):
         damaged = list(discard_damaged(path, keep_files=True))
         wrong = [each for each in damaged if not each.is_whole()]
         if wrong:
@@ -294,26 +301,26 @@ def check_cache(page: str) -> None:
                 "restore, or make it anew with snakemake"
             )
         if damaged:
-            target = str(stages_file(page) if path.name == "dvc.lock" else path)
+            target = str(stages_file(experiment) if path.name == "dvc.lock" else path)
             dvc("commit", "--force", "--quiet", target, failed="the cache could not be mended")
             print(f"Mended {len(damaged)} damaged files of the cache from the results.")
 
 
-def check_lineage(page: str) -> None:
+def check_lineage(experiment: str) -> None:
     """Refuse to hand results to Snakemake that this checkout would make of other things than those recorded."""
-    path = folder(page) / "lineage.json"
-    if (path, md5_of(path) if path.is_file() else "") not in list(recorded_outputs(lock_file(page))):
-        raise UserError(f"{path}: not the one that {lock_file(page)} tells of; check out a commit that has both")
+    path = folder(experiment) / "lineage.json"
+    if (path, md5_of(path) if path.is_file() else "") not in list(recorded_outputs(lock_file(experiment))):
+        raise UserError(f"{path}: not the one that {lock_file(experiment)} tells of; check out a commit that has both")
     text = path.read_text(encoding="utf-8")
     before = lineage_of_jobs(path)
-    refresh_lineage(page)
+    refresh_lineage(experiment)
     after = lineage_of_jobs(path)
     path.write_text(text, encoding="utf-8")
     changed = sorted(job for job in {*before, *after} if before.get(job) != after.get(job))
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
         raise UserError(
-            f"{page}: {changed[0]}{more}: config/ or src/ were changed since it was recorded, so nothing was restored; "
+            f"{experiment}: {changed[0]}{more}: config/ or src/ were changed since it was recorded, so nothing was restored; "
             "make restore in the commit that recorded it, then go back to your changes"
         )
 
@@ -330,16 +337,16 @@ def lineage_of_jobs(path: Path) -> dict[str, Any]:
 # --- the two tools ---------------------------------------------------------------------------------------------------
 
 
-def refresh_lineage(page: str) -> None:
-    """Write jobs.json and lineage.json of a page, as it stands now."""
-    snakemake("--cores", "1", "--forcerun", "record_lineage", "--", str(folder(page) / "lineage.json"))
+def refresh_lineage(experiment: str) -> None:
+    """Write jobs.json and lineage.json of an experiment, as it stands now."""
+    snakemake("--cores", "1", "--forcerun", "record_lineage", "--", str(folder(experiment) / "lineage.json"))
 
 
-def adopt(pages: list[str]) -> None:
+def adopt(experiments: list[str]) -> None:
     """Tell Snakemake that the recorded results belong to this checkout."""
     targets = []
-    for page in pages:
-        paths = [str(path) for path, _ in recorded_outputs(lock_file(page))]
+    for experiment in experiments:
+        paths = [str(path) for path, _ in recorded_outputs(lock_file(experiment))]
         targets += [
             f"{path}/manifest.json" if path.startswith("results/datasets/") else path
             for path in paths

@@ -1,4 +1,4 @@
-"""What tests of several rooms share: a page that trains in a second, on real files, and the reference vectors."""
+"""What tests of several rooms share: an experiment that trains in a second, and the reference vectors."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-PAGE = """
+EXPERIMENT = """
 tiny:
   dataset: tiny
   seeds: [0, 1]
@@ -55,7 +55,7 @@ class Workplace:
     folder: Path
 
     @property
-    def page(self) -> Path:
+    def experiment(self) -> Path:
         return self.folder / "config" / "tiny.yaml"
 
     @property
@@ -63,10 +63,10 @@ class Workplace:
         return self.folder / "results"
 
     def edit(self, old: str, new: str) -> None:
-        """Change the page."""
-        text = self.page.read_text()
+        """Change the experiment."""
+        text = self.experiment.read_text()
         assert old in text
-        self.page.write_text(text.replace(old, new))
+        self.experiment.write_text(text.replace(old, new))
 
     def edit_recipe(self, text: str) -> None:
         """Append keys to the recipe, or replace those it has."""
@@ -79,12 +79,12 @@ class Workplace:
 @pytest.fixture(scope="session")
 def prepared_tiny(tmp_path_factory):
     """The tiny workplace with its data set prepared; copied by `workplace` for each test."""
-    from distillery.config.resolve import load_dataset
     from distillery.data.prepare import prepare_dataset
+    from distillery.experiment.resolving import load_dataset
 
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "config" / "recipes").mkdir(parents=True)
-    (folder / "config" / "tiny.yaml").write_text(PAGE)
+    (folder / "config" / "tiny.yaml").write_text(EXPERIMENT)
     (folder / "config" / "recipes" / "tiny.yaml").write_text(RECIPE)
     write_images(folder / "data" / "tiny")
     (folder / "config" / "datasets.yaml").write_text(f"tiny: {{path: {folder / 'data' / 'tiny'}}}\n")

@@ -8,18 +8,18 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "distillery"
 
 # Each room may use what stands after the colon; every room may use itself and the ground.
-GROUND = {"errors", "randomness", "layout", "atomic", "provenance"}
+GROUND = {"errors", "randomness", "paths", "atomic", "provenance"}
 MAY_USE = {
-    "config": set(),
-    "data": {"config"},
-    "models": {"config"},
-    "objectives": {"config"},
-    "evaluation": {"config", "data", "models"},
-    "reporting": {"config", "data"},
-    "training": {"config", "data", "models", "objectives", "evaluation"},
-    "cli": {"config", "data", "models", "objectives", "evaluation", "reporting", "training"},
+    "experiment": set(),
+    "cluster": set(),
+    "data": {"experiment"},
+    "models": {"experiment"},
+    "distill": {"experiment", "models"},
+    "evaluation": {"experiment", "data", "models"},
+    "reporting": {"experiment", "data"},
+    "training": {"experiment", "data", "models", "distill", "evaluation", "cluster"},
+    "cli": {"experiment", "data", "models", "distill", "evaluation", "reporting", "training", "cluster"},
     "__main__": {"cli"},
-    "snakemake_slurm": set(),
     "__init__": set(),
 }
 

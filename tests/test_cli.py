@@ -18,7 +18,7 @@ def run(capsys, *arguments):
     return ended.value.code, output.out, output.err
 
 
-def test_check_lists_the_runs_of_a_page(capsys):
+def test_check_lists_the_runs_of_a_experiment(capsys):
     code, out, _ = run(capsys, "check", ROOT / "config/digits.yaml")
     assert code == 0
     assert [line.split("|")[1].strip() for line in out.splitlines()[2:]].count("resnet8-kd") == 3
@@ -54,14 +54,14 @@ def test_bad_input_gets_one_line_and_exit_code_2(workplace, monkeypatch, capsys,
 
 def test_a_misspelt_model_is_found_by_check(workplace, capsys):
     workplace.edit("model: cifar_resnet14", "model: cifar_resnet15")
-    code, _, err = run(capsys, "check", workplace.page)
+    code, _, err = run(capsys, "check", workplace.experiment)
     assert code == 2
     assert "tiny.runs.big.model: no model 'cifar_resnet15'; did you mean 'cifar_resnet" in err
 
 
 def test_a_misspelt_argument_of_a_model_is_found_by_check(workplace, capsys):
     workplace.edit("model: cifar_resnet14", "model: cifar_resnet14, model_args: {widht: 4}")
-    code, _, err = run(capsys, "check", workplace.page)
+    code, _, err = run(capsys, "check", workplace.experiment)
     assert code == 2
     assert "tiny.runs.big.model_args.widht: cifar_resnet14 has no argument 'widht'; did you mean 'width'" in err
 
@@ -92,14 +92,14 @@ def test_data_shows_what_is_prepared_and_what_training_sees(workplace, monkeypat
 @pytest.mark.slow
 def test_every_stage_runs_by_hand(workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace.folder)
-    page, hand = "config/tiny.yaml", ("--threads", "1", "--workers", "0")
+    experiment, hand = "config/tiny.yaml", ("--threads", "1", "--workers", "0")
     for name, seeds in (("big", (0,)), ("small", (0, 1)), ("taught", (0, 1))):
         for seed in seeds:
-            assert run(capsys, "train", page, name, "--seed", seed, *hand)[0] == 0
-            assert run(capsys, "evaluate", page, name, "--seed", seed, *hand)[0] == 0
-        assert run(capsys, "profile", page, name, "--threads", "1")[0] == 0
-    assert run(capsys, "tabulate", page)[0] == 0
-    assert run(capsys, "plot", page)[0] == 0
+            assert run(capsys, "train", experiment, name, "--seed", seed, *hand)[0] == 0
+            assert run(capsys, "evaluate", experiment, name, "--seed", seed, *hand)[0] == 0
+        assert run(capsys, "profile", experiment, name, "--threads", "1")[0] == 0
+    assert run(capsys, "tabulate", experiment)[0] == 0
+    assert run(capsys, "plot", experiment)[0] == 0
     table = (workplace.results / "tables/tiny.md").read_text()
     for name in ("big", "small", "taught"):
         assert name in table
@@ -115,6 +115,8 @@ def test_the_schemas_in_the_repository_are_current(tmp_path, capsys):
 
 def test_the_configuration_and_the_command_line_need_no_torch():
     """Snakemake reads the configuration in every job of a cluster."""
-    code = "import sys, distillery.cli, distillery.config, distillery.models.registry; print('torch' in sys.modules)"
+    code = (
+        "import sys, distillery.cli, distillery.experiment, distillery.models.registry; print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

@@ -33,13 +33,13 @@ def check(options: argparse.Namespace) -> None:
     """Validate an experiment file, its models and their arguments included, and list its runs."""
     from tabulate import tabulate
 
-    from distillery.config import load_page
+    from distillery.experiment import load_experiment
     from distillery.models.registry import check_arguments, explain_unknown, is_model
 
-    page = load_page(options.config)
+    experiment = load_experiment(options.config)
     built = set()
-    for run, line in page.experiment.runs.items():
-        where = f"{page.path}: {page.name}.runs.{run}"
+    for run, line in experiment.config.runs.items():
+        where = f"{experiment.path}: {experiment.name}.runs.{run}"
         if not is_model(line.model):
             raise UserError(f"{where}.model: {explain_unknown(line.model)}")
         network = (line.model, *sorted(line.model_args.items()))
@@ -50,17 +50,17 @@ def check(options: argparse.Namespace) -> None:
                 raise UserError(f"{where}.{error}") from None
             built.add(network)
     rows = [
-        (run, seed, page.teacher(run) or "", page.experiment.runs[run].model, page.spec(run, seed).digest)
-        for run, seed in page.members()
+        (run, seed, experiment.teacher(run) or "", experiment.config.runs[run].model, experiment.spec(run, seed).digest)
+        for run, seed in experiment.members()
     ]
     print(tabulate(rows, headers=("run", "seed", "teacher", "model", "digest"), tablefmt="github"))
 
 
 def prepare(options: argparse.Namespace) -> None:
     """Turn raw images into Arrow shards and a manifest."""
-    from distillery.config.resolve import load_dataset
     from distillery.data.prepare import prepare_dataset
-    from distillery.layout import dataset_folder
+    from distillery.experiment.resolving import load_dataset
+    from distillery.paths import dataset_folder
 
     dataset = load_dataset(options.config_dir / "datasets.yaml", options.dataset)
     prepare_dataset(options.dataset, dataset, dataset_folder(options.results, options.dataset), options.workers)
@@ -68,27 +68,29 @@ def prepare(options: argparse.Namespace) -> None:
 
 def download(options: argparse.Namespace) -> None:
     """Fetch a data set's raw images if they are absent, as preparing them would: for machines that have a network."""
-    from distillery.config.resolve import load_dataset
     from distillery.data.fetch import download_raw
+    from distillery.experiment.resolving import load_dataset
 
     download_raw(options.dataset, load_dataset(options.config_dir / "datasets.yaml", options.dataset))
 
 
 def data(options: argparse.Namespace) -> None:
     """Show what a prepared data set holds, and draw samples as a recipe augments them."""
-    from distillery.config.recipes import load_recipe, usual_recipe
     from distillery.data.arrow import ArrowImages
     from distillery.data.contact_sheet import draw_contact_sheet
     from distillery.data.manifest import load_manifest
     from distillery.data.overview import describe_manifest
-    from distillery.layout import contact_sheet_path, dataset_folder
+    from distillery.experiment.recipes import load_recipe, usual_recipe
+    from distillery.paths import contact_sheet_path, dataset_folder
 
     folder = dataset_folder(options.results, options.dataset)
     manifest = load_manifest(folder)
     print(describe_manifest(manifest))
     name = options.recipe or usual_recipe(options.config_dir, options.dataset)
     if name is None:
-        print(f"\nNo page of {options.config_dir} trains on {options.dataset}; to see it augmented, name a --recipe.")
+        print(
+            f"\nNo experiment of {options.config_dir} trains on {options.dataset}; name a --recipe to see it augmented."
+        )
         return
     recipe = load_recipe(options.config_dir, name)
     path = options.output or contact_sheet_path(options.results, options.dataset)
@@ -98,30 +100,30 @@ def data(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> int:
     """Train a run, or import its weights; continue where it was stopped."""
-    from distillery.config import load_page
-    from distillery.training.stop import STOPPED, Stopped, StopSignal
+    from distillery.cluster.signals import STOPPED, Stopped, StopSignal
+    from distillery.experiment import load_experiment
 
     stop = StopSignal()
     if options.requeue:
         # A warning may come while torch is still being imported: the run then takes one step and saves it.
         stop.install(signal.SIGTERM, signal.SIGUSR1)
-    page = load_page(options.config)
-    seed = page.seeds(options.run)[0] if options.seed is None else options.seed
-    digest = page.spec(options.run, seed).digest
+    experiment = load_experiment(options.config)
+    seed = experiment.seeds(options.run)[0] if options.seed is None else options.seed
+    digest = experiment.spec(options.run, seed).digest
     if options.expect_digest not in (None, digest):
         raise UserError(
             f"{options.config}: {options.run} was changed after this job was planned (its digest is {digest}, not "
             f"{options.expect_digest}); start snakemake again"
         )
+    from distillery.cluster.requeue import requeue_this_job
     from distillery.training.job import Job, Machine
     from distillery.training.run import make_run
-    from distillery.training.slurm import requeue_this_job
 
     machine = Machine(
         options.workers, options.threads, options.device_batch, options.checkpoint_seconds, options.loader
     )
     try:
-        make_run(Job(page, options.run, seed, options.results, machine), stop)
+        make_run(Job(experiment, options.run, seed, options.results, machine), stop)
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
             print(f"distillery: {stopped}: saved; the same command continues from here", file=sys.stderr, flush=True)
@@ -139,13 +141,13 @@ def evaluate(options: argparse.Namespace) -> None:
         raise UserError(
             "evaluate: expected CONFIG RUN, as config/digits.yaml resnet20; or --dataset NAME MODEL=WEIGHTS ..."
         )
-    from distillery.config import load_page
     from distillery.evaluation.evaluate import evaluate_run
+    from distillery.experiment import load_experiment
 
     _limit_threads(options.threads)
-    page, run = load_page(Path(options.what[0])), options.what[1]
-    seed = page.seeds(run)[0] if options.seed is None else options.seed
-    metrics = evaluate_run(page, run, seed, options.results, workers=options.workers)
+    experiment, run = load_experiment(Path(options.what[0])), options.what[1]
+    seed = experiment.seeds(run)[0] if options.seed is None else options.seed
+    metrics = evaluate_run(experiment, run, seed, options.results, workers=options.workers)
     print(", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if isinstance(value, float)))
     return None
 
@@ -153,10 +155,10 @@ def evaluate(options: argparse.Namespace) -> None:
 def _evaluate_checkpoints(options: argparse.Namespace) -> None:
     import yaml
 
-    from distillery.config.reading import validate
-    from distillery.config.schema.recipe import Preprocess
     from distillery.evaluation.checkpoints import evaluate_checkpoints, table_of
-    from distillery.layout import dataset_folder
+    from distillery.experiment.reading import validate
+    from distillery.experiment.schema.recipe import Preprocess
+    from distillery.paths import dataset_folder
 
     _limit_threads(options.threads)
     told = {key: getattr(options, key) for key in ("size", "resize", "interpolation", "normalize")}
@@ -175,11 +177,11 @@ def _evaluate_checkpoints(options: argparse.Namespace) -> None:
 
 def profile(options: argparse.Namespace) -> None:
     """Count parameters and operations of a run's network and time it on this machine."""
-    from distillery.config import load_page
     from distillery.evaluation.profile import profile_run
+    from distillery.experiment import load_experiment
 
     _limit_threads(options.threads)
-    facts = profile_run(load_page(options.config), options.run, options.results)
+    facts = profile_run(load_experiment(options.config), options.run, options.results)
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
 
 
@@ -193,31 +195,31 @@ def taps(options: argparse.Namespace) -> None:
 
 
 def tabulate(options: argparse.Namespace) -> None:
-    """Write the tables of a page, or one of them alone."""
-    from distillery.config import load_page
-    from distillery.reporting.tables import tabulate_page, tabulate_table
+    """Write the tables of an experiment, or one of them alone."""
+    from distillery.experiment import load_experiment
+    from distillery.reporting.tables import tabulate_experiment, tabulate_table
 
-    page = load_page(options.config)
-    published = page.path.parent / "published" / f"{page.name}.csv"
+    experiment = load_experiment(options.config)
+    published = experiment.path.parent / "published" / f"{experiment.name}.csv"
     if options.table is None:
-        tabulate_page(page, options.results, published, partial=options.partial)
+        tabulate_experiment(experiment, options.results, published, partial=options.partial)
     else:
-        tabulate_table(page, options.table, options.results, published, partial=options.partial)
+        tabulate_table(experiment, options.table, options.results, published, partial=options.partial)
 
 
 def plot(options: argparse.Namespace) -> None:
-    """Draw the figures of a page."""
-    from distillery.config import load_page
-    from distillery.reporting.figures import plot_page
+    """Draw the figures of an experiment."""
+    from distillery.experiment import load_experiment
+    from distillery.reporting.figures import plot_experiment
 
-    page = load_page(options.config)
-    published = page.path.parent / "published" / f"{page.name}.csv"
-    plot_page(page, options.results, published, partial=options.partial)
+    experiment = load_experiment(options.config)
+    published = experiment.path.parent / "published" / f"{experiment.name}.csv"
+    plot_experiment(experiment, options.results, published, partial=options.partial)
 
 
 def schema(options: argparse.Namespace) -> None:
     """Write the JSON Schemas that editors check the YAML files with."""
-    from distillery.config.json_schema import write_schemas
+    from distillery.experiment.json_schema import write_schemas
 
     write_schemas(options.output)
 
@@ -255,7 +257,9 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("dataset", metavar="DATASET", help="a prepared data set")
     add.add_argument("--recipe", help="whose augmentation to show [the one that most runs on it train by]")
     add.add_argument("--output", type=Path, metavar="PNG", help="[results/figures/datasets/DATASET.png]")
-    add.add_argument("--config-dir", type=Path, default=Path("config"), help="holds pages and recipes [%(default)s]")
+    add.add_argument(
+        "--config-dir", type=Path, default=Path("config"), help="holds experiments and recipes [%(default)s]"
+    )
     _results(add)
 
     add = _command(commands, "train", train)
@@ -317,7 +321,7 @@ def _parser() -> argparse.ArgumentParser:
         add = _command(commands, name, function)
         add.add_argument("config", type=Path, metavar="CONFIG", help="an experiment file, e.g. config/digits.yaml")
         if name == "tabulate":
-            add.add_argument("table", nargs="?", metavar="TABLE", help="only this table of the page [all]")
+            add.add_argument("table", nargs="?", metavar="TABLE", help="only this table of the experiment [all]")
         add.add_argument("--partial", action="store_true", help="mark what is missing instead of refusing it")
         _results(add)
 

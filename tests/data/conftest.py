@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distillery.config.schema.dataset import Dataset
 from distillery.data.prepare import prepare_dataset
+from distillery.experiment.schema.dataset import Dataset
 
 
 def encoded(image, kind="png", **options):

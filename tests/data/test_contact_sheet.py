@@ -3,13 +3,13 @@
 import numpy as np
 from PIL import Image
 
-from distillery.config.schema.recipe import Recipe
 from distillery.data.arrow import ArrowImages
 from distillery.data.contact_sheet import EPOCHS, draw_contact_sheet
 from distillery.data.loader import train_loader
 from distillery.data.orders import shuffled_order
 from distillery.data.samplers import GlobalBatches
 from distillery.data.transforms import train_transform
+from distillery.experiment.schema.recipe import Recipe
 
 RECIPE = Recipe.model_validate(
     {

@@ -9,14 +9,14 @@ import torch
 from PIL import Image
 from pydantic import TypeAdapter
 
-from distillery.config.schema.augmentation import Augmentation
-from distillery.config.schema.recipe import Preprocess
 from distillery.data.arrow import ArrowImages
 from distillery.data.loader import train_loader
 from distillery.data.orders import partner_order, repeated_order, shuffled_order
 from distillery.data.samplers import GlobalBatches
 from distillery.data.transforms import train_transform
 from distillery.errors import UserError
+from distillery.experiment.schema.augmentation import Augmentation
+from distillery.experiment.schema.recipe import Preprocess
 from distillery.randomness import seed_generators
 
 pytest.importorskip("nvidia.dali", reason="the extra `dali` is for Linux")
@@ -44,8 +44,8 @@ def encode(image, kind, **options):
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """JPEGs and PNGs of many sizes, and of every kind that DALI is not asked to decode."""
-    from distillery.config.schema.dataset import Dataset
     from distillery.data.prepare import prepare_dataset
+    from distillery.experiment.schema.dataset import Dataset
 
     folder = tmp_path_factory.mktemp("dali")
     turned = Image.Exif()

@@ -7,11 +7,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from distillery.config.schema.dataset import Dataset, Download
 from distillery.data import download as module
 from distillery.data.download import download
 from distillery.data.fetch import fetch_raw
 from distillery.errors import UserError
+from distillery.experiment.schema.dataset import Dataset, Download
 
 CONTENT = bytes(range(256)) * 2000
 CHECKSUM = f"md5:{hashlib.md5(CONTENT).hexdigest()}"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distillery.config.schema.dataset import Dataset, Generated
 from distillery.data.generated import generate_images
 from distillery.data.prepare import prepare_dataset
+from distillery.experiment.schema.dataset import Dataset, Generated
 
 
 @pytest.mark.parametrize(("classes", "images"), [(1000, 16), (10, 16), (3, 7), (1, 2)])

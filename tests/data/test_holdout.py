@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.conftest import write_images
 
-from distillery.config.schema.dataset import Dataset
 from distillery.data.holdout import hold_out
 from distillery.data.manifest import Ignored
 from distillery.data.prepare import prepare_dataset
 from distillery.data.raw import RawFile
 from distillery.data.sources import RawImage, RawImages
 from distillery.errors import UserError
+from distillery.experiment.schema.dataset import Dataset
 
 
 def raw(*sizes, val=3):

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from distillery.config.schema.augmentation import HorizontalFlip, RandomCrop, RandomResizedCrop
-from distillery.config.schema.recipe import Preprocess
 from distillery.data import shards
 from distillery.data.arrow import ArrowImages
 from distillery.data.decode import decode_rgb
@@ -17,6 +15,8 @@ from distillery.data.loader import eval_loader, train_loader
 from distillery.data.orders import repeated_order, shuffled_order
 from distillery.data.samplers import GlobalBatches
 from distillery.data.transforms import eval_transform, train_transform
+from distillery.experiment.schema.augmentation import HorizontalFlip, RandomCrop, RandomResizedCrop
+from distillery.experiment.schema.recipe import Preprocess
 from distillery.randomness import seed_generators
 
 PREPROCESS = Preprocess(size=6)
@@ -158,7 +158,7 @@ def test_a_process_ends_whatever_its_loaders_are_doing(place, ending):
     place.fill(train=11).prepare()
     code = f"""
 from pathlib import Path
-from distillery.config.schema.recipe import Preprocess
+from distillery.experiment.schema.recipe import Preprocess
 from distillery.data.arrow import ArrowImages
 from distillery.data.loader import eval_loader, train_loader
 from distillery.data.manifest import load_manifest

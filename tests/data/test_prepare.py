@@ -299,7 +299,7 @@ def test_deep_images_are_warned_about(place, encode):
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from distillery.config.schema.dataset import Dataset
+from distillery.experiment.schema.dataset import Dataset
 from distillery.data import prepare, shards
 shards.IMAGES_PER_SHARD = 20
 raw, output, workers, seconds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])

@@ -10,10 +10,10 @@ from pydantic import TypeAdapter
 from timm.data.auto_augment import rand_augment_transform
 from torchvision.transforms import v2
 
-from distillery.config.schema.augmentation import Augmentation
-from distillery.config.schema.recipe import Preprocess
 from distillery.data import transforms
 from distillery.data.transforms import eval_transform, train_transform
+from distillery.experiment.schema.augmentation import Augmentation
+from distillery.experiment.schema.recipe import Preprocess
 from distillery.randomness import seed_generators
 
 

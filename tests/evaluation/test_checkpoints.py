@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file
 
 from distillery.cli import main
-from distillery.config import load_page
-from distillery.config.schema.recipe import Preprocess
 from distillery.errors import UserError
 from distillery.evaluation.checkpoints import evaluate_checkpoints, table_of
 from distillery.evaluation.evaluate import evaluate_run
+from distillery.experiment import load_experiment
+from distillery.experiment.schema.recipe import Preprocess
 from distillery.models import create_model
 from distillery.training.job import Job, Machine
 from distillery.training.run import make_run
@@ -25,13 +25,13 @@ def place(prepared_tiny, tmp_path_factory):
     """A trained teacher and its student, and the teacher's weights as another project would have written them."""
     folder = tmp_path_factory.mktemp("checkpoints") / "work"
     shutil.copytree(prepared_tiny, folder)
-    page, results = load_page(folder / "config" / "tiny.yaml"), folder / "results"
+    experiment, results = load_experiment(folder / "config" / "tiny.yaml"), folder / "results"
     for run in ("big", "taught"):
-        make_run(Job(page, run, 0, results, Machine(workers=0, threads=1)))
+        make_run(Job(experiment, run, 0, results, Machine(workers=0, threads=1)))
     state = load_file(results / "tiny" / "big" / "seed0" / "weights.safetensors")
     state = {f"module.{name.replace('fc.', 'linear.')}": value for name, value in state.items()}
     torch.save({"state_dict": state, "best_prec1": 93.0}, folder / "big.pth")
-    return SimpleNamespace(folder=folder, page=page, results=results, data=results / "datasets" / "tiny")
+    return SimpleNamespace(folder=folder, experiment=experiment, results=results, data=results / "datasets" / "tiny")
 
 
 def run_folder(place, run):
@@ -43,7 +43,7 @@ def foreign(place):
 
 
 def test_files_and_runs_are_measured_as_the_runs_themselves(place):
-    expected = {run: evaluate_run(place.page, run, 0, place.results) for run in ("big", "taught")}
+    expected = {run: evaluate_run(place.experiment, run, 0, place.results) for run in ("big", "taught")}
     items = [foreign(place), run_folder(place, "taught")]
     rows = evaluate_checkpoints(items, run_folder(place, "big"), place.data, SMALL)
     assert [row["model"] for row in rows] == ["cifar_resnet14", "cifar_resnet14", "cifar_resnet8"]

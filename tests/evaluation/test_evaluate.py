@@ -9,26 +9,26 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from distillery.config import load_page
-from distillery.config.schema.recipe import Preprocess
 from distillery.data.arrow import ArrowImages
 from distillery.data.decode import decode_rgb
 from distillery.data.manifest import load_manifest
 from distillery.data.transforms import eval_transform
 from distillery.errors import UserError
 from distillery.evaluation.evaluate import evaluate_run
+from distillery.experiment import load_experiment
+from distillery.experiment.schema.recipe import Preprocess
 from distillery.models import create_model
 from distillery.training.job import Job, Machine
 from distillery.training.run import make_run
 
 
 def make(place, run, seed=0):
-    page = load_page(place.page)
-    make_run(Job(page, run, seed, place.results, Machine(workers=0, threads=1)))
+    experiment = load_experiment(place.experiment)
+    make_run(Job(experiment, run, seed, place.results, Machine(workers=0, threads=1)))
 
 
 def evaluate(place, run, seed=0, **more):
-    return evaluate_run(load_page(place.page), run, seed, place.results, **more)
+    return evaluate_run(load_experiment(place.experiment), run, seed, place.results, **more)
 
 
 def folder(place, run):
@@ -57,7 +57,7 @@ def trained(prepared_tiny, tmp_path_factory):
     """One trained teacher and student for all tests of this file, which must leave them as they are."""
     copy = tmp_path_factory.mktemp("trained") / "work"
     shutil.copytree(prepared_tiny, copy)
-    place = SimpleNamespace(page=copy / "config" / "tiny.yaml", results=copy / "results")
+    place = SimpleNamespace(experiment=copy / "config" / "tiny.yaml", results=copy / "results")
     make(place, "big")
     make(place, "taught")
     return place
@@ -73,7 +73,7 @@ def test_a_trained_run_is_measured_as_its_last_epoch_was(trained):
     assert (metrics["selection"], metrics["epoch"]) == ("last", 2)
     assert metrics["teacher"] is metrics["agreement"] is None
     record = json.loads((folder(trained, "big") / "run.json").read_text())
-    assert metrics["digest"] == record["digest"] == load_page(trained.page).spec("big").digest
+    assert metrics["digest"] == record["digest"] == load_experiment(trained.experiment).spec("big").digest
     assert len(metrics["weights_sha256"]) == 64
     assert json.loads((folder(trained, "big") / "metrics.json").read_text()) == metrics
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import nn
 
-from distillery.config import load_page
 from distillery.errors import UserError
 from distillery.evaluation.profile import (
     count_macs,
@@ -16,6 +15,7 @@ from distillery.evaluation.profile import (
     measure_throughput,
     profile_run,
 )
+from distillery.experiment import load_experiment
 from distillery.models import create_model
 from distillery.training.job import Job, Machine
 from distillery.training.run import make_run
@@ -130,9 +130,9 @@ def test_a_batch_too_large_for_the_gpu_is_halved(monkeypatch):
 
 
 def test_a_finished_run_is_profiled(workplace):
-    make_run(Job(load_page(workplace.page), "small", 0, workplace.results, Machine(workers=0, threads=1)))
+    make_run(Job(load_experiment(workplace.experiment), "small", 0, workplace.results, Machine(workers=0, threads=1)))
     torch.set_num_threads(1)
-    profile = profile_run(load_page(workplace.page), "small", workplace.results)
+    profile = profile_run(load_experiment(workplace.experiment), "small", workplace.results)
     folder = workplace.results / "tiny" / "small"
     assert json.loads((folder / "profile.json").read_text()) == profile
     assert profile["input"] == [3, 8, 8]
@@ -147,9 +147,9 @@ def test_a_finished_run_is_profiled(workplace):
     assert profile["throughput_batch"] == 32
     assert profile["device"]
     assert profile["threads"] == (None if torch.cuda.is_available() else 1)
-    assert profile["digest"] == load_page(workplace.page).spec("small").digest
+    assert profile["digest"] == load_experiment(workplace.experiment).spec("small").digest
 
 
 def test_a_run_that_was_not_made_is_one_line(workplace):
     with pytest.raises(UserError, match=r"small/seed0/run\.json: missing; first make it with: distillery train"):
-        profile_run(load_page(workplace.page), "small", workplace.results)
+        profile_run(load_experiment(workplace.experiment), "small", workplace.results)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distillery.config.schema.recipe import Preprocess
 from distillery.errors import UserError
+from distillery.experiment.schema.recipe import Preprocess
 from distillery.models.normalize import Normalize, resolve_statistics
 
 TRAINING_IMAGES = SimpleNamespace(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])

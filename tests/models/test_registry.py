@@ -124,7 +124,7 @@ def test_the_zoo_needs_no_library_and_its_names_not_even_torch():
         "from distillery.models import create_model, is_model\n"
         "assert is_model('cifar_resnet20') and 'torch' not in sys.modules\n"
         "create_model('cifar_resnet20', 10)\n"
-        "import distillery.models.importing, distillery.models.normalize, distillery.models.sync_batchnorm\n"
+        "import distillery.models.pretrained.load, distillery.models.normalize, distillery.models.sync_batchnorm\n"
         "import distillery.evaluation.metrics\n"
         "heavy = {'timm', 'torchvision', 'torchmetrics', 'scipy', 'matplotlib', 'pandas'} & set(sys.modules)\n"
         "assert not heavy, heavy"

@@ -1,4 +1,4 @@
-"""Synthetic results of a page, written as real files, with statistics known by construction."""
+"""Synthetic results of an experiment, written as real files, with statistics known by construction."""
 
 import json
 from dataclasses import dataclass
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from distillery.config import Page, load_page
-from distillery.layout import dataset_folder, profile_path, run_folder
+from distillery.experiment import Experiment, load_experiment
+from distillery.paths import dataset_folder, profile_path, run_folder
 
-PAGE = """
+EXPERIMENT = """
 toy:
   dataset: toy
   seeds: [0, 1, 2]
@@ -38,21 +38,21 @@ preprocess: {size: 8}
 
 @dataclass
 class Desk:
-    """A folder with a page and whatever results a test writes for it."""
+    """A folder with an experiment and whatever results a test writes for it."""
 
     folder: Path
-    text: str = PAGE
+    text: str = EXPERIMENT
 
     def __post_init__(self):
         (self.folder / "config" / "recipes").mkdir(parents=True, exist_ok=True)
         (self.folder / "config" / "recipes" / "toy.yaml").write_text(RECIPE)
         (self.folder / "config" / "datasets.yaml").write_text("toy: {path: data/toy}\n")
-        self.write_page(self.text)
+        self.write_experiment(self.text)
         self.write_manifest()
 
     @property
-    def page(self) -> Page:
-        return load_page(self.folder / "config" / "toy.yaml")
+    def experiment(self) -> Experiment:
+        return load_experiment(self.folder / "config" / "toy.yaml")
 
     @property
     def results(self) -> Path:
@@ -62,7 +62,7 @@ class Desk:
     def ledger(self) -> Path:
         return self.folder / "published.csv"
 
-    def write_page(self, text: str) -> None:
+    def write_experiment(self, text: str) -> None:
         (self.folder / "config" / "toy.yaml").write_text(text)
 
     def write_manifest(self, overlap: int = 0) -> None:
@@ -100,7 +100,7 @@ class Desk:
         (folder / "manifest.json").write_text(json.dumps({"format": 1, **manifest}))
 
     def write_metrics(self, run: str, seed: int, **values: object) -> None:
-        page = self.page
+        experiment = self.experiment
         metrics = {
             "run": run,
             "seed": seed,
@@ -112,20 +112,20 @@ class Desk:
             "top5": 99.0,
             "nll": 0.3,
             "ece": 2.0,
-            "agreement": 95.0 if page.teacher(run) else None,
-            "teacher": page.teacher(run),
-            "digest": page.spec(run, seed).digest,
+            "agreement": 95.0 if experiment.teacher(run) else None,
+            "teacher": experiment.teacher(run),
+            "digest": experiment.spec(run, seed).digest,
             "weights_sha256": "0" * 64,
         } | values
-        path = run_folder(self.results, page.name, run, seed) / "metrics.json"
+        path = run_folder(self.results, experiment.name, run, seed) / "metrics.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(metrics))
 
     def write_profile(self, run: str, **values: object) -> None:
-        page = self.page
+        experiment = self.experiment
         profile = {
             "run": run,
-            "digest": page.spec(run).digest,
+            "digest": experiment.spec(run).digest,
             "input": [3, 8, 8],
             "params": 77850,
             "macs": 780000,
@@ -136,12 +136,12 @@ class Desk:
             "device": "Imaginary CPU",
             "threads": 1,
         } | values
-        path = profile_path(self.results, page.name, run)
+        path = profile_path(self.results, experiment.name, run)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(profile))
 
     def write_history(self, run: str, seed: int, rows: list[dict[str, float]]) -> None:
-        path = run_folder(self.results, self.page.name, run, seed) / "history.csv"
+        path = run_folder(self.results, self.experiment.name, run, seed) / "history.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [",".join(rows[0])] + [",".join(map(str, row.values())) for row in rows]
         path.write_text("\n".join(lines) + "\n")
@@ -155,7 +155,7 @@ class Desk:
         self.write_profile("big", params=272474, size_bytes=1100000, latency_ms=2.5, throughput=1234.5)
         for run, first in (("small", 90.0), ("small-kd", 92.0)):
             self.write_profile(run)
-            for seed in self.page.seeds(run):
+            for seed in self.experiment.seeds(run):
                 self.write_metrics(run, seed, top1=first + seed, nll=0.3 - 0.001 * (first - 90) + 0.01 * seed)
 
 

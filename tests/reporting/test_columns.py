@@ -1,4 +1,4 @@
-"""Every column that a page may ask for is known, and prints numbers as readers expect them."""
+"""Every column that an experiment may ask for is known, and prints numbers as readers expect them."""
 
 from typing import get_args
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillery.config.schema.experiment import Column as ColumnName
+from distillery.experiment.schema.experiment import Column as ColumnName
 from distillery.reporting.columns import COLUMNS, with_prefix
 
 

@@ -11,14 +11,14 @@ from distillery.reporting.measurements import read_measurements
 
 @pytest.fixture
 def content(desk):
-    """The page's table of methods, after the test has written results."""
+    """The experiment's table of methods, after the test has written results."""
 
     def of(columns=None, rows=None, runs=None):
-        page = desk.page
-        table = page.experiment.tables["methods"]
+        experiment = desk.experiment
+        table = experiment.config.tables["methods"]
         table = table.model_copy(update={"columns": columns or table.columns, "rows": rows or table.rows})
-        runs = read_measurements(page, desk.results) if runs is None else runs
-        return gather(page, "methods", table, runs, read_ledger(page, desk.ledger))
+        runs = read_measurements(experiment, desk.results) if runs is None else runs
+        return gather(experiment, "methods", table, runs, read_ledger(experiment, desk.ledger))
 
     return of
 
@@ -124,15 +124,15 @@ def test_without_published_numbers_there_is_no_gain_to_miss(desk, content, measu
 def test_a_published_run_without_results_is_not_run(desk, content):
     desk.write_results()
     desk.write_ledger("small,top1,91.50,,,last,here")
-    runs = read_measurements(desk.page, desk.results)
+    runs = read_measurements(desk.experiment, desk.results)
     del runs["small"]
     found = content(runs=runs)
     assert found.entries["small", "top1"].verdict.finding == "not run"
     assert best(found, "top1") == set()
 
 
-def test_a_published_run_that_the_page_does_not_have_is_a_mistake(desk):
+def test_a_published_run_that_the_experiment_does_not_have_is_a_mistake(desk):
     desk.write_ledger("small,top1,91.5,,,,here", "smal-kd,top1,92,,,,here")
-    line = f"{desk.ledger}: row 3, run: {desk.page.path} has no run 'smal-kd'; did you mean 'small-kd'"
+    line = f"{desk.ledger}: row 3, run: {desk.experiment.path} has no run 'smal-kd'; did you mean 'small-kd'"
     with pytest.raises(UserError, match=re.escape(line)):
-        read_ledger(desk.page, desk.ledger)
+        read_ledger(desk.experiment, desk.ledger)

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from distillery.errors import UserError
-from distillery.layout import figure_folder
+from distillery.paths import figure_folder
 from distillery.reporting.curves import QUANTITIES, Curve, draw
-from distillery.reporting.figures import plot_page
+from distillery.reporting.figures import plot_experiment
 from distillery.reporting.style import COLOURS
 
 TOP1, LOSS = QUANTITIES
@@ -20,8 +20,8 @@ RUN = "    {}: {{model: cifar_resnet8, recipe: toy, teacher: big, objective: {{c
 
 
 def write_histories(desk, epochs=6):
-    for order, run in enumerate(desk.page.experiment.runs):
-        for seed in desk.page.seeds(run):
+    for order, run in enumerate(desk.experiment.config.runs):
+        for seed in desk.experiment.seeds(run):
             rows = [
                 {
                     "epoch": epoch,
@@ -46,9 +46,9 @@ def snapshot(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_page_gets_both_figures_in_both_formats(desk):
+def test_a_experiment_gets_both_figures_in_both_formats(desk):
     write_histories(desk)
-    files = plot_page(desk.page, desk.results, desk.ledger)
+    files = plot_experiment(desk.experiment, desk.results, desk.ledger)
     folder = figure_folder(desk.results, "toy")
     assert {path.name for path in files} == set(snapshot(folder))
     assert set(snapshot(folder)) == {
@@ -65,17 +65,17 @@ def test_a_page_gets_both_figures_in_both_formats(desk):
 def test_the_bytes_depend_on_nothing_but_the_histories(desk, tmp_path):
     """Another process, with another hash seed and a user's own style."""
     write_histories(desk)
-    plot_page(desk.page, desk.results, desk.ledger)
+    plot_experiment(desk.experiment, desk.results, desk.ledger)
     folder = figure_folder(desk.results, "toy")
     first = snapshot(folder)
     (tmp_path / "matplotlibrc").write_text("axes.facecolor: black\nfont.size: 20\nsvg.fonttype: none\n")
     script = (
-        "import sys; from pathlib import Path; from distillery.config import load_page\n"
-        "from distillery.reporting.figures import plot_page\n"
-        "plot_page(load_page(Path(sys.argv[1])), Path(sys.argv[2]), Path('none'))"
+        "import sys; from pathlib import Path; from distillery.experiment import load_experiment\n"
+        "from distillery.reporting.figures import plot_experiment\n"
+        "plot_experiment(load_experiment(Path(sys.argv[1])), Path(sys.argv[2]), Path('none'))"
     )
     changed = {"PYTHONHASHSEED": "7", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"), "SOURCE_DATE_EPOCH": "1"}
-    command = [sys.executable, "-c", script, str(desk.page.path), str(desk.results)]
+    command = [sys.executable, "-c", script, str(desk.experiment.path), str(desk.results)]
     subprocess.run(command, check=True, env=os.environ | changed, cwd=tmp_path)
     assert snapshot(folder) == first
     assert b"<dc:date>" not in first["training_loss.svg"]
@@ -182,25 +182,25 @@ def test_a_run_with_a_moving_average_shows_the_better_weights():
 
 
 def test_imported_networks_have_no_curve(desk):
-    desk.write_page(
+    desk.write_experiment(
         desk.text.replace("{model: cifar_resnet20, recipe: toy, seeds: [0]}", "{model: cifar_resnet20, weights: w.pth}")
     )
     write_histories(desk)
     (figure_folder(desk.results, "toy").parent.parent / "toy" / "big" / "seed0" / "history.csv").unlink()
-    assert len(plot_page(desk.page, desk.results, desk.ledger)) == 4
+    assert len(plot_experiment(desk.experiment, desk.results, desk.ledger)) == 4
 
 
-def test_a_page_of_imported_networks_has_a_folder_without_figures(desk):
+def test_a_experiment_of_imported_networks_has_a_folder_without_figures(desk):
     text = desk.text.replace("recipe: toy", "weights: w.pth").partition("    small-kd")[0]
-    desk.write_page(text)
+    desk.write_experiment(text)
     folder = figure_folder(desk.results, "toy")
     folder.mkdir(parents=True)
     (folder / "old.svg").write_text("")
-    assert plot_page(desk.page, desk.results, desk.ledger) == []
+    assert plot_experiment(desk.experiment, desk.results, desk.ledger) == []
     assert snapshot(folder) == {}
 
 
 def test_nothing_is_written_when_a_history_is_missing(desk):
     with pytest.raises(UserError, match=r"history.csv: missing"):
-        plot_page(desk.page, desk.results, desk.ledger)
+        plot_experiment(desk.experiment, desk.results, desk.ledger)
     assert not figure_folder(desk.results, "toy").exists()

@@ -1,10 +1,10 @@
-"""Which figures a page has: curves, and those that its tables ask for."""
+"""Which figures an experiment has: curves, and those that its tables ask for."""
 
 import pytest
 
 from distillery.errors import UserError
-from distillery.layout import figure_folder, run_folder
-from distillery.reporting.figures import plot_page
+from distillery.paths import figure_folder, run_folder
+from distillery.reporting.figures import plot_experiment
 
 DRAWN = """    grid:
       columns: [top1]
@@ -19,16 +19,16 @@ DRAWN = """    grid:
 
 @pytest.fixture
 def drawn(desk):
-    desk.write_page(desk.text + DRAWN)
-    for run in desk.page.experiment.runs:
-        for seed in desk.page.seeds(run):
+    desk.write_experiment(desk.text + DRAWN)
+    for run in desk.experiment.config.runs:
+        for seed in desk.experiment.seeds(run):
             desk.write_history(run, seed, [{"epoch": 1, "train_loss": 1.0, "val_top1": 90.0}])
     desk.write_results()
     return desk
 
 
 def names(desk, **options):
-    files = plot_page(desk.page, desk.results, desk.ledger, **options)
+    files = plot_experiment(desk.experiment, desk.results, desk.ledger, **options)
     assert set(files) == set(figure_folder(desk.results, "toy").iterdir())
     return {path.stem for path in files}
 
@@ -38,22 +38,22 @@ def test_tables_are_drawn_as_they_ask(drawn):
 
 
 def test_only_what_is_drawn_has_to_be_measured(drawn):
-    drawn.write_page(drawn.text.partition("    grid:")[0])
+    drawn.write_experiment(drawn.text.partition("    grid:")[0])
     (run_folder(drawn.results, "toy", "small", 1) / "metrics.json").unlink()
     assert names(drawn) == {"validation_top1", "training_loss"}
 
 
-def test_a_partial_page_draws_what_there_is(drawn):
+def test_a_partial_experiment_draws_what_there_is(drawn):
     (run_folder(drawn.results, "toy", "small", 1) / "history.csv").unlink()
     (run_folder(drawn.results, "toy", "small", 1) / "metrics.json").unlink()
     with pytest.raises(UserError, match="missing"):
-        plot_page(drawn.page, drawn.results, drawn.ledger)
+        plot_experiment(drawn.experiment, drawn.results, drawn.ledger)
     assert names(drawn, partial=True) == {"validation_top1", "training_loss", "grid_heat_map", "speeds_pareto"}
 
 
-def test_a_partial_page_without_results_has_no_figures(desk):
-    desk.write_page(desk.text + DRAWN)
-    assert plot_page(desk.page, desk.results, desk.ledger, partial=True) == []
+def test_a_partial_experiment_without_results_has_no_figures(desk):
+    desk.write_experiment(desk.text + DRAWN)
+    assert plot_experiment(desk.experiment, desk.results, desk.ledger, partial=True) == []
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,6 @@ def test_a_partial_page_without_results_has_no_figures(desk):
     ],
 )
 def test_a_table_that_cannot_be_drawn_so_is_refused(desk, old, new, reason):
-    desk.write_page(desk.text + DRAWN.replace(old, new))
+    desk.write_experiment(desk.text + DRAWN.replace(old, new))
     with pytest.raises(UserError, match=reason):
-        desk.page  # noqa: B018
+        desk.experiment  # noqa: B018

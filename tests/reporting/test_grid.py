@@ -5,7 +5,7 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from distillery.config.schema.experiment import Table
+from distillery.experiment.schema.experiment import Table
 from distillery.reporting.content import Content, Entry
 from distillery.reporting.summary import Summary
 from distillery.reporting.tables import lay_out
@@ -17,7 +17,7 @@ GRID = {
 }
 
 
-def test_a_grid_puts_the_runs_where_the_page_puts_them():
+def test_a_grid_puts_the_runs_where_the_experiment_puts_them():
     table = Table.model_validate(GRID)
     values = {"t": 99.0, "x": 97.5, "y": 98.25}
     entries = {

@@ -15,10 +15,12 @@ GRID = """    grid:
 
 
 def draw(desk, metric="top1"):
-    desk.write_page(desk.text.partition("    methods:")[0] + GRID.format(metric=metric))
-    page = desk.page
-    runs = read_measurements(page, desk.results, partial=True)
-    return draw_heat_map(gather(page, "grid", page.experiment.tables["grid"], runs, read_ledger(page, desk.ledger)))
+    desk.write_experiment(desk.text.partition("    methods:")[0] + GRID.format(metric=metric))
+    experiment = desk.experiment
+    runs = read_measurements(experiment, desk.results, partial=True)
+    return draw_heat_map(
+        gather(experiment, "grid", experiment.config.tables["grid"], runs, read_ledger(experiment, desk.ledger))
+    )
 
 
 def colours(figure):

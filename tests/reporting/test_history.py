@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distillery.errors import UserError
-from distillery.layout import run_folder
+from distillery.paths import run_folder
 from distillery.reporting.history import read_histories, read_history
 
 ROWS = [
@@ -29,7 +29,7 @@ def history(tmp_path):
 def test_columns_come_as_numbers(desk):
     for seed in (0, 1, 2):
         desk.write_history("small", seed, [{**row, "val_top1": row["val_top1"] + seed} for row in ROWS])
-    histories = read_histories(desk.page, "small", desk.results)
+    histories = read_histories(desk.experiment, "small", desk.results)
     assert [list(one["val_top1"]) for one in histories] == [[50.0, 60.5], [51.0, 61.5], [52.0, 62.5]]
     assert list(histories[0]["epoch"]) == [1, 2]
 
@@ -64,10 +64,10 @@ def test_a_damaged_history_is_named(history, text, told):
 def test_a_missing_history_is_named_with_the_command_that_makes_it(desk):
     desk.write_history("small", 0, ROWS)
     path = run_folder(desk.results, "toy", "small", 1) / "history.csv"
-    command = f"distillery train {desk.page.path} small --seed 1 --results {desk.results}"
+    command = f"distillery train {desk.experiment.path} small --seed 1 --results {desk.results}"
     line = f"{path}: missing; first make it with: {command}"
     with pytest.raises(UserError, match=f"^{re.escape(line)}$"):
-        read_histories(desk.page, "small", desk.results)
+        read_histories(desk.experiment, "small", desk.results)
 
 
 def test_seeds_of_different_length_are_refused(desk):
@@ -75,4 +75,4 @@ def test_seeds_of_different_length_are_refused(desk):
         desk.write_history("small", seed, ROWS[: 1 if seed == 2 else 2])
     path = run_folder(desk.results, "toy", "small", 2) / "history.csv"
     with pytest.raises(UserError, match=re.escape(f"{path}: ends at epoch 1, but seed 0 at 2; make it anew with")):
-        read_histories(desk.page, "small", desk.results)
+        read_histories(desk.experiment, "small", desk.results)

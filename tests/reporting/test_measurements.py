@@ -5,13 +5,13 @@ import re
 import pytest
 
 from distillery.errors import UserError
-from distillery.layout import profile_path, run_folder
+from distillery.paths import profile_path, run_folder
 from distillery.reporting.measurements import Measured, read_measurements
 from distillery.reporting.summary import Summary
 
 
 def read(desk):
-    return read_measurements(desk.page, desk.results)
+    return read_measurements(desk.experiment, desk.results)
 
 
 def test_values_come_from_every_seed(desk):
@@ -33,7 +33,7 @@ def test_a_run_without_teacher_agrees_with_nobody(desk):
 
 
 def test_what_no_table_shows_is_not_asked_for(desk):
-    desk.write_page(desk.text.partition("    speed:")[0].replace("params, size", "ece"))
+    desk.write_experiment(desk.text.partition("    speed:")[0].replace("params, size", "ece"))
     desk.write_results()
     for run in ("big", "small", "small-kd"):
         profile_path(desk.results, "toy", run).unlink()
@@ -56,11 +56,11 @@ def test_a_missing_file_is_named_with_the_command_that_makes_it(desk):
     desk.write_results()
     path = run_folder(desk.results, "toy", "small", 2) / "metrics.json"
     path.unlink()
-    command = f"distillery evaluate {desk.page.path} small --seed 2 --results {desk.results}"
+    command = f"distillery evaluate {desk.experiment.path} small --seed 2 --results {desk.results}"
     assert fault(desk) == f"{path}: missing; first make it with: {command}"
     desk.write_metrics("small", 2)
     profile_path(desk.results, "toy", "big").unlink()
-    assert fault(desk).endswith(f"distillery profile {desk.page.path} big --results {desk.results}")
+    assert fault(desk).endswith(f"distillery profile {desk.experiment.path} big --results {desk.results}")
 
 
 def test_the_usual_results_folder_need_not_be_named(desk, monkeypatch):
@@ -68,16 +68,16 @@ def test_the_usual_results_folder_need_not_be_named(desk, monkeypatch):
 
     monkeypatch.chdir(desk.folder)
     with pytest.raises(UserError, match=re.escape("config/toy.yaml big --seed 0") + "$"):
-        read_measurements(desk.page, Path("results"))
+        read_measurements(desk.experiment, Path("results"))
 
 
 def test_what_was_measured_before_the_run_changed_is_refused(desk):
     desk.write_results()
-    desk.write_page(desk.text.replace("temperature: 4", "temperature: 2"))
+    desk.write_experiment(desk.text.replace("temperature: 4", "temperature: 2"))
     line = fault(desk)
     assert line.startswith(f"{run_folder(desk.results, 'toy', 'small-kd', 0) / 'metrics.json'}: measured another")
-    assert desk.page.spec("small-kd", 0).digest in line
-    desk.write_page(desk.text)
+    assert desk.experiment.spec("small-kd", 0).digest in line
+    desk.write_experiment(desk.text)
     desk.write_profile("big", digest="0" * 16)
     assert fault(desk).startswith(f"{profile_path(desk.results, 'toy', 'big')}: measured another configuration")
 

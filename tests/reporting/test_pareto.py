@@ -32,10 +32,12 @@ def test_no_point_beats_one_of_the_front_and_each_other_is_beaten(pairs):
 
 
 def draw(desk, metric="top1", name=""):
-    desk.write_page(desk.text.partition("    methods:")[0] + TABLE.format(metric=metric, name=name))
-    page = desk.page
-    runs = read_measurements(page, desk.results, partial=True)
-    return draw_pareto(gather(page, "speeds", page.experiment.tables["speeds"], runs, read_ledger(page, desk.ledger)))
+    desk.write_experiment(desk.text.partition("    methods:")[0] + TABLE.format(metric=metric, name=name))
+    experiment = desk.experiment
+    runs = read_measurements(experiment, desk.results, partial=True)
+    return draw_pareto(
+        gather(experiment, "speeds", experiment.config.tables["speeds"], runs, read_ledger(experiment, desk.ledger))
+    )
 
 
 def panels(figure):

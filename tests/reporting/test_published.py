@@ -120,7 +120,7 @@ FAULTS = {
     "small,top1,76.1,,2.5,,here": r"row 2, n: '2.5' is not valid",
     "small,top1,76.1,,,median,here": r"row 2, selection: 'median' is not valid; expected last or best",
     "small,top1,76.1,,,,": r"row 2, source: '' is not valid; say where the number is printed",
-    ",top1,76.1,,,,here": r"row 2, run: '' is not valid; name the run of the page",
+    ",top1,76.1,,,,here": r"row 2, run: '' is not valid; name the run of the experiment",
     "small,top-1,76.1,,,,here": r"row 2, metric: 'top-1' is not valid; did you mean 'top1'",
     "small,top1,76.1": r"row 2: 3 cells instead of 7",
     "small,top1,76.1,,,,A 2020, Table 3": r"row 2: 8 cells instead of 7; quote a cell that has a comma",

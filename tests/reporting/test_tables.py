@@ -1,4 +1,4 @@
-"""From measurements on disk to the files of a page."""
+"""From measurements on disk to the files of an experiment."""
 
 import csv
 import re
@@ -8,8 +8,8 @@ import subprocess
 import pytest
 
 from distillery.errors import UserError
-from distillery.layout import run_folder, table_folder
-from distillery.reporting.tables import CSV_HEADER, tabulate_page, tabulate_table
+from distillery.paths import run_folder, table_folder
+from distillery.reporting.tables import CSV_HEADER, tabulate_experiment, tabulate_table
 
 LEDGER = (
     'small,top1,91.5,,,last,"Author 2020, Table 3"',
@@ -19,7 +19,7 @@ LEDGER = (
 
 
 def tabulate(desk):
-    return tabulate_page(desk.page, desk.results, desk.ledger)
+    return tabulate_experiment(desk.experiment, desk.results, desk.ledger)
 
 
 def snapshot(folder):
@@ -94,7 +94,7 @@ def test_without_published_numbers_no_column_and_no_word_is_spent_on_them(desk):
 
 
 def test_a_table_of_untaught_runs_has_no_column_for_teachers(desk):
-    desk.write_page(desk.text.replace("rows: [big, small, small-kd]", "rows: [big, small]"))
+    desk.write_experiment(desk.text.replace("rows: [big, small, small-kd]", "rows: [big, small]"))
     desk.write_results()
     tabulate(desk)
     assert "Teacher" not in (table_folder(desk.results) / "toy.md").read_text()
@@ -104,7 +104,7 @@ def test_rows_may_have_labels_as_the_source_prints_them(desk):
     labels = (
         "rows: {big: ResNet-20 | Teacher, small: ResNet-8 | Student, small-kd: ' | KD'}\n      heading: Model | Method"
     )
-    desk.write_page(desk.text.replace("rows: [big, small, small-kd]", labels))
+    desk.write_experiment(desk.text.replace("rows: [big, small, small-kd]", labels))
     desk.write_results()
     tabulate(desk)
     rows = [line for line in (table_folder(desk.results) / "toy.md").read_text().splitlines() if line.startswith("| ")]
@@ -117,13 +117,13 @@ def test_rows_may_have_labels_as_the_source_prints_them(desk):
 
 
 def test_a_label_needs_a_cell_for_each_heading(desk):
-    desk.write_page(desk.text.replace("rows: [big, small, small-kd]", "rows: {big: ResNet-20 | Teacher}"))
+    desk.write_experiment(desk.text.replace("rows: [big, small, small-kd]", "rows: {big: ResNet-20 | Teacher}"))
     with pytest.raises(UserError, match=r"methods: .* 'ResNet-20 | Teacher' has 2 cells .* the heading '' has 1"):
-        desk.page  # noqa: B018
+        desk.experiment  # noqa: B018
 
 
 def test_a_network_may_be_measured_by_its_teacher(desk):
-    desk.write_page(desk.text.replace("params, size]", "size_ratio]").partition("    speed:")[0])
+    desk.write_experiment(desk.text.replace("params, size]", "size_ratio]").partition("    speed:")[0])
     desk.write_results()
     tabulate(desk)
     text = (table_folder(desk.results) / "toy.md").read_text()
@@ -132,7 +132,7 @@ def test_a_network_may_be_measured_by_its_teacher(desk):
 
 
 def test_two_sources_may_print_different_numbers_for_one_run(desk):
-    desk.write_page(desk.text.replace("    speed:", "    again: {rows: [small], columns: [top1]}\n    speed:"))
+    desk.write_experiment(desk.text.replace("    speed:", "    again: {rows: [small], columns: [top1]}\n    speed:"))
     desk.write_results()
     desk.write_ledger("small,top1,91.0,,,,here,methods", "small,top1,90.0,,,,there,", "big,error1,5,,,,one,")
     desk.ledger.write_text(desk.ledger.read_text().replace("source\n", "source,table\n", 1))
@@ -157,29 +157,29 @@ def test_published_times_are_shown_and_never_judged(desk):
 
 
 def test_a_table_made_alone_is_the_same_and_needs_its_own_runs_only(judged):
-    judged.write_page(judged.text + "    alone: {rows: [small], columns: [error1]}\n")
+    judged.write_experiment(judged.text + "    alone: {rows: [small], columns: [error1]}\n")
     tabulate(judged)
     folder = table_folder(judged.results) / "toy"
     before = {name: content for name, content in snapshot(folder).items() if name.stem == "alone"}
     shutil.rmtree(folder)
     shutil.rmtree(run_folder(judged.results, "toy", "small-kd", 0).parent)
-    files = tabulate_table(judged.page, "alone", judged.results, judged.ledger)
+    files = tabulate_table(judged.experiment, "alone", judged.results, judged.ledger)
     assert snapshot(folder) == before
     assert {path.relative_to(folder) for path in files} == set(before)
     with pytest.raises(UserError, match=r"toy\.tables: no table 'alon'; did you mean 'alone'"):
-        tabulate_table(judged.page, "alon", judged.results, judged.ledger)
+        tabulate_table(judged.experiment, "alon", judged.results, judged.ledger)
 
 
-def test_a_partial_page_marks_what_is_missing_or_stale(judged):
+def test_a_partial_experiment_marks_what_is_missing_or_stale(judged):
     run_folder_of = lambda run, seed: run_folder(judged.results, "toy", run, seed)  # noqa: E731
     (run_folder_of("small", 1) / "metrics.json").unlink()
     judged.write_metrics("big", 0, digest="0" * 16)
     shutil.rmtree(run_folder_of("small-kd", 0).parent)
     shutil.rmtree(judged.results / "datasets")
-    tabulate_page(judged.page, judged.results, judged.ledger, partial=True)
+    tabulate_experiment(judged.experiment, judged.results, judged.ledger, partial=True)
     text = (table_folder(judged.results) / "toy.md").read_text()
     assert "Data set toy, not prepared yet." in text
-    assert "A partial page: 0 of 3 runs are complete." in text
+    assert "A partial experiment: 0 of 3 runs are complete." in text
     table = [re.sub(r" +", " ", line) for line in text.splitlines() if line.startswith("| ")][1:]
     assert table == [
         "| big | – | not run | not run | – | 272 k | 1.10 MB | – | – | 95.0 | – | not run |",
@@ -191,7 +191,7 @@ def test_a_partial_page_marks_what_is_missing_or_stale(judged):
         tabulate(judged)
 
 
-def test_times_stand_apart_and_leave_the_page_as_it_was(judged):
+def test_times_stand_apart_and_leave_the_experiment_as_it_was(judged):
     tabulate(judged)
     folder = table_folder(judged.results)
     before = snapshot(folder)
@@ -199,13 +199,13 @@ def test_times_stand_apart_and_leave_the_page_as_it_was(judged):
     tabulate(judged)
     changed = {str(path) for path, content in snapshot(folder).items() if content != before[path]}
     assert changed == {"toy/speed.md", "toy/speed.tex", "toy/speed.csv"}
-    page = (folder / "toy.md").read_text()
-    link = re.search(r"\[.*?\]\((toy/speed\.md)\)", page)[1]
+    experiment = (folder / "toy.md").read_text()
+    link = re.search(r"\[.*?\]\((toy/speed\.md)\)", experiment)[1]
     speed = (folder / link).read_text()
     assert re.search(r"\| small +\| +99\.00 \| +1 \|", speed)
     assert "Measured on Imaginary CPU (1 CPU thread) and Other CPU (8 CPU threads), float32" in speed
-    assert "99.00" not in page
-    assert "Imaginary" not in page + (folder / "toy.tex").read_text() + (folder / "toy.csv").read_text()
+    assert "99.00" not in experiment
+    assert "Imaginary" not in experiment + (folder / "toy.tex").read_text() + (folder / "toy.csv").read_text()
 
 
 def test_the_same_results_give_the_same_bytes(judged, tmp_path):
@@ -221,9 +221,9 @@ def test_the_order_of_seeds_changes_nothing_but_the_sentence_that_names_them(jud
     tabulate(judged)
     folder = table_folder(judged.results)
     first = snapshot(folder)
-    judged.write_page(judged.text.replace("seeds: [0, 1, 2]", "seeds: [2, 0, 1]"))
-    judged.write_profile("small", digest=judged.page.spec("small").digest)
-    judged.write_profile("small-kd", digest=judged.page.spec("small-kd").digest)
+    judged.write_experiment(judged.text.replace("seeds: [0, 1, 2]", "seeds: [2, 0, 1]"))
+    judged.write_profile("small", digest=judged.experiment.spec("small").digest)
+    judged.write_profile("small-kd", digest=judged.experiment.spec("small-kd").digest)
     tabulate(judged)
     for path, content in snapshot(folder).items():
         assert content.decode().replace("Seeds 2, 0 and 1", "Seeds 0, 1 and 2") == first[path].decode()
@@ -236,24 +236,24 @@ def test_each_table_is_also_written_alone(judged):
     assert {str(path.relative_to(folder)) for path in files} == {
         f"{stem}.{kind}" for stem in ("toy", "toy/methods", "toy/speed") for kind in ("md", "tex", "csv")
     }
-    page, alone = (folder / "toy.md").read_text(), (folder / "toy" / "methods.md").read_text()
+    experiment, alone = (folder / "toy.md").read_text(), (folder / "toy" / "methods.md").read_text()
     table = alone.partition("## ")[2].partition("## How")[0]
     assert "| small-kd |" in table
-    assert table in page
+    assert table in experiment
     assert alone.startswith("# toy\n")
 
 
-def test_tables_that_the_page_no_longer_has_disappear(judged):
+def test_tables_that_the_experiment_no_longer_has_disappear(judged):
     tabulate(judged)
     alone = table_folder(judged.results) / "toy"
     (alone / "notes.txt").write_text("mine")
-    judged.write_page(judged.text.partition("    speed:")[0])
+    judged.write_experiment(judged.text.partition("    speed:")[0])
     tabulate(judged)
     assert sorted(path.name for path in alone.iterdir()) == ["methods.csv", "methods.md", "methods.tex", "notes.txt"]
 
 
-def test_a_page_without_tables_is_a_page(desk):
-    desk.write_page(desk.text.partition("  tables:")[0])
+def test_a_experiment_without_tables_is_a_experiment(desk):
+    desk.write_experiment(desk.text.partition("  tables:")[0])
     tabulate(desk)
     folder = table_folder(desk.results)
     assert (folder / "toy.md").read_text().startswith("# toy\n\nData set toy:")
@@ -279,7 +279,7 @@ def test_nothing_is_written_when_something_is_wrong(judged, fault):
 
 def test_titles_may_hold_anything(desk):
     title = "R_50 | 100 % & <b> α → $x$ *T*"
-    desk.write_page(desk.text.replace("Teaching a small network", f"'{title}'"))
+    desk.write_experiment(desk.text.replace("Teaching a small network", f"'{title}'"))
     desk.write_results()
     tabulate(desk)
     folder = table_folder(desk.results)
@@ -290,7 +290,7 @@ def test_titles_may_hold_anything(desk):
 
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed (texlive-latex-recommended)")
-def test_the_page_compiles_with_booktabs_alone(judged):
+def test_the_experiment_compiles_with_booktabs_alone(judged):
     tabulate(judged)
     folder = table_folder(judged.results)
     paper = folder / "paper.tex"

@@ -1,4 +1,4 @@
-"""A cluster for all tests, and a clone whose pages Snakemake sends to it.
+"""A cluster for all tests, and a clone whose experiments Snakemake sends to it.
 
 They take over /etc/slurm and need root, so they run by `make test-slurm` alone.
 """
@@ -17,8 +17,9 @@ HERE = Path(__file__).parent
 
 # The tests are no package: what they share is found beside them.
 sys.path.insert(0, str(HERE))
+from driver import LONG, LONG_EXPERIMENT, LONGER, PROFILE, Driver  # noqa: E402
+
 from cluster import Cluster, missing_programs  # noqa: E402
-from driver import LONG, LONG_PAGE, LONGER, PROFILE, Driver  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location("workflow_conftest", HERE.parent / "workflow" / "conftest.py")
 workflow = importlib.util.module_from_spec(_spec)
@@ -67,10 +68,10 @@ def clean_cluster(request):
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
-    """A clone with the tiny and the long page, raw images, and the profile fitted to this small cluster. Read only."""
+    """A clone with the tiny and the long experiment, raw images, and a profile for this small cluster. Read only."""
     checkout = workflow.clone(tmp_path_factory.mktemp("site") / "distillery")
-    workflow.add_tiny_page(checkout)
-    checkout.write("config/long.yaml", LONG_PAGE)
+    workflow.add_tiny_experiment(checkout)
+    checkout.write("config/long.yaml", LONG_EXPERIMENT)
     checkout.replace(PROFILE, "workers: 6\n", "workers: 1\n")
     checkout.replace(PROFILE, "workers: 6,", "workers: 1,")
     result = checkout.run("snakemake", "--cores", "2", "results/datasets/tiny/manifest.json")

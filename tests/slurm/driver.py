@@ -21,7 +21,7 @@ HASTE = [
     "100/1s",
 ]
 
-LONG_PAGE = """
+LONG_EXPERIMENT = """
 long:
   dataset: tiny
   runs:
@@ -97,6 +97,6 @@ class Driver:
         return self.log.read_text()[-6000:]
 
 
-def sittings(checkout, run: str = "long/long") -> list[dict]:
-    """Where a run was made, sitting by sitting."""
-    return json.loads(checkout.read(f"results/{run}/seed0/run.json"))["sittings"]
+def sessions(checkout, run: str = "long/long") -> list[dict]:
+    """Where a run was made, session by session."""
+    return json.loads(checkout.read(f"results/{run}/seed0/run.json"))["sessions"]

@@ -8,7 +8,7 @@ import time
 import pytest
 from driver import PROFILE
 
-PAGE = """
+EXPERIMENT = """
 campaign:
   dataset: tiny
   seeds: [0, 1, 2, 3]
@@ -28,9 +28,9 @@ SEEDS = [int(seed) for seed in os.environ.get("CAMPAIGN_SEEDS", "1").split(",")]
 
 @pytest.fixture(scope="session")
 def undisturbed(site, copied, tmp_path_factory):
-    """The page as this machine makes it by itself."""
+    """The experiment as this machine makes it by itself."""
     checkout = copied(site, tmp_path_factory.mktemp("undisturbed"))
-    checkout.write("config/campaign.yaml", PAGE)
+    checkout.write("config/campaign.yaml", EXPERIMENT)
     result = checkout.run("snakemake", "--cores", "2", TABLE)
     assert result.returncode == 0, result.stdout
     return checkout
@@ -83,7 +83,7 @@ def test_a_campaign_with_random_kills_ends_in_the_tables_of_one_machine(
     undisturbed, copied, site, cluster, drive, tmp_path, seed
 ):
     here = copied(site, tmp_path)
-    here.write("config/campaign.yaml", PAGE)
+    here.write("config/campaign.yaml", EXPERIMENT)
     # Each kind of trouble but cancelling and crashing is free; these cost one of a run's retries.
     here.replace(PROFILE, "retries: 2", "retries: 8")
     driver = drive(here, TABLE)

@@ -6,7 +6,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from driver import LONG, LONGER, PROFILE, sittings
+from driver import LONG, LONGER, PROFILE, sessions
 
 
 def assert_whole(checkout, uninterrupted, weights=LONG):
@@ -19,16 +19,16 @@ def test_warned_before_the_time_limit_a_training_goes_on_as_the_same_job(here, c
     """Longer than the partition allows: job after job, with no one watching, and without spending a retry."""
     here.replace(PROFILE, "retries: 2", "retries: 0")
     driver = drive(here, LONGER)
-    for sitting in range(2):
+    for session in range(2):
         job = driver.training("long/longer")
         slurm(cluster, "update", f"JobId={job['JobID']}", "EndTime=now+200")
-        hold_back(driver, cluster, job, lambda sitting=sitting, job=job: restarts(cluster, job) > sitting)
+        hold_back(driver, cluster, job, lambda session=session, job=job: restarts(cluster, job) > session)
         slurm(cluster, "update", f"JobId={job['JobID']}", "TimeLimit=1-00:00:00")
-        # What the log says from now on, the new sitting says.
+        # What the log says from now on, the new session says.
         (here.folder / "logs/long/longer/seed0/train.log").unlink()
     driver.finish()
     assert_whole(here, uninterrupted, LONGER)
-    begun = [(sitting["from_epoch"], sitting["from_step"]) for sitting in sittings(here, "long/longer")]
+    begun = [(session["from_epoch"], session["from_step"]) for session in sessions(here, "long/longer")]
     # Even one that was warned while it started took a step before it stopped.
     assert (0, 0) == begun[0] < begun[1] < begun[2]
     assert len(begun) == 3
@@ -44,7 +44,7 @@ def test_killed_by_the_time_limit_a_training_is_retried_with_more_time(here, clu
     driver.finish()
     assert_whole(here, uninterrupted, LONGER)
     assert "SLURM status is: 'TIMEOUT'" in driver.log.read_text()
-    assert len(sittings(here, "long/longer")) == 2
+    assert len(sessions(here, "long/longer")) == 2
     (last,) = [other for other in cluster.jobs() if int(other["JobID"]) > int(job["JobID"])]
     assert "TimeLimit=2-00:00:00" in slurm(cluster, "--oneliner", "show", "job", last["JobID"])
 
@@ -57,7 +57,7 @@ def test_cancelled_a_training_is_retried_and_not_requeued(here, cluster, drive, 
     assert_whole(here, uninterrupted)
     assert "SLURM status is: 'CANCELLED'" in driver.log.read_text()
     assert restarts(cluster, job) == 0
-    assert [sitting["from_epoch"] > 0 for sitting in sittings(here)] == [False, True]
+    assert [session["from_epoch"] > 0 for session in sessions(here)] == [False, True]
 
 
 def test_requeued_by_an_operator_a_training_continues(here, cluster, drive, uninterrupted):
@@ -66,7 +66,7 @@ def test_requeued_by_an_operator_a_training_continues(here, cluster, drive, unin
     slurm(cluster, "requeue", job["JobID"])
     driver.finish()
     assert_whole(here, uninterrupted)
-    assert [sitting["from_epoch"] > 0 for sitting in sittings(here)] == [False, True]
+    assert [session["from_epoch"] > 0 for session in sessions(here)] == [False, True]
 
 
 def test_a_lost_node_costs_what_was_not_saved_and_nothing_else(here, cluster, drive, uninterrupted):
@@ -92,7 +92,7 @@ def test_preempted_a_training_makes_room_and_continues(here, cluster, drive, uni
     hold_back(driver, cluster, job, lambda: job["JobID"] not in [other["JobID"] for other in cluster.running()])
     driver.finish()
     assert_whole(here, uninterrupted)
-    assert len(sittings(here)) == 2
+    assert len(sessions(here)) == 2
 
 
 def test_a_second_driver_meets_the_job_that_the_first_left_behind(here, cluster, drive, uninterrupted):
@@ -112,7 +112,7 @@ def test_a_second_driver_meets_the_job_that_the_first_left_behind(here, cluster,
     signal_training(cluster, job, signal.SIGCONT)
     cluster.wait_until(lambda: not cluster.jobs("running,completing"), "the left job's end", seconds=240)
     assert_whole(here, uninterrupted)
-    assert len(sittings(here)) == 1
+    assert len(sessions(here)) == 1
     # The second driver gave the run up, and what the left job finished is taken as it is.
     assert here.planned("--profile", "slurm", LONG) == set()
 
@@ -157,7 +157,7 @@ def test_ctrl_c_lets_jobs_save_and_the_same_command_continues(here, cluster, dri
     assert job["JobID"] in [other["JobID"] for other in cluster.jobs("cancelled")]
     drive(here, LONG).finish()
     assert_whole(here, uninterrupted)
-    assert [sitting["from_epoch"] > 0 for sitting in sittings(here)] == [False, True]
+    assert [session["from_epoch"] > 0 for session in sessions(here)] == [False, True]
 
 
 def test_ctrl_c_while_the_controller_is_away_leaves_no_job_behind(here, cluster, drive):
@@ -199,7 +199,7 @@ def test_while_the_controller_is_away_jobs_go_on_and_new_ones_wait(here, cluster
     cluster.start_controller()
     driver.finish()
     assert_whole(here, uninterrupted)
-    assert len(sittings(here)) == 1
+    assert len(sessions(here)) == 1
 
 
 def slurm(cluster, *arguments: str) -> str:

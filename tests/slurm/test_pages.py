@@ -1,19 +1,20 @@
-"""Pages made by Slurm jobs are the pages that this machine makes by itself."""
+"""Experiments made by Slurm jobs are the experiments that this machine makes by itself."""
 
 import re
 import shutil
 
 import pytest
-from cluster import Cluster
-from driver import PROFILE, Driver, sittings
+from driver import PROFILE, Driver, sessions
 
-# The page that users begin with, with as little training as its tables need.
+from cluster import Cluster
+
+# The experiment that users begin with, with as little training as its tables need.
 DIGITS = ("results/tables/digits.md", "results/figures/digits")
 
 
 @pytest.fixture(scope="session")
 def digits(site, copied, tmp_path_factory):
-    """The digits page, in two epochs and one seed, as snakemake makes it without a cluster."""
+    """The digits experiment, in two epochs and one seed, as snakemake makes it without a cluster."""
     checkout = copied(site, tmp_path_factory.mktemp("digits"))
     checkout.replace("config/digits.yaml", "seeds: [0, 1, 2]", "seeds: [0]")
     checkout.replace("config/digits.yaml", "epochs: 30, seeds: [0]", "epochs: 3")
@@ -30,19 +31,19 @@ def forget_results(checkout):
     return checkout
 
 
-def made(checkout, page: str) -> dict[str, bytes]:
-    """Everything that has to be the same wherever a page is made: weights, histories, measurements, tables."""
+def made(checkout, experiment: str) -> dict[str, bytes]:
+    """Everything that has to be the same wherever an experiment is made: weights, histories, measurements, tables."""
     results = checkout.folder / "results"
-    files = [*results.glob(f"{page}/*/seed*/*.safetensors"), *results.glob(f"{page}/*/seed*/history.csv")]
-    files += [file for file in results.glob(f"tables/{page}/*") if "speed" not in file.name]
+    files = [*results.glob(f"{experiment}/*/seed*/*.safetensors"), *results.glob(f"{experiment}/*/seed*/history.csv")]
+    files += [file for file in results.glob(f"tables/{experiment}/*") if "speed" not in file.name]
     accuracies = {
         str(file.relative_to(results)): re.findall(rb'"(?:top1|top5|nll|ece|agreement)": .*', file.read_bytes())
-        for file in results.glob(f"{page}/*/seed*/metrics.json")
+        for file in results.glob(f"{experiment}/*/seed*/metrics.json")
     }
     return {str(file.relative_to(results)): file.read_bytes() for file in files} | accuracies
 
 
-def test_the_digits_page_is_the_local_one(digits, copied, cluster, drive, tmp_path):
+def test_the_digits_experiment_is_the_local_one(digits, copied, cluster, drive, tmp_path):
     here = forget_results(copied(digits, tmp_path))
     driver = drive(here, *DIGITS)
     driver.wait_until(lambda: cluster.running("train_student_wildcards_digits_resnet8"), "a student")
@@ -77,7 +78,7 @@ def test_two_nodes_train_together_as_two_local_processes_do(here, copied, cluste
     trainings = [job for job in cluster.jobs() if "train_student" in job["Comment"]]
     job = max(trainings, key=lambda each: int(each["JobID"]))
     assert job["NodeList"] == "n[1-2]"
-    assert [sitting["processes"] for sitting in sittings(here, "tiny/small")] == [2]
+    assert [session["processes"] for session in sessions(here, "tiny/small")] == [2]
     assert (here.folder / target).read_bytes() == (local.folder / target).read_bytes()
 
 

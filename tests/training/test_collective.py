@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from distillery.objectives.bake import BAKE
-from distillery.objectives.collective import Collective
-from distillery.objectives.mgd import MGD
-from distillery.objectives.term import Lesson, Outputs, Setting, StagePair
+from distillery.distill.collective import Collective
+from distillery.distill.losses.bake import BAKE
+from distillery.distill.losses.mgd import MGD
+from distillery.distill.term import Outputs, StagePair, StepInputs, TermContext
 from distillery.training.collective import Ranks
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -43,14 +43,14 @@ def _global_bake(rank, name):
     data = np.load(GOLDEN / name, allow_pickle=False)
     meta = json.loads(str(data["meta"]))
     term = BAKE(omega=meta["omega"], temperature=meta["T"])
-    term.settle(Setting(collective=Ranks()))
+    term.setup(TermContext(collective=Ranks()))
     logits_BC = torch.from_numpy(data["logits"][rank]).requires_grad_()
-    lesson = Lesson(
-        Outputs(logits_BC, vector_BD=torch.from_numpy(data["feats"][rank])), torch.from_numpy(data["labels"][rank])
+    inputs = StepInputs(
+        Outputs(logits_BC, embedding_BD=torch.from_numpy(data["feats"][rank])), torch.from_numpy(data["labels"][rank])
     )
-    value = term(lesson)
+    value = term(inputs)
     torch.testing.assert_close(value, torch.tensor(data["kd_loss"][rank]), rtol=1e-9, atol=0)
-    total = torch.nn.functional.cross_entropy(logits_BC, lesson.target) + meta["lamda"] * value
+    total = torch.nn.functional.cross_entropy(logits_BC, inputs.target) + meta["lamda"] * value
     total.backward()
     torch.testing.assert_close(logits_BC.grad, torch.from_numpy(data["grad_total_logits"][rank]), rtol=1e-9, atol=1e-14)
 
@@ -79,12 +79,12 @@ def _lessons(parts):
     student, teacher = (torch.randn(10, channels, 4, 4, generator=generator) for channels in (4, 9))
     for part in parts:
         empty = torch.zeros(len(student[part]), 1)
-        yield Lesson(Outputs(empty, (student[part],)), empty, Outputs(empty, (teacher[part],)))
+        yield StepInputs(Outputs(empty, (student[part],)), empty, Outputs(empty, (teacher[part],)))
 
 
 def _settled(collective):
     term = MGD()
-    term.settle(Setting((StagePair(4, 9, None),), collective))
+    term.setup(TermContext((StagePair(4, 9, None),), collective))
     return term
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from distillery.config.schema.recipe import Recipe
+from distillery.experiment.schema.recipe import Recipe
 from distillery.training.build import _ema
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 import torch
 
-from distillery.config import load_page
 from distillery.errors import UserError
+from distillery.experiment import load_experiment
 from distillery.randomness import seed_generators
 from distillery.training import build
 from distillery.training.job import Job, Machine
@@ -15,7 +15,7 @@ from distillery.training.run import make_run
 
 def train(workplace, **machine):
     machine = {"workers": 0, "threads": 1} | machine
-    make_run(Job(load_page(workplace.page), "small", 0, workplace.results, Machine(**machine)))
+    make_run(Job(load_experiment(workplace.experiment), "small", 0, workplace.results, Machine(**machine)))
 
 
 def refusal(workplace, **machine):
@@ -23,7 +23,7 @@ def refusal(workplace, **machine):
         train(workplace, **machine)
     message = str(caught.value)
     assert "\n" not in message
-    return message.removeprefix(f"{workplace.page}: tiny.runs.small.")
+    return message.removeprefix(f"{workplace.experiment}: tiny.runs.small.")
 
 
 def test_a_constant_channel_is_refused_in_one_line(workplace):
@@ -53,7 +53,7 @@ def test_validation_keeps_its_loader_from_epoch_to_epoch(workplace, monkeypatch)
 
     monkeypatch.setattr(build, "eval_loader", count)
     train(workplace)
-    assert len(json.loads((workplace.results / "tiny/small/seed0/run.json").read_text())["sittings"]) == 1
+    assert len(json.loads((workplace.results / "tiny/small/seed0/run.json").read_text())["sessions"]) == 1
     assert len(made) == 1
     assert made[0]["persistent"]
 
@@ -64,7 +64,7 @@ def test_lit_images_train_and_are_mixed_as_the_floats_they_are(workplace):
     path.write_text(recipe + "augment: [{name: lighting, std: 0.5}]\nmix: {mixup: 0.8}\n")
     train(workplace)
     assert len((workplace.results / "tiny/small/seed0/history.csv").read_text().splitlines()) == 3
-    mix = build._mixer(load_page(workplace.page).recipes["small"], 3)
+    mix = build._mixer(load_experiment(workplace.experiment).recipes["small"], 3)
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 2, 0])
     mixed = []

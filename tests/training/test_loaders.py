@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from distillery.config import load_page
+from distillery.cluster.signals import Stopped
+from distillery.experiment import load_experiment
 from distillery.training.job import Job, Machine
-from distillery.training.logbook import Logbook
+from distillery.training.metric_logger import MetricLogger
 from distillery.training.run import make_run
-from distillery.training.stop import Stopped
 
 pytest.importorskip("nvidia.dali", reason="the extra `dali` is for Linux")
 
@@ -19,7 +19,7 @@ def job(workplace, results, loader):
         folder.mkdir()
         (folder / "datasets").symlink_to(workplace.results / "datasets")
     machine = Machine(workers=1 if loader == "dali" else 0, threads=1, loader=loader)
-    return Job(load_page(workplace.page), "small", 0, folder, machine)
+    return Job(load_experiment(workplace.experiment), "small", 0, folder, machine)
 
 
 def weights(made):
@@ -28,7 +28,7 @@ def weights(made):
 
 def loaders(made):
     record = json.loads((made.folder / "run.json").read_text())
-    return [sitting["loader"] for sitting in record["sittings"]], record["digest"]
+    return [session["loader"] for session in record["sessions"]], record["digest"]
 
 
 def test_plain_pngs_of_the_right_size_train_the_same_network_to_the_byte(workplace, monkeypatch):
@@ -40,7 +40,7 @@ def test_plain_pngs_of_the_right_size_train_the_same_network_to_the_byte(workpla
     make_run(second)
     assert weights(second) == weights(first)
 
-    original, taken = Logbook.step, []
+    original, taken = MetricLogger.step, []
 
     def stop_at_third(self, *arguments):
         taken.append(1)
@@ -50,7 +50,7 @@ def test_plain_pngs_of_the_right_size_train_the_same_network_to_the_byte(workpla
             signal.raise_signal(signal.SIGTERM)
         return original(self, *arguments)
 
-    monkeypatch.setattr(Logbook, "step", stop_at_third)
+    monkeypatch.setattr(MetricLogger, "step", stop_at_third)
     with pytest.raises(Stopped):
         make_run(mixed)
     make_run(job(workplace, "c", "dali"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from distillery.config.schema.recipe import Recipe
+from distillery.experiment.schema.recipe import Recipe
 from distillery.training.optim import build_optimizer, learning_rate, total_epochs
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "schedules.npz", allow_pickle=False)

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from distillery.config import load_page
 from distillery.data.arrow import ArrowImages
 from distillery.data.decode import decode_rgb
 from distillery.data.manifest import load_manifest
+from distillery.experiment import load_experiment
 from distillery.models import create_model
 from distillery.randomness import addressed_permutation, seed_generators
 from distillery.training.job import Job, Machine
@@ -29,7 +29,7 @@ def test_the_engine_equals_a_plain_loop(workplace):
     recipe = workplace.folder / "config/recipes/tiny.yaml"
     recipe.write_text("\n".join(line for line in recipe.read_text().splitlines() if not line.startswith("  - ")))
     torch.set_num_threads(1)
-    make_run(Job(load_page(workplace.page), "small", 0, workplace.results, Machine(workers=0, threads=1)))
+    make_run(Job(load_experiment(workplace.experiment), "small", 0, workplace.results, Machine(workers=0, threads=1)))
 
     folder = workplace.results / "datasets" / "tiny"
     manifest = load_manifest(folder)
@@ -58,14 +58,22 @@ def test_the_engine_equals_a_plain_loop(workplace):
 @pytest.mark.parametrize("run", ["small", "taught"])
 def test_two_processes_give_the_result_of_one(workplace, run):
     workplace.edit_recipe("sync_batchnorm: true\ndrop_last: false")
-    page = load_page(workplace.page)
+    experiment = load_experiment(workplace.experiment)
     if run == "taught":
-        make_run(Job(page, "big", 0, workplace.results, Machine(workers=0, threads=1)))
-    make_run(Job(page, run, 0, workplace.results, Machine(workers=0, threads=1)))
+        make_run(Job(experiment, "big", 0, workplace.results, Machine(workers=0, threads=1)))
+    make_run(Job(experiment, run, 0, workplace.results, Machine(workers=0, threads=1)))
     folder = workplace.results / "tiny" / run / "seed0"
     alone, history = load_file(folder / "weights.safetensors"), (folder / "history.csv").read_text()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "distillery"]
-    arguments = ["train", str(workplace.page), run, "--results", str(workplace.results), "--workers=0", "--threads=1"]
+    arguments = [
+        "train",
+        str(workplace.experiment),
+        run,
+        "--results",
+        str(workplace.results),
+        "--workers=0",
+        "--threads=1",
+    ]
     done = subprocess.run(
         command + arguments, check=False, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     )

@@ -12,23 +12,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from distillery.config import load_page
-from distillery.config.resolve import load_dataset
+from distillery.cluster.run_lock import RunLock
+from distillery.cluster.signals import Stopped
 from distillery.data.prepare import prepare_dataset
+from distillery.distill.losses.partial_l2 import bn_margin
 from distillery.errors import UserError
 from distillery.evaluation.evaluate import evaluate_run
-from distillery.objectives.partial_l2 import bn_margin
+from distillery.experiment import load_experiment
+from distillery.experiment.resolving import load_dataset
 from distillery.training import build
 from distillery.training.job import Job, Machine
-from distillery.training.lock import RunLock
-from distillery.training.logbook import Logbook
+from distillery.training.metric_logger import MetricLogger
 from distillery.training.run import make_run
-from distillery.training.stop import Stopped
 
 
 def job(workplace, run="small", seed=0, results="results", **machine):
     machine = {"workers": 0, "threads": 1} | machine
-    return Job(load_page(workplace.page), run, seed, workplace.folder / results, Machine(**machine))
+    return Job(load_experiment(workplace.experiment), run, seed, workplace.folder / results, Machine(**machine))
 
 
 def make(workplace, run="small", seed=0, results="results", **machine):
@@ -53,7 +53,7 @@ def stop_after(monkeypatch):
         import signal
 
         taken = 0
-        original = Logbook.step
+        original = MetricLogger.step
 
         def step(self, *arguments):
             nonlocal taken
@@ -62,7 +62,7 @@ def stop_after(monkeypatch):
                 signal.raise_signal(signal.SIGTERM)
             return original(self, *arguments)
 
-        monkeypatch.setattr(Logbook, "step", step)
+        monkeypatch.setattr(MetricLogger, "step", step)
 
     return arrange
 
@@ -77,7 +77,7 @@ def test_a_run_leaves_whole_results(workplace):
     assert record["selection"] == "last"
     assert record["effective"]["batch"] == 8
     assert record["effective"]["steps_per_epoch"] == 36 // 8
-    assert record["sittings"][0]["provenance"]["packages"]["torch"] == version("torch")
+    assert record["sessions"][0]["provenance"]["packages"]["torch"] == version("torch")
     assert list((folder / "tensorboard").glob("events.*"))
     assert not list((workplace.results / "work").glob("*"))
 
@@ -107,9 +107,9 @@ def test_stopped_at_any_step_and_continued_ends_with_the_same_bytes(workplace, s
     assert not (folder / "run.json").exists()
     monkeypatch.undo()
     assert written(make(workplace)) == straight
-    sittings = json.loads((folder / "run.json").read_text())["sittings"]
-    assert len(sittings) == 2
-    assert sittings[1]["from_epoch"] * (4 + (extra == "drop_last: false")) + sittings[1]["from_step"] == steps
+    sessions = json.loads((folder / "run.json").read_text())["sessions"]
+    assert len(sessions) == 2
+    assert sessions[1]["from_epoch"] * (4 + (extra == "drop_last: false")) + sessions[1]["from_step"] == steps
 
 
 def test_a_frequent_checkpoint_changes_nothing(workplace):
@@ -135,7 +135,7 @@ def test_another_recipe_never_continues_from_an_old_checkpoint(workplace, stop_a
     monkeypatch.undo()
     workplace.edit_recipe("clip_norm: 0.5")
     folder = make(workplace)
-    assert len(json.loads((folder / "run.json").read_text())["sittings"]) == 1
+    assert len(json.loads((folder / "run.json").read_text())["sessions"]) == 1
 
 
 def test_a_student_learns_from_its_frozen_teacher(workplace):
@@ -270,7 +270,7 @@ def test_held_out_images_choose_the_epoch_and_others_are_reported(workplace):
     best = max(rows, key=lambda row: float(row["val_top1"]))
     record = json.loads((folder / "run.json").read_text())
     assert (record["epoch"], record["selection_split"]) == (int(best["epoch"]), "holdout")
-    metrics = evaluate_run(load_page(workplace.page), "small", 0, workplace.results)
+    metrics = evaluate_run(load_experiment(workplace.experiment), "small", 0, workplace.results)
     assert (metrics["split"], metrics["images"], metrics["selection_split"]) == ("val", 12, "holdout")
 
 
@@ -328,10 +328,18 @@ def test_a_recipe_may_say_how_the_last_layer_begins(workplace):
     assert (tuned["conv1.weight"] == origin["conv1.weight"]).all()
 
 
-def test_a_run_can_be_imported_from_another_page(workplace):
-    text = workplace.page.read_text().replace("tiny:\n  dataset", "other:\n  dataset")
-    workplace.page.with_name("other.yaml").write_text(text)
-    make_run(Job(load_page(workplace.page.with_name("other.yaml")), "small", 0, workplace.results, Machine(workers=0)))
+def test_a_run_can_be_imported_from_another_experiment(workplace):
+    text = workplace.experiment.read_text().replace("tiny:\n  dataset", "other:\n  dataset")
+    workplace.experiment.with_name("other.yaml").write_text(text)
+    make_run(
+        Job(
+            load_experiment(workplace.experiment.with_name("other.yaml")),
+            "small",
+            0,
+            workplace.results,
+            Machine(workers=0),
+        )
+    )
     workplace.edit("  tables:", "    taken: {model: cifar_resnet8, weights: 'run:other/small'}\n  tables:")
     taken = make(workplace, "taken")
     assert json.loads((taken / "run.json").read_text())["preprocess"]["size"] == 8
@@ -350,7 +358,7 @@ def test_margins_are_those_of_the_teacher_or_of_the_weights_it_began_with(workpl
     found = []
     original = build.build_objective
     monkeypatch.setattr(
-        build, "build_objective", lambda objective, setting: found.append(setting) or original(objective, setting)
+        build, "build_objective", lambda objective, context: found.append(context) or original(objective, context)
     )
     folders = {"pretrained": make(workplace), "teacher": make(workplace, "tuned")}
     make(workplace, "matched")

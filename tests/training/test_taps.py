@@ -15,8 +15,8 @@ from torch import nn
 
 from distillery.cli import main
 from distillery.models import registry
-from distillery.models.cifar_resnet import CifarResNet
 from distillery.models.zoo import ZOO, ZooEntry
+from distillery.models.zoo.cifar_resnet import CifarResNet
 
 ROOT = Path(__file__).parents[2]
 OBJECTIVES = {"mgd": "{ce: {}, mgd: {}}", "overhaul": "{ce: {}, overhaul: {}}"}
@@ -151,7 +151,7 @@ def train(workplace, capsys):
     def call(run):
         options = ["--results", str(workplace.results), "--workers", "0", "--threads", "1"]
         with pytest.raises(SystemExit) as ended:
-            main(["train", str(workplace.page), run, *options])
+            main(["train", str(workplace.experiment), run, *options])
         return ended.value.code, capsys.readouterr().err
 
     return call
@@ -268,8 +268,8 @@ def test_two_processes_stop_as_one_does(workplace, train, tmp_path, builder, lin
     folder = pair(workplace, "cifar_resnet8", "ours", "mgd")
     assert train("master")[0] == 0
     (tmp_path / "script.py").write_text(SCRIPT)
-    launch = [sys.executable, "-m", "distillery.training.launch", "--standalone", "--nproc-per-node=2"]
-    command = [*launch, str(tmp_path / "script.py"), builder.__name__, "train", str(workplace.page), "pupil"]
+    launch = [sys.executable, "-m", "distillery.cluster.launch", "--standalone", "--nproc-per-node=2"]
+    command = [*launch, str(tmp_path / "script.py"), builder.__name__, "train", str(workplace.experiment), "pupil"]
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
         [*command, "--results", str(workplace.results), "--workers=0", "--threads=1"],

@@ -1,4 +1,4 @@
-"""A clean clone of this repository, and one in which a tiny page was really made by Snakemake."""
+"""A clean clone of this repository, and one in which a tiny experiment was really made by Snakemake."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 
-TINY_PAGE = """
+TINY_EXPERIMENT = """
 tiny:
   dataset: tiny
   runs:
@@ -103,10 +103,10 @@ def clone(folder: Path) -> Checkout:
     return Checkout(folder)
 
 
-def add_tiny_page(checkout: Checkout) -> None:
-    """Add a page that is made in seconds, on a few random images of three separable classes."""
+def add_tiny_experiment(checkout: Checkout) -> None:
+    """Add an experiment that is made in seconds, on a few random images of three separable classes."""
     checkout.append("config/datasets.yaml", "tiny: {path: data/tiny}\n")
-    checkout.write("config/tiny.yaml", TINY_PAGE)
+    checkout.write("config/tiny.yaml", TINY_EXPERIMENT)
     checkout.write("config/recipes/tiny.yaml", TINY_RECIPE)
     generator = np.random.Generator(np.random.Philox(key=0))
     for split, count in (("train", 8), ("val", 4)):
@@ -149,15 +149,15 @@ def fresh(pristine, tmp_path):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, worker_id):
-    """A clone in which Snakemake made the tiny page. Read only. Its logs tell every module that was imported."""
+    """A clone in which Snakemake made the tiny experiment. Read only. Its logs tell every module that was imported."""
 
     def make(checkout: Checkout) -> None:
-        for page in (checkout.folder / "config").glob("*.yaml"):  # every call of snakemake reads all pages
-            if page.stem not in ("datasets", "digits"):
-                page.unlink()
-        add_tiny_page(checkout)
+        for experiment in (checkout.folder / "config").glob("*.yaml"):  # every call of snakemake reads all experiments
+            if experiment.stem not in ("datasets", "digits"):
+                experiment.unlink()
+        add_tiny_experiment(checkout)
         assert checkout.run("dvc", "add", "--quiet", "data").returncode == 0
-        result = checkout.run("snakemake", "--config", "pages=tiny", "--cores", "2", PYTHONPROFILEIMPORTTIME="1")
+        result = checkout.run("snakemake", "--config", "experiments=tiny", "--cores", "2", PYTHONPROFILEIMPORTTIME="1")
         assert result.returncode == 0, re.sub(r"import time:.*\n", "", result.stdout)
 
     return made_once(tmp_path_factory, worker_id, "finished", make)
@@ -165,16 +165,16 @@ def finished(tmp_path_factory, worker_id):
 
 @pytest.fixture
 def made(finished, tmp_path):
-    """A copy of the clone with the tiny page, to edit; dates of files are kept."""
+    """A copy of the clone with the tiny experiment, to edit; dates of files are kept."""
     shutil.copytree(finished.folder, tmp_path / "distillery", symlinks=True)
     return Checkout(tmp_path / "distillery")
 
 
 def make_home(checkout: Checkout) -> None:
-    """Let `tiny` be the page of the root's dvc.yaml, as `digits` is, with stages of its own."""
+    """Let `tiny` be the experiment of the root's dvc.yaml, as `digits` is, with stages of its own."""
     shutil.rmtree(checkout.folder / "versions" / "digits")
     checkout.replace("dvc.yaml", "versions/digits/jobs.json", "versions/tiny/jobs.json")
-    checkout.replace("scripts/versions.py", 'HOME_PAGE = "digits"', 'HOME_PAGE = "tiny"')
+    checkout.replace("scripts/versions.py", 'HOME_EXPERIMENT = "digits"', 'HOME_EXPERIMENT = "tiny"')
     result = checkout.run("snakemake", "--cores", "1", "versions/tiny/lineage.json")
     assert result.returncode == 0, result.stdout
 
@@ -188,7 +188,7 @@ def commit_all(checkout: Checkout) -> None:
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory, worker_id, finished):
-    """The clone with the tiny page, recorded and committed. Read only."""
+    """The clone with the tiny experiment, recorded and committed. Read only."""
 
     def make(checkout: Checkout) -> None:
         shutil.rmtree(checkout.folder)
@@ -203,13 +203,13 @@ def recorded(tmp_path_factory, worker_id, finished):
 
 @pytest.fixture
 def recorded_copy(recorded, tmp_path):
-    """A copy of the recorded page, to edit."""
+    """A copy of the recorded experiment, to edit."""
     shutil.copytree(recorded.folder, tmp_path / "distillery", symlinks=True)
     return Checkout(tmp_path / "distillery")
 
 
 @pytest.fixture
 def made_home(made):
-    """The tiny page as the root's page, made and not recorded."""
+    """The tiny experiment as the root's experiment, made and not recorded."""
     make_home(made)
     return made

@@ -11,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-PAGE = "results/tables/tiny.md"
+EXPERIMENT = "results/tables/tiny.md"
 
 
 def demo(checkout) -> tuple[str, ...]:
@@ -21,7 +21,7 @@ def demo(checkout) -> tuple[str, ...]:
 
 @pytest.fixture
 def half_made(made):
-    """A page of which one student is missing, and a demo that has begun to train it."""
+    """An experiment of which one student is missing, and a demo that has begun to train it."""
     shutil.rmtree(made.folder / "results" / "tiny" / "taught")
     log = made.folder / "logs" / "tiny" / "taught" / "seed0" / "train.log"
     log.unlink()
@@ -52,14 +52,14 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
     return [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_after_killing_everything_the_demo_ends_with_the_same_page(half_made, finished):
+def test_after_killing_everything_the_demo_ends_with_the_same_experiment(half_made, finished):
     checkout, process = half_made
     kill(psutil.Process(process.pid))
     assert list((checkout.folder / ".snakemake" / "locks").glob("*"))
     result = checkout.run(*demo(checkout))
     assert result.returncode == 0, result.stdout
     assert "train tiny/taught, seed 0" in result.stdout
-    assert checkout.read(PAGE) == finished.read(PAGE)
+    assert checkout.read(EXPERIMENT) == finished.read(EXPERIMENT)
 
 
 def test_a_second_demo_waits_for_what_a_killed_one_left(half_made, finished):
@@ -70,7 +70,7 @@ def test_a_second_demo_waits_for_what_a_killed_one_left(half_made, finished):
     assert result.returncode == 0, result.stdout
     assert not alive(orphans)
     assert "waiting for it" in result.stdout
-    assert checkout.read(PAGE) == finished.read(PAGE)
+    assert checkout.read(EXPERIMENT) == finished.read(EXPERIMENT)
 
 
 def test_a_signal_stops_all_that_the_demo_started(half_made):
@@ -92,18 +92,18 @@ def test_a_finished_demo_has_nothing_to_do_and_dvc_knows_all(made_home):
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert result.returncode == 0, result.stdout
         assert "train tiny/" not in result.stdout
-        assert made.read(PAGE).strip().splitlines()[0] in result.stdout
-        assert made.planned("--config", "pages=tiny") == set()
+        assert made.read(EXPERIMENT).strip().splitlines()[0] in result.stdout
+        assert made.planned("--config", "experiments=tiny") == set()
         assert made.run("dvc", "status", "--quiet").returncode == 0
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
 
 
-def test_dvc_makes_the_page_and_records_it(recorded_copy):
-    (recorded_copy.folder / PAGE).unlink()
+def test_dvc_makes_the_experiment_and_records_it(recorded_copy):
+    (recorded_copy.folder / EXPERIMENT).unlink()
     result = recorded_copy.run("dvc", "repro")
     assert result.returncode == 0, result.stdout
     assert ": assemble the tables of tiny" in result.stdout
-    assert recorded_copy.planned("--config", "pages=tiny") == set()
+    assert recorded_copy.planned("--config", "experiments=tiny") == set()
     assert recorded_copy.run("dvc", "status", "--quiet").returncode == 0
 
 

@@ -1,4 +1,4 @@
-"""Raw images are fetched before they are prepared, once, and only for the pages that need them."""
+"""Raw images are fetched before they are prepared, once, and only for the experiments that need them."""
 
 import hashlib
 import io
@@ -57,8 +57,8 @@ def test_a_data_set_is_downloaded_and_prepared(fresh, server):
     assert fresh.run("distillery", "download", "fetched").returncode == 0
 
 
-def test_only_pages_of_a_data_set_ask_for_it(pristine):
-    planned = pristine.planned("--config", "pages=digits")
+def test_only_experiments_of_a_data_set_ask_for_it(pristine):
+    planned = pristine.planned("--config", "experiments=digits")
     assert not {message for message in planned if "download" in message}
     cub = pristine.planned("results/datasets/cub200/manifest.json")
     assert cub == {"download data set cub200", "prepare data set cub200"}

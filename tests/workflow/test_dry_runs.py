@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from distillery.config import load_page
+from distillery.experiment import load_experiment
 
 pytestmark = pytest.mark.slow
 
-PAGE = load_page(Path(__file__).parents[2] / "config" / "digits.yaml")
+EXPERIMENT = load_experiment(Path(__file__).parents[2] / "config" / "digits.yaml")
 TRAININGS = {
-    f"train digits/{run}, seed {seed}{', a teacher' if run in PAGE.teachers() else ''}" for run, seed in PAGE.members()
+    f"train digits/{run}, seed {seed}{', a teacher' if run in EXPERIMENT.teachers() else ''}"
+    for run, seed in EXPERIMENT.members()
 }
 
 
@@ -39,7 +40,7 @@ def test_one_student_needs_its_teacher_and_nobody_else(pristine):
     }
 
 
-def test_initial_weights_are_made_first_on_whatever_page_they_stand(fresh):
+def test_initial_weights_are_made_first_on_whatever_experiment_they_stand(fresh):
     fresh.write(
         "config/tuned.yaml",
         "tuned:\n  dataset: digits\n  runs:\n"
@@ -90,8 +91,8 @@ def test_house_style(pristine, command):
             "distillery: config/digits.yaml: digits.runs.resnet8-kd: no seed 7; valid: 0, 1, 2",
         ),
         (
-            ["--config", "pages=digit"],
-            "distillery: --config pages=digit: no page config/digit.yaml; did you mean 'digits'",
+            ["--config", "experiments=digit"],
+            "distillery: --config experiments=digit: no experiment config/digit.yaml; did you mean 'digits'",
         ),
     ],
 )
@@ -102,7 +103,7 @@ def test_mistyped_target_gets_one_line(pristine, arguments, line):
     assert "Traceback" not in result.stdout
 
 
-def test_mistake_in_a_page_gets_one_line(fresh):
+def test_mistake_in_a_experiment_gets_one_line(fresh):
     fresh.replace("config/digits.yaml", "teacher: resnet20", "teacher: resnet21")
     result = fresh.run("snakemake", "--dry-run")
     assert result.returncode == 1

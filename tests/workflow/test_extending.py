@@ -10,11 +10,11 @@ pytestmark = pytest.mark.slow
 def follow(checkout):
     """Write down what the document says, where it says so."""
     blocks = re.findall(r"```\w+\n(.*?)```", checkout.read("docs/extending.md"), flags=re.DOTALL)
-    model, entry, recipe, page, ledger, run, table = blocks
+    model, entry, recipe, experiment, ledger, run, table = blocks
     checkout.write("src/distillery/models/plain.py", model)
     checkout.replace("src/distillery/models/zoo.py", '        "cifar_resnet8":', entry + '        "cifar_resnet8":')
     checkout.write("config/recipes/digits-plain.yaml", recipe)
-    checkout.write("config/plain.yaml", page.replace("  tables:\n", run + "  tables:\n") + table)
+    checkout.write("config/plain.yaml", experiment.replace("  tables:\n", run + "  tables:\n") + table)
     checkout.write("config/published/plain.csv", ledger)
 
 
@@ -27,9 +27,9 @@ def test_each_addition_is_accepted(fresh):
     assert re.search(r"\| plain-kd +\| +1 \| resnet20 +\| plain ", check.stdout)
     partial = fresh.run("distillery", "tabulate", "config/plain.yaml", "--partial")
     assert partial.returncode == 0, partial.stdout
-    page = fresh.read("results/tables/plain.md")
-    assert re.search(r"\| network +\| method +\| Run +\| Teacher ", page)
-    assert re.search(r"\| plain +\| +not run \|.* 6\.42 k \|", page)
+    experiment = fresh.read("results/tables/plain.md")
+    assert re.search(r"\| network +\| method +\| Run +\| Teacher ", experiment)
+    assert re.search(r"\| plain +\| +not run \|.* 6\.42 k \|", experiment)
     assert fresh.planned("results/plain/plain-kd/seed0/metrics.json") == {
         "prepare data set digits",
         "train plain/resnet20, seed 0, a teacher",

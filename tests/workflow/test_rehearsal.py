@@ -1,4 +1,4 @@
-"""A rehearsal makes a whole page for real, in a folder of its own."""
+"""A rehearsal makes a whole experiment for real, in a folder of its own."""
 
 import pytest
 
@@ -17,11 +17,11 @@ def real_files(checkout):
     }
 
 
-def test_a_page_is_rehearsed_beside_its_real_results(made):
+def test_a_experiment_is_rehearsed_beside_its_real_results(made):
     before = real_files(made)
     result = made.run("snakemake", TABLE, "--cores", "2", *REHEARSAL)
     assert result.returncode == 0, result.stdout
-    assert "Rehearsed: pages, logs and tables are in results/rehearsal/" in result.stdout
+    assert "Rehearsed: experiments, logs and tables are in results/rehearsal/" in result.stdout
     real, rehearsed = (made.read(f"{folder}{TABLE}").splitlines() for folder in ("", "results/rehearsal/"))
     rows = [line.partition("|")[2].partition("|")[0].strip() for line in rehearsed]
     assert {"big", "small", "taught"} <= set(rows)

@@ -17,7 +17,7 @@ from tests.workflow.conftest import Checkout, commit_all, made_once
 
 pytestmark = pytest.mark.slow
 
-EVERYTHING = ("--config", "pages=tiny")
+EVERYTHING = ("--config", "experiments=tiny")
 WEIGHTS = "results/tiny/taught/seed0/weights.safetensors"
 TABLE = "results/tables/tiny.md"
 
@@ -51,7 +51,7 @@ def fresh_clone(checkout: Checkout, folder: Path) -> Checkout:
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory, worker_id, recorded):
-    """A recorded page and the folder remote beside it that it was saved to. Read only."""
+    """A recorded experiment and the folder remote beside it that it was saved to. Read only."""
 
     def make(checkout: Checkout) -> None:
         shutil.rmtree(checkout.folder)
@@ -66,7 +66,7 @@ def saved(tmp_path_factory, worker_id, recorded):
 
 @pytest.fixture
 def stored(saved, tmp_path):
-    """The saved page, a copy of its remote, and a fresh clone of it to restore to."""
+    """The saved experiment, a copy of its remote, and a fresh clone of it to restore to."""
     clone = fresh_clone(saved, tmp_path / "clone" / "distillery")
     shutil.copytree(saved.folder.parent / "store", tmp_path / "store")
     clone.run("dvc", "remote", "modify", "--local", "store", "url", str(tmp_path / "store"))

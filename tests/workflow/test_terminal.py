@@ -1,4 +1,4 @@
-"""The page as the demo prints it."""
+"""The experiment as the demo prints it."""
 
 import io
 import sys
@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
-from terminal import print_page
+from terminal import print_experiment
 
-PAGE = """
+EXPERIMENT = """
 # digits
 
 | Run              |        Top-1 (%) |   NLL | Selection   |
@@ -31,9 +31,9 @@ A note.
     ],
 )
 def test_a_table_loses_columns_and_never_letters(tmp_path, width, row, left_out):
-    (tmp_path / "page.md").write_text(PAGE)
+    (tmp_path / "experiment.md").write_text(EXPERIMENT)
     text = io.StringIO()
-    print_page(tmp_path / "page.md", Console(file=text, width=width))
+    print_experiment(tmp_path / "experiment.md", Console(file=text, width=width))
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
     assert row in lines
     assert "A note." in lines

@@ -1,4 +1,4 @@
-"""What is made again after a change, on a page that Snakemake really made: no less, and no more."""
+"""What is made again after a change, on an experiment that Snakemake really made: no less, and no more."""
 
 import base64
 import json
@@ -12,15 +12,15 @@ import yaml
 pytestmark = pytest.mark.slow
 
 TARGETS = ("results/tables/tiny.md", "results/figures/tiny")
-EVERYTHING = ("--config", "pages=tiny")
-PAGE = {"assemble the tables of tiny", "draw the figures of tiny"}
+EVERYTHING = ("--config", "experiments=tiny")
+EXPERIMENT = {"assemble the tables of tiny", "draw the figures of tiny"}
 TEACHER = "train tiny/big, seed 0, a teacher"
 
 
 def remade(*runs: str) -> set[str]:
-    """All that belongs to some runs, and the page."""
+    """All that belongs to some runs, and the experiment."""
     train = {TEACHER if run == "big" else f"train tiny/{run}, seed 0" for run in runs}
-    return train | measured(*runs) | {f"profile tiny/{run}" for run in runs} | PAGE
+    return train | measured(*runs) | {f"profile tiny/{run}" for run in runs} | EXPERIMENT
 
 
 def measured(*runs: str) -> set[str]:
@@ -31,7 +31,7 @@ def test_nothing_changed(made):
     assert made.planned(*TARGETS) == set()
 
 
-def test_a_deleted_run_is_made_again_by_asking_for_its_page(made):
+def test_a_deleted_run_is_made_again_by_asking_for_its_experiment(made):
     shutil.rmtree(made.folder / "results" / "tiny" / "taught")
     assert made.planned(*EVERYTHING) == remade("taught")
 
@@ -45,16 +45,16 @@ def test_machine_changes_retrain_nothing(made):
 
 
 def test_layout_of_the_yaml_retrains_nothing(made):
-    page = yaml.safe_load(made.read("config/tiny.yaml"))
-    page["tiny"]["runs"] = dict(reversed(page["tiny"]["runs"].items()))
-    page["tiny"]["runs"]["small"]["objective"] = {"ce": {"label_smoothing": 0.0}}
-    made.write("config/tiny.yaml", "# A comment.\n" + yaml.safe_dump(page, indent=8, sort_keys=False))
+    experiment = yaml.safe_load(made.read("config/tiny.yaml"))
+    experiment["tiny"]["runs"] = dict(reversed(experiment["tiny"]["runs"].items()))
+    experiment["tiny"]["runs"]["small"]["objective"] = {"ce": {"label_smoothing": 0.0}}
+    made.write("config/tiny.yaml", "# A comment.\n" + yaml.safe_dump(experiment, indent=8, sort_keys=False))
     made.append("config/recipes/tiny.yaml", "# Another.\nchannels_last: false\n")
     made.append("config/datasets.yaml", "unused: {path: data/unused}\n")
     assert made.planned(*TARGETS) == set()
 
 
-def test_a_run_of_its_own_remakes_itself_and_the_page(made):
+def test_a_run_of_its_own_remakes_itself_and_the_experiment(made):
     made.replace("config/tiny.yaml", "kd: {weight: 0.5}", "kd: {weight: 0.5, temperature: 2}")
     assert made.planned(*TARGETS) == remade("taught")
 
@@ -80,10 +80,10 @@ def test_a_table_is_laid_out_anew(made):
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("objectives/kd.py", remade("taught")),
-        ("objectives/cross_entropy.py", remade("big", "small", "taught")),
-        ("objectives/mgd.py", set()),
-        ("models/namings.py", set()),
+        ("distill/losses/kd.py", remade("taught")),
+        ("distill/losses/cross_entropy.py", remade("big", "small", "taught")),
+        ("distill/losses/mgd.py", set()),
+        ("models/pretrained/rename.py", set()),
         ("models/zoo.py", set()),
         ("evaluation/metrics.py", measured("big", "small", "taught") | {"assemble the tables of tiny"}),
         ("reporting/tables.py", {"assemble the tables of tiny"}),
@@ -114,7 +114,7 @@ def test_other_raw_images_remake_everything(made):
     assert made.planned(*TARGETS) == remade("big", "small", "taught") | {"prepare data set tiny"}
 
 
-@pytest.mark.parametrize("edited", ["config/tiny.yaml", "src/distillery/objectives/kd.py"])
+@pytest.mark.parametrize("edited", ["config/tiny.yaml", "src/distillery/distill/losses/kd.py"])
 def test_stale_table_is_noticed_after_a_failed_training(made, edited):
     """A failed job loses its outputs; nothing else would tell that the old metrics and table are no longer right."""
     if edited.endswith(".yaml"):
@@ -191,5 +191,5 @@ def test_every_imported_module_is_an_input(finished, output, log, beside):
 def test_a_term_of_an_objective_counts_for_its_runs(finished):
     inputs = noted_inputs(finished, "results/tiny/taught/seed0/weights.safetensors")
     terms = {path for path in inputs if path.startswith("src/distillery/objectives/")}
-    assert {"src/distillery/objectives/kd.py", "src/distillery/objectives/cross_entropy.py"} <= terms
-    assert not {"src/distillery/objectives/mgd.py", "src/distillery/objectives/bake.py"} & terms
+    assert {"src/distillery/distill/losses/kd.py", "src/distillery/distill/losses/cross_entropy.py"} <= terms
+    assert not {"src/distillery/distill/losses/mgd.py", "src/distillery/distill/losses/bake.py"} & terms

@@ -12,9 +12,9 @@ import yaml
 
 pytestmark = pytest.mark.slow
 
-EVERYTHING = ("--config", "pages=tiny")
+EVERYTHING = ("--config", "experiments=tiny")
 TAUGHT = {"distil@taught-seed0", "compare@taught-seed0", "profile@taught"}
-PAGE = {"tables", "figures"}
+EXPERIMENT = {"tables", "figures"}
 
 
 def changed_stages(checkout) -> set[str]:
@@ -76,7 +76,7 @@ def differences(checkout) -> list[str]:
     for stage, record in recorded_stages(checkout).items():
         job = job_of(checkout, output_of(stage))
         made = made_inputs(checkout, job)
-        if stage in PAGE:  # DVC watches the page's folder, for it has no lists
+        if stage in EXPERIMENT:  # DVC watches the experiment's folder, for it has no lists
             made = {"results/tiny" if path.startswith("results/tiny/") else path for path in made}
         found += [f"{stage}: {path}" for path in watched_files(record) ^ made]
 
@@ -97,7 +97,7 @@ def differences(checkout) -> list[str]:
 
 def test_every_stage_depends_on_what_its_job_depends_on(recorded):
     stages = recorded_stages(recorded)
-    assert set(stages) >= TAUGHT | PAGE | {"prepare@tiny", "train@big-seed0", "evaluate@big-seed0"}
+    assert set(stages) >= TAUGHT | EXPERIMENT | {"prepare@tiny", "train@big-seed0", "evaluate@big-seed0"}
     assert differences(recorded) == []
 
 
@@ -118,7 +118,7 @@ def test_what_snakemake_forgets_is_found(recorded_copy):
     }
 
 
-def test_the_shipped_stages_are_those_of_the_shipped_page(fresh):
+def test_the_shipped_stages_are_those_of_the_shipped_experiment(fresh):
     before = fresh.read("versions/digits/jobs.json")
     result = versions(fresh, "lineage", "digits")
     assert result.returncode == 0, result.stdout
@@ -145,7 +145,7 @@ def test_nothing_to_do_for_both_after_recording(recorded):
     assert recorded.planned(*EVERYTHING) == set()
 
 
-def test_only_whole_pages_are_recorded(recorded_copy):
+def test_only_whole_experiments_are_recorded(recorded_copy):
     lock = recorded_copy.read("dvc.lock")
     (recorded_copy.folder / "results/tiny/taught/seed0/metrics.json").unlink()
     result = versions(recorded_copy, "record", "tiny")
@@ -170,7 +170,7 @@ def test_leftovers_are_not_recorded(recorded_copy):
 
 def test_a_students_temperature_concerns_the_student_alone(recorded_copy):
     recorded_copy.replace("config/tiny.yaml", "kd: {weight: 0.5}", "kd: {weight: 0.5, temperature: 2}")
-    assert changed_stages(recorded_copy) == TAUGHT | PAGE | {"lineage"}
+    assert changed_stages(recorded_copy) == TAUGHT | EXPERIMENT | {"lineage"}
     assert recorded_copy.planned(*EVERYTHING) == {
         *("train tiny/taught, seed 0", "evaluate tiny/taught, seed 0", "profile tiny/taught"),
         *("assemble the tables of tiny", "draw the figures of tiny"),
@@ -181,16 +181,16 @@ def test_a_students_temperature_concerns_the_student_alone(recorded_copy):
 def test_a_teachers_line_concerns_its_students(recorded_copy):
     recorded_copy.replace("config/tiny.yaml", "cifar_resnet14, recipe: tiny", "cifar_resnet14, recipe: tiny, epochs: 3")
     big = {"train@big-seed0", "evaluate@big-seed0", "profile@big"}
-    assert changed_stages(recorded_copy) == big | {"distil@taught-seed0", "lineage"} | PAGE
+    assert changed_stages(recorded_copy) == big | {"distil@taught-seed0", "lineage"} | EXPERIMENT
 
 
 def test_code_is_followed_to_the_runs_that_use_it(recorded_copy):
     """`lineage` is renewed in seconds; it then names the jobs, and nothing but them is stale."""
-    for name in ("objectives/kd.py", "cli.py"):
+    for name in ("distill/losses/kd.py", "cli.py"):
         recorded_copy.append(f"src/distillery/{name}", "\n# Edited.\n")
     assert changed_stages(recorded_copy) == {"lineage"}
     assert recorded_copy.run("dvc", "repro", "lineage").returncode == 0
-    assert changed_stages(recorded_copy) == TAUGHT | PAGE
+    assert changed_stages(recorded_copy) == TAUGHT | EXPERIMENT
 
 
 def test_other_raw_images_concern_everything(recorded_copy):
@@ -212,7 +212,7 @@ def test_a_new_run_gets_its_stages(recorded_copy):
     assert {"train@new-0.1-seed0", "evaluate@new-0.1-seed0", "profile@new-0.1"} <= set(listed)
 
 
-# --- other pages, other kinds of runs ---------------------------------------------------------------------------------
+# --- other experiments, other kinds of runs ---------------------------------------------------------------------
 
 KINDS = """
 kinds-0.5:
@@ -226,7 +226,7 @@ kinds-0.5:
 """
 
 
-def test_another_page_with_every_kind_of_run(recorded_copy):
+def test_another_experiment_with_every_kind_of_run(recorded_copy):
     recorded_copy.write("config/kinds-0.5.yaml", KINDS)
     recorded_copy.write("file.pth", "")
     result = versions(recorded_copy, "track", "kinds-0.5")
@@ -240,7 +240,7 @@ def test_another_page_with_every_kind_of_run(recorded_copy):
         "compare@both-a0.1-seed0",
         *(f"profile@{run}" for run in ("file", "taken", "tuned", "both-a0.1", "loaded")),
     }
-    # Neither page's record is disturbed by the other, and the data set has one stage.
+    # Neither experiment's record is disturbed by the other, and the data set has one stage.
     assert recorded_copy.run("dvc", "status", "--quiet", "dvc.yaml").returncode in (0, 1)
     status = json.loads(recorded_copy.run("dvc", "status", "--json", "dvc.yaml").stdout)
     assert set(status) <= {"lineage"}
@@ -248,22 +248,26 @@ def test_another_page_with_every_kind_of_run(recorded_copy):
     assert '"train@big-seed0" -> "versions/kinds-0.5/dvc.yaml:adopt@taken-seed0"' in graph
 
 
-def test_a_page_follows_the_page_that_it_starts_from(recorded_copy):
+def test_a_experiment_follows_the_experiment_that_it_starts_from(recorded_copy):
     recorded_copy.write(
         "config/later.yaml",
         "later:\n  dataset: tiny\n  runs:\n    first: {model: cifar_resnet8, weights: 'run:digits/resnet8'}\n",
     )
     result = versions(recorded_copy, "track", "later")
     assert result.returncode == 2
-    assert result.stdout == "distillery: config/later.yaml: takes weights of digits; first make track PAGE=digits\n"
+    assert (
+        result.stdout == "distillery: config/later.yaml: takes weights of digits; first make track EXPERIMENT=digits\n"
+    )
     assert not (recorded_copy.folder / "versions" / "later").exists()
 
 
-@pytest.mark.parametrize("page", ["", "tinny"])
-def test_no_such_page(recorded, page):
-    result = versions(recorded, "track", page)
+@pytest.mark.parametrize("experiment", ["", "tinny"])
+def test_no_such_experiment(recorded, experiment):
+    result = versions(recorded, "track", experiment)
     assert result.returncode == 2
-    assert re.match(f"distillery: PAGE={page}: expected a page of config/; valid: .*digits, ", result.stdout)
+    assert re.match(
+        f"distillery: EXPERIMENT={experiment}: expected an experiment of config/; valid: .*digits, ", result.stdout
+    )
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -279,5 +283,5 @@ def test_metrics_and_plots_are_readable(recorded_copy):
     assert re.search(r"results/tiny/taught/seed0/metrics.json +top1 +75.0 +76.0 +1.0", difference)
     plots = recorded_copy.run("dvc", "plots", "show", "--out", "plots")
     assert plots.returncode == 0, plots.stdout
-    page = Path(recorded_copy.folder, "plots", "index.html").read_text()
-    assert "tiny/taught, seed 0: validation top-1 (%)" in page
+    experiment = Path(recorded_copy.folder, "plots", "index.html").read_text()
+    assert "tiny/taught, seed 0: validation top-1 (%)" in experiment

@@ -1,4 +1,4 @@
-# The pages of config/, and what rules ask about them. Rules see the pages through these functions only, so that a job
+# The experiments of config/, and what rules ask about them. Rules see the experiments through these functions only, so that a job
 # depends on what it uses and on nothing else that stands in the same file.
 import hashlib
 import os
@@ -8,14 +8,14 @@ from functools import wraps
 from pathlib import Path
 
 try:
-    from distillery.config import load_pages
-    from distillery.config.reading import nearest, read_mapping
-    from distillery.config.rehearsal import representatives, write_rehearsal
-    from distillery.config.resolve import load_dataset
-    from distillery.config.schema.dataset import HUB_PREFIX
+    from distillery.experiment import load_experiments
+    from distillery.experiment.reading import nearest, read_mapping
+    from distillery.experiment.rehearsal import representatives, write_rehearsal
+    from distillery.experiment.resolving import load_dataset
+    from distillery.experiment.schema.dataset import HUB_PREFIX
     from distillery.errors import UserError
     from distillery.models.zoo import ZOO
-    from distillery.objectives.terms import TERMS
+    from distillery.distill.registry import TERMS
     from distillery.reporting.measurements import needed_files, tables_with_figures
 except ModuleNotFoundError as error:
     sys.exit(
@@ -56,12 +56,12 @@ def asked(name):
 
 
 def set_up_rehearsal():
-    """Write the rehearsal's pages; return its folder, or None if this is none."""
+    """Write the rehearsal's experiments; return its folder, or None if this is none."""
     if not asked("rehearsal"):
         return None
     folder = Path("results", "rehearsal")
     one_line_errors(write_rehearsal)(
-        one_line_errors(load_pages)(CONFIG).values(), folder
+        one_line_errors(load_experiments)(CONFIG).values(), folder
     )
     for name in ("src", "workflow"):
         link = folder / name
@@ -76,7 +76,7 @@ REHEARSAL = set_up_rehearsal()
 include: "rehearsal.smk"
 
 
-PAGES = one_line_errors(load_pages)(CONFIG)
+EXPERIMENTS = one_line_errors(load_experiments)(CONFIG)
 DATASETS = one_line_errors(read_mapping)(CONFIG / "datasets.yaml")
 
 
@@ -91,85 +91,94 @@ def any_of(names):
 def experiments_before(runs):
     """A pattern for {experiment} in {experiment}/{run}/ that matches only before the given (experiment, run) pairs.
 
-    One name may be a teacher on one page and a student on another, so {experiment} has to look ahead at {run}.
+    One name may be a teacher on one experiment and a student on another, so {experiment} has to look ahead at {run}.
     """
     pairs = any_of(f"{experiment}/{run}" for experiment, run in runs)
-    return f"(?=(?:{pairs})/)(?:{any_of(PAGES)})"
+    return f"(?=(?:{pairs})/)(?:{any_of(EXPERIMENTS)})"
 
 
 LINES = [
-    (page.name, run, page) for page in PAGES.values() for run in page.experiment.runs
+    (experiment.name, run, experiment)
+    for experiment in EXPERIMENTS.values()
+    for run in experiment.config.runs
 ]
 IMPORTED = [
-    (name, run) for name, run, page in LINES if page.experiment.runs[run].recipe is None
+    (name, run)
+    for name, run, experiment in LINES
+    if experiment.config.runs[run].recipe is None
 ]
 TEACHERS = [
     (name, run)
-    for name, run, page in LINES
-    if run in page.teachers() and (name, run) not in IMPORTED
+    for name, run, experiment in LINES
+    if run in experiment.teachers() and (name, run) not in IMPORTED
 ]
 STUDENTS = [
     (name, run)
-    for name, run, page in LINES
+    for name, run, experiment in LINES
     if (name, run) not in [*IMPORTED, *TEACHERS]
 ]
 
 
 wildcard_constraints:
     dataset=any_of(DATASETS),
-    experiment=any_of(PAGES),
+    experiment=any_of(EXPERIMENTS),
     run=any_of(run for _, run, _ in LINES),
     seed="0|[1-9][0-9]*",
 
 
 @one_line_errors
-def chosen_pages(wildcards):
-    """All that belongs to the pages that `--config pages=...` names, or to every page for `pages=all`.
+def chosen_experiments(wildcards):
+    """All that belongs to the experiments that `--config experiments=...` names, or to every experiment for `experiments=all`.
 
     Tables and figures would be enough to ask for, but a run that was deleted is to be made again too.
     """
-    chosen = config.get("pages", "digits")
+    chosen = config.get("experiments", "digits")
     names = chosen if isinstance(chosen, list) else str(chosen).split(",")
-    names = list(PAGES) if names == ["all"] else names
+    names = list(EXPERIMENTS) if names == ["all"] else names
     for name in names:
-        if name not in PAGES:
+        if name not in EXPERIMENTS:
             raise UserError(
-                f"--config pages={chosen}: no page {CONFIG / f'{name}.yaml'}; {nearest(name, PAGES)}"
+                f"--config experiments={chosen}: no experiment {CONFIG / f'{name}.yaml'}; {nearest(name, EXPERIMENTS)}"
             )
-    return [file for name in names for file in page_files(PAGES[name])]
+    return [file for name in names for file in experiment_files(EXPERIMENTS[name])]
 
 
-def page_files(page):
-    """Tables, figures, weights and measurements of a page."""
-    runs = page.experiment.runs
-    made = of_members(page, runs, "weights.safetensors")
-    measured = of_members(page, runs, "metrics.json") + table_measurements(page)
-    pages = [f"results/tables/{page.name}.md", f"results/figures/{page.name}"]
+def experiment_files(experiment):
+    """Tables, figures, weights and measurements of an experiment."""
+    runs = experiment.config.runs
+    made = of_members(experiment, runs, "weights.safetensors")
+    measured = of_members(experiment, runs, "metrics.json") + table_measurements(
+        experiment
+    )
+    experiments = [
+        f"results/tables/{experiment.name}.md",
+        f"results/figures/{experiment.name}",
+    ]
     if PARTIAL:
-        return pages
-    return [*pages, *made, *dict.fromkeys(measured)]
+        return experiments
+    return [*experiments, *made, *dict.fromkeys(measured)]
 
 
 # --- what a job needs ------------------------------------------------------------------------------------------------
 
 
-def asked_page(wildcards):
-    """The page that a job belongs to; a run or seed that it does not have is the user's mistake."""
-    page = PAGES[wildcards.experiment]
-    page.spec(wildcards.run, int(wildcards.seed))
-    return page
+def asked_experiment(wildcards):
+    """The experiment that a job belongs to; a run or seed that it does not have is the user's mistake."""
+    experiment = EXPERIMENTS[wildcards.experiment]
+    experiment.spec(wildcards.run, int(wildcards.seed))
+    return experiment
 
 
 @one_line_errors
 def digest(wildcards):
     """What decides a run's weights, as a hash: equal however the YAML is laid out, commented or ordered."""
-    return asked_page(wildcards).spec(wildcards.run, int(wildcards.seed)).digest
+    return asked_experiment(wildcards).spec(wildcards.run, int(wildcards.seed)).digest
 
 
 @one_line_errors
 def manifest(wildcards):
-    """The prepared data set of a page."""
-    return f"results/datasets/{PAGES[wildcards.experiment].experiment.dataset}/manifest.json"
+    """The prepared data set of an experiment."""
+    return f"results/datasets/{EXPERIMENTS[wildcards.experiment].config.dataset}/manifest.json"
 
 
 def of_teacher(name):
@@ -177,10 +186,12 @@ def of_teacher(name):
 
     @one_line_errors
     def file(wildcards):
-        page = asked_page(wildcards)
-        teacher = page.teacher(wildcards.run)
+        experiment = asked_experiment(wildcards)
+        teacher = experiment.teacher(wildcards.run)
         return (
-            [f"results/{page.name}/{teacher}/seed{page.seeds(teacher)[0]}/{name}"]
+            [
+                f"results/{experiment.name}/{teacher}/seed{experiment.seeds(teacher)[0]}/{name}"
+            ]
             if teacher
             else []
         )
@@ -190,7 +201,7 @@ def of_teacher(name):
 
 def first_seed(wildcards):
     """The first seed of a run, which stands for all where only the architecture matters."""
-    return one_line_errors(PAGES[wildcards.experiment].seeds)(wildcards.run)[0]
+    return one_line_errors(EXPERIMENTS[wildcards.experiment].seeds)(wildcards.run)[0]
 
 
 def of_first_seed(name):
@@ -202,19 +213,19 @@ def of_first_seed(name):
 
 def first_digest(wildcards):
     """The digest of the run's first seed."""
-    return PAGES[wildcards.experiment].spec(wildcards.run).digest
+    return EXPERIMENTS[wildcards.experiment].spec(wildcards.run).digest
 
 
 @one_line_errors
 def initial_weights(wildcards):
     """The files that a run imports or starts from; none if it downloads or a file is missing, which the job says best."""
-    page = PAGES[wildcards.experiment]
-    origin = page.origin(wildcards.run)
+    experiment = EXPERIMENTS[wildcards.experiment]
+    origin = experiment.origin(wildcards.run)
     if origin is not None:
-        page, run = origin
-        folder = f"results/{page.name}/{run}/seed{page.seeds(run)[0]}"
+        experiment, run = origin
+        folder = f"results/{experiment.name}/{run}/seed{experiment.seeds(run)[0]}"
         return [f"{folder}/weights.safetensors", f"{folder}/run.json"]
-    weights = page.experiment.runs[wildcards.run].weights
+    weights = experiment.config.runs[wildcards.run].weights
     return weights if weights is not None and Path(weights).is_file() else []
 
 
@@ -249,101 +260,101 @@ def download_mark(wildcards):
     return mark if download_source(wildcards) else []
 
 
-# --- what a page needs -----------------------------------------------------------------------------------------------
+# --- what an experiment needs -----------------------------------------------------------------------------------------------
 
 
-def of_members(page, runs, name):
+def of_members(experiment, runs, name):
     """This file of every seed of some runs."""
     return [
-        f"results/{page.name}/{run}/seed{seed}/{name}"
+        f"results/{experiment.name}/{run}/seed{seed}/{name}"
         for run in runs
-        for seed in page.seeds(run)
+        for seed in experiment.seeds(run)
     ]
 
 
-def table_rows(page, tables=None):
-    """The runs behind some of a page's tables, or all, each once."""
-    return list(needed_files(page, tables))
+def table_rows(experiment, tables=None):
+    """The runs behind some of an experiment's tables, or all, each once."""
+    return list(needed_files(experiment, tables))
 
 
-def trained_runs(page):
-    """The runs of a page that have a history."""
+def trained_runs(experiment):
+    """The runs of an experiment that have a history."""
     return [
-        run for run, line in page.experiment.runs.items() if line.recipe is not None
+        run for run, line in experiment.config.runs.items() if line.recipe is not None
     ]
 
 
 def asked_files(files, wildcards):
-    """What a page needs, or one table of it where the target names one."""
-    page = PAGES[wildcards.experiment]
+    """What an experiment needs, or one table of it where the target names one."""
+    experiment = EXPERIMENTS[wildcards.experiment]
     if "table" not in wildcards.keys():
-        return files(page)
+        return files(experiment)
     asked_table(wildcards)
-    return files(page, [wildcards.table])
+    return files(experiment, [wildcards.table])
 
 
-def table_measurements(page, tables=None):
-    """The measurements that the cells of some of a page's tables, or all, are filled with."""
-    needed = needed_files(page, tables)
+def table_measurements(experiment, tables=None):
+    """The measurements that the cells of some of an experiment's tables, or all, are filled with."""
+    needed = needed_files(experiment, tables)
     measured = [run for run in needed if "metrics.json" in needed[run]]
     profiled = [run for run in needed if "profile.json" in needed[run]]
-    return of_members(page, measured, "metrics.json") + [
-        f"results/{page.name}/{run}/profile.json" for run in profiled
+    return of_members(experiment, measured, "metrics.json") + [
+        f"results/{experiment.name}/{run}/profile.json" for run in profiled
     ]
 
 
-def figure_measurements(page):
+def figure_measurements(experiment):
     """The measurements behind those tables that are drawn too."""
-    return table_measurements(page, tables_with_figures(page))
+    return table_measurements(experiment, tables_with_figures(experiment))
 
 
 def published_ledger(wildcards):
-    """The published numbers of a page, if it has any."""
+    """The published numbers of an experiment, if it has any."""
     ledger = CONFIG / "published" / f"{wildcards.experiment}.csv"
     return ledger if ledger.is_file() else []
 
 
 def tables_block(wildcards):
-    """How a page lays out its tables, names and order included."""
+    """How an experiment lays out its tables, names and order included."""
     return [
         (name, table.model_dump_json(exclude_defaults=True))
-        for name, table in PAGES[wildcards.experiment].experiment.tables.items()
+        for name, table in EXPERIMENTS[wildcards.experiment].config.tables.items()
     ]
 
 
 @one_line_errors
 def asked_table(wildcards):
     """How the one table is laid out that a target names."""
-    page = PAGES[wildcards.experiment]
-    tables = page.experiment.tables
+    experiment = EXPERIMENTS[wildcards.experiment]
+    tables = experiment.config.tables
     if wildcards.table not in tables:
         known = nearest(wildcards.table, tables)
         raise UserError(
-            f"{page.path}: {page.name}.tables: no table {wildcards.table!r}; {known}"
+            f"{experiment.path}: {experiment.name}.tables: no table {wildcards.table!r}; {known}"
         )
     return tables[wildcards.table].model_dump_json(exclude_defaults=True)
 
 
-def digests(page, runs):
+def digests(experiment, runs):
     """What decides the weights of some runs."""
     return sorted(
-        f"{run}/{seed}: {page.spec(run, seed).digest}"
+        f"{run}/{seed}: {experiment.spec(run, seed).digest}"
         for run in runs
-        for seed in page.seeds(run)
+        for seed in experiment.seeds(run)
     )
 
 
 def table_digests(wildcards):
     """The specs behind tables: after a failed training, they tell that the old tables are stale."""
-    page = PAGES[wildcards.experiment]
-    return digests(page, asked_files(table_rows, wildcards))
+    experiment = EXPERIMENTS[wildcards.experiment]
+    return digests(experiment, asked_files(table_rows, wildcards))
 
 
 def table_lineage(wildcards):
     """What tables descend from."""
-    page = PAGES[wildcards.experiment]
+    experiment = EXPERIMENTS[wildcards.experiment]
     return lineage(
-        page,
+        experiment,
         asked_files(table_rows, wildcards),
         "evaluation/evaluate.py",
         "evaluation/profile.py",
@@ -352,43 +363,43 @@ def table_lineage(wildcards):
 
 
 def figure_lineage(wildcards):
-    """What a page's figures descend from."""
-    page = PAGES[wildcards.experiment]
-    drawn = needed_files(page, tables_with_figures(page))
+    """What an experiment's figures descend from."""
+    experiment = EXPERIMENTS[wildcards.experiment]
+    drawn = needed_files(experiment, tables_with_figures(experiment))
     measuring = ["evaluation/evaluate.py", "evaluation/profile.py"] if drawn else []
     return lineage(
-        page,
-        dict.fromkeys([*trained_runs(page), *drawn]),
+        experiment,
+        dict.fromkeys([*trained_runs(experiment), *drawn]),
         "reporting/figures.py",
         *measuring,
     )
 
 
 def drawn_ledger(wildcards):
-    """The published numbers of a page, if a figure shows any."""
-    drawn = tables_with_figures(PAGES[wildcards.experiment])
+    """The published numbers of an experiment, if a figure shows any."""
+    drawn = tables_with_figures(EXPERIMENTS[wildcards.experiment])
     return published_ledger(wildcards) if drawn else []
 
 
-def training_histories(page):
-    """The learning curves of a page's runs."""
-    return of_members(page, trained_runs(page), "history.csv")
+def training_histories(experiment):
+    """The learning curves of an experiment's runs."""
+    return of_members(experiment, trained_runs(experiment), "history.csv")
 
 
-# --- a page with gaps ------------------------------------------------------------------------------------------------
+# --- an experiment with gaps ------------------------------------------------------------------------------------------------
 
 
-# A page as far as there are results, without making any.
+# An experiment as far as there are results, without making any.
 PARTIAL = asked("partial")
 
 
 def unless_partial(files):
-    """An input function: what a page or a table needs. A partial one waits for nothing."""
+    """An input function: what an experiment or a table needs. A partial one waits for nothing."""
     return lambda wildcards: [] if PARTIAL else asked_files(files, wildcards)
 
 
 def found_if_partial(files):
-    """A parameter: what of it is there when the page is partial, so that the page is made anew when more is."""
+    """A parameter: what of it is there when the experiment is partial, so that the experiment is made anew when more is."""
 
     def found(wildcards):
         paths = map(Path, asked_files(files, wildcards) if PARTIAL else [])
@@ -401,20 +412,20 @@ def found_if_partial(files):
     return found
 
 
-def page_manifest(page, tables=None):
-    """The prepared data set of a page, in a list; ``tables`` are all of one data set."""
-    return [f"results/datasets/{page.experiment.dataset}/manifest.json"]
+def experiment_manifest(experiment, tables=None):
+    """The prepared data set of an experiment, in a list; ``tables`` are all of one data set."""
+    return [f"results/datasets/{experiment.config.dataset}/manifest.json"]
 
 
 def trained_digests(wildcards):
-    """The specs behind a page's figures."""
-    page = PAGES[wildcards.experiment]
-    drawn = needed_files(page, tables_with_figures(page))
-    return digests(page, dict.fromkeys([*trained_runs(page), *drawn]))
+    """The specs behind an experiment's figures."""
+    experiment = EXPERIMENTS[wildcards.experiment]
+    drawn = needed_files(experiment, tables_with_figures(experiment))
+    return digests(experiment, dict.fromkeys([*trained_runs(experiment), *drawn]))
 
 
 def drawn_tables(wildcards):
-    """How a page lays out the tables that are drawn too."""
-    page = PAGES[wildcards.experiment]
-    drawn = tables_with_figures(page)
+    """How an experiment lays out the tables that are drawn too."""
+    experiment = EXPERIMENTS[wildcards.experiment]
+    drawn = tables_with_figures(experiment)
     return [(name, text) for name, text in tables_block(wildcards) if name in drawn]

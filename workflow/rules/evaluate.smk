@@ -15,7 +15,7 @@ rule evaluate:
         "logs/{experiment}/{run}/seed{seed}/evaluate.log",
     benchmark:
         "logs/{experiment}/{run}/seed{seed}/evaluate.benchmark.jsonl"
-    # Any name, so that a mistyped one gets an answer from the page instead of "no rule to produce".
+    # Any name, so that a mistyped one gets an answer from the experiment instead of "no rule to produce".
     wildcard_constraints:
         run="[^/]+",
     # Before trainings that wait for a core: a teacher's old measurement goes when its new one begins, and its students

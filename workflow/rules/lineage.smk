@@ -1,39 +1,39 @@
-# Pages for DVC, in versions/<page>/: jobs.json, of which dvc.yaml makes its stages, and lineage.json, what each job
+# Experiments for DVC, in versions/<experiment>/: jobs.json, of which dvc.yaml makes its stages, and lineage.json, what each job
 # descends from. DVC watches the second, so that it takes a result for stale when Snakemake does, and for no other reason.
 import hashlib
 import json
 from types import SimpleNamespace
 
 
-def jobs_of_page(wildcards):
+def jobs_of_experiment(wildcards):
     """The values that dvc.yaml makes its stages of: a job a line, under the name of its stage."""
-    page = PAGES[wildcards.experiment]
+    experiment = EXPERIMENTS[wildcards.experiment]
     stages = ("train", "distil", "tune", "distil_tuned", "import", "adopt")
     jobs = {stage: {} for stage in (*stages, "evaluate", "compare", "profile")}
-    for job in members(page):
-        compared = "compare" if page.teacher(job.run) else "evaluate"
-        jobs[making_stage(page, job.run)][job.name] = making_job(page, job)
-        jobs[compared][job.name] = named_job(page, job)
-    for run in page.experiment.runs:
+    for job in members(experiment):
+        compared = "compare" if experiment.teacher(job.run) else "evaluate"
+        jobs[making_stage(experiment, job.run)][job.name] = making_job(experiment, job)
+        jobs[compared][job.name] = named_job(experiment, job)
+    for run in experiment.config.runs:
         jobs["profile"][run] = {
             "run": run,
-            "seed": page.seeds(run)[0],
+            "seed": experiment.seeds(run)[0],
             "line": pattern(run),
         }
-    dataset = page.experiment.dataset
+    dataset = experiment.config.dataset
     return {
-        "page": page.name,
+        "experiment": experiment.name,
         "dataset": dataset,
         "dataset_line": pattern(dataset),
-        "prepare": prepared_here(page),
+        "prepare": prepared_here(experiment),
         **jobs,
     }
 
 
-def lineage_of_page(wildcards):
-    """What each job of a page descends from: its parameters, and its inputs that people edit, by content."""
-    page = PAGES[wildcards.experiment]
-    prepare = SimpleNamespace(dataset=page.experiment.dataset)
+def lineage_of_experiment(wildcards):
+    """What each job of an experiment descends from: its parameters, and its inputs that people edit, by content."""
+    experiment = EXPERIMENTS[wildcards.experiment]
+    prepare = SimpleNamespace(dataset=experiment.config.dataset)
     return {
         "prepare": {
             prepare.dataset: {
@@ -48,7 +48,7 @@ def lineage_of_page(wildcards):
                 "params": digest(job),
                 "sources": fingerprint_files(run_lineage()(job)),
             }
-            for job in members(page)
+            for job in members(experiment)
         },
         "measure": {
             job.name: {
@@ -57,14 +57,14 @@ def lineage_of_page(wildcards):
                     run_lineage("evaluation/evaluate.py")(job)
                 ),
             }
-            for job in members(page)
+            for job in members(experiment)
         },
         "profile": {
             job.run: {
                 "params": first_digest(job),
                 "sources": fingerprint_files(run_lineage("evaluation/profile.py")(job)),
             }
-            for job in members(page)
+            for job in members(experiment)
         },
         "tables": {
             "params": fingerprint([tables_block(wildcards), table_digests(wildcards)]),
@@ -83,29 +83,34 @@ def lineage_of_page(wildcards):
     }
 
 
-def members(page):
-    """Every run and seed of a page, as the wildcards of its jobs."""
+def members(experiment):
+    """Every run and seed of an experiment, as the wildcards of its jobs."""
     return [
         SimpleNamespace(
-            experiment=page.name, run=run, seed=str(seed), name=f"{run}-seed{seed}"
+            experiment=experiment.name,
+            run=run,
+            seed=str(seed),
+            name=f"{run}-seed{seed}",
         )
-        for run, seed in page.members()
+        for run, seed in experiment.members()
     ]
 
 
-def making_stage(page, run):
+def making_stage(experiment, run):
     """Which stage of dvc.yaml makes a run: they differ in what a run needs and leaves."""
-    initial = listed(initial_weights(SimpleNamespace(experiment=page.name, run=run)))
-    if page.experiment.runs[run].recipe is None:
+    initial = listed(
+        initial_weights(SimpleNamespace(experiment=experiment.name, run=run))
+    )
+    if experiment.config.runs[run].recipe is None:
         return "adopt" if initial else "import"
     if initial:
-        return "distil_tuned" if page.teacher(run) else "tune"
-    return "distil" if page.teacher(run) else "train"
+        return "distil_tuned" if experiment.teacher(run) else "tune"
+    return "distil" if experiment.teacher(run) else "train"
 
 
-def making_job(page, job):
+def making_job(experiment, job):
     """A job that makes a network, with its recipe and the weights it starts from if it has them."""
-    found, recipe = named_job(page, job), page.experiment.runs[job.run].recipe
+    found, recipe = named_job(experiment, job), experiment.config.runs[job.run].recipe
     if recipe is not None:
         found["recipe"] = recipe
     for initial in listed(initial_weights(job))[:1]:
@@ -113,7 +118,7 @@ def making_job(page, job):
     return found
 
 
-def named_job(page, job):
+def named_job(experiment, job):
     """What the job of a run and seed is called, and its teacher if it has one."""
     found = {
         "run": job.run,
@@ -121,7 +126,7 @@ def named_job(page, job):
         "line": pattern(job.run),
         "key": pattern(job.name),
     }
-    teacher = page.teacher(job.run)
+    teacher = experiment.teacher(job.run)
     if teacher is not None:
         found["teacher"] = str(Path(of_teacher("run.json")(job)[0]).parent)
         found["teacher_line"] = pattern(teacher)
@@ -133,13 +138,13 @@ def pattern(name):
     return name.replace(".", "?")
 
 
-def prepared_here(page):
-    """The data set, unless another page's stages prepare it: DVC wants every output to have one stage."""
+def prepared_here(experiment):
+    """The data set, unless another experiment's stages prepare it: DVC wants every output to have one stage."""
     for path in sorted(Path("versions").glob("*/jobs.json")):
-        if path.parent.name != page.name:
-            if page.experiment.dataset in json.loads(path.read_text())["prepare"]:
+        if path.parent.name != experiment.name:
+            if experiment.config.dataset in json.loads(path.read_text())["prepare"]:
                 return {}
-    return {page.experiment.dataset: {}}
+    return {experiment.config.dataset: {}}
 
 
 def listed(files):

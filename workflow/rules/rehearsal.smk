@@ -7,7 +7,7 @@ if REHEARSAL:
 
     onsuccess:
         print(
-            f"Rehearsed: pages, logs and tables are in {REHEARSAL}/; the numbers in the tables mean nothing."
+            f"Rehearsed: experiments, logs and tables are in {REHEARSAL}/; the numbers in the tables mean nothing."
         )
 
 
@@ -18,7 +18,7 @@ localrules:
 rule rehearse_families:
     input:
         lambda wildcards: [
-            f"results/{page}/{run}/{file}"
-            for page, run in representatives(PAGES.values())
+            f"results/{experiment}/{run}/{file}"
+            for experiment, run in representatives(EXPERIMENTS.values())
             for file in ("seed0/metrics.json", "profile.json")
         ],

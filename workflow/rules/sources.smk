@@ -7,25 +7,25 @@ from itertools import chain
 PACKAGE = Path("src", "distillery")
 MEASURING = (PACKAGE / "evaluation" / "metrics.py",)
 IMPORTING = tuple(
-    PACKAGE / "models" / name
-    for name in ("importing.py", "foreign.py", "namings.py", "published.py")
+    PACKAGE / "models" / "pretrained" / name
+    for name in ("load.py", "checkpoint.py", "rename.py", "hub.py")
 )
 
 # What decides no result: the configuration (digests stand for it), names, files, messages, progress, and the lists of
 # networks and of terms (a network's or term's own file counts for the runs that use it).
-INDIFFERENT = {*(PACKAGE / "config").rglob("*.py"), PACKAGE / "__init__.py"} | {
+INDIFFERENT = {*(PACKAGE / "experiment").rglob("*.py"), PACKAGE / "__init__.py"} | {
     PACKAGE / name
     for name in (
         "atomic.py",
         "errors.py",
-        "layout.py",
+        "paths.py",
         "models/registry.py",
-        "models/zoo.py",
-        "objectives/terms.py",
+        "models/zoo/__init__.py",
+        "distill/registry.py",
         "provenance.py",
-        "training/lock.py",
-        "training/logbook.py",
-        "training/stop.py",
+        "cluster/run_lock.py",
+        "training/metric_logger.py",
+        "cluster/signals.py",
     )
 }
 
@@ -84,7 +84,7 @@ def making_sources(line):
         else []
     )
     if line.recipe is None:
-        return sources("models/importing.py", "models/normalize.py", *network)
+        return sources("models/pretrained/load.py", "models/normalize.py", *network)
     terms = [
         below_package(TERMS[term].partition(":")[0]) for term in line.objective.terms()
     ]
@@ -92,18 +92,16 @@ def making_sources(line):
     return sources("training/run.py", *terms, *network, without=unused)
 
 
-def lineage(page, runs, *roots):
+def lineage(experiment, runs, *roots):
     """Everything that results of some runs descend from and that people edit; ``roots`` are the result's own code.
 
     All of it, not only what the job itself reads, because a failed job loses its outputs, and Snakemake takes a missing
     intermediate file for no reason to run: after an edit and a failed training, old tables would pass for new.
     """
-    family = [(page, None), *page.family(runs)]
-    lines = [
-        relative.experiment.runs[run] for relative, run in family if run is not None
-    ]
+    family = [(experiment, None), *experiment.family(runs)]
+    lines = [relative.config.runs[run] for relative, run in family if run is not None]
     code = set(sources("data/prepare.py", *roots)).union(*map(making_sources, lines))
-    records = (raw_record(relative.experiment.dataset) for relative, _ in family)
+    records = (raw_record(relative.config.dataset) for relative, _ in family)
     return list(dict.fromkeys(chain.from_iterable(records))) + sorted(code)
 
 
@@ -112,8 +110,8 @@ def run_lineage(*roots):
 
     @one_line_errors
     def files(wildcards):
-        page = PAGES[wildcards.experiment]
-        page.seeds(wildcards.run)
-        return lineage(page, [wildcards.run], *roots)
+        experiment = EXPERIMENTS[wildcards.experiment]
+        experiment.seeds(wildcards.run)
+        return lineage(experiment, [wildcards.run], *roots)
 
     return files

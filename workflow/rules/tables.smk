@@ -1,4 +1,4 @@
-# Metrics of many runs -> the page: tables and figures.
+# Metrics of many runs -> the experiment: tables and figures.
 localrules:
     assemble_tables,
     assemble_table,
@@ -7,7 +7,7 @@ localrules:
 
 rule assemble_tables:
     input:
-        manifest=unless_partial(page_manifest),
+        manifest=unless_partial(experiment_manifest),
         measured=unless_partial(table_measurements),
         published=published_ledger,
         lineage=table_lineage,
@@ -15,14 +15,14 @@ rule assemble_tables:
         markdown=report(
             "results/tables/{experiment}.md",
             category="Tables",
-            labels={"page": "{experiment}", "format": "Markdown"},
+            labels={"experiment": "{experiment}", "format": "Markdown"},
             caption="../report/tables.rst",
         ),
         latex="results/tables/{experiment}.tex",
         csv=report(
             "results/tables/{experiment}.csv",
             category="Tables",
-            labels={"page": "{experiment}", "format": "CSV"},
+            labels={"experiment": "{experiment}", "format": "CSV"},
             caption="../report/tables.rst",
         ),
         single=directory("results/tables/{experiment}"),
@@ -35,7 +35,8 @@ rule assemble_tables:
         digests=table_digests,
         partial="--partial" if PARTIAL else "",
         found=found_if_partial(
-            lambda page: page_manifest(page) + table_measurements(page)
+            lambda experiment: experiment_manifest(experiment)
+            + table_measurements(experiment)
         ),
     message:
         "assemble the tables of {wildcards.experiment}"
@@ -43,10 +44,10 @@ rule assemble_tables:
         "exec distillery tabulate config/{wildcards.experiment}.yaml {params.partial} > {log} 2>&1"
 
 
-# One table alone needs its own runs only. Its page writes the same bytes, but waits for all of them.
+# One table alone needs its own runs only. Its experiment writes the same bytes, but waits for all of them.
 rule assemble_table:
     input:
-        manifest=unless_partial(page_manifest),
+        manifest=unless_partial(experiment_manifest),
         measured=unless_partial(table_measurements),
         published=published_ledger,
         lineage=table_lineage,
@@ -63,7 +64,8 @@ rule assemble_table:
         digests=table_digests,
         partial="--partial" if PARTIAL else "",
         found=found_if_partial(
-            lambda page, tables: page_manifest(page) + table_measurements(page, tables)
+            lambda experiment, tables: experiment_manifest(experiment)
+            + table_measurements(experiment, tables)
         ),
     message:
         "assemble the table {wildcards.table} of {wildcards.experiment}"
@@ -82,7 +84,7 @@ rule draw_figures:
             directory("results/figures/{experiment}"),
             patterns=["{figure}.svg"],
             category="Figures",
-            labels={"page": "{experiment}", "figure": "{figure}"},
+            labels={"experiment": "{experiment}", "figure": "{figure}"},
             caption="../report/figures.rst",
         ),
     log:
@@ -94,7 +96,8 @@ rule draw_figures:
         tables=drawn_tables,
         partial="--partial" if PARTIAL else "",
         found=found_if_partial(
-            lambda page: training_histories(page) + figure_measurements(page)
+            lambda experiment: training_histories(experiment)
+            + figure_measurements(experiment)
         ),
     message:
         "draw the figures of {wildcards.experiment}"

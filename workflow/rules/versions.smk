@@ -1,4 +1,4 @@
-# What DVC is told of a page; lineage.smk knows it.
+# What DVC is told of an experiment; lineage.smk knows it.
 localrules:
     record_lineage,
 
@@ -10,8 +10,8 @@ rule record_lineage:
     log:
         "logs/{experiment}/lineage.log",
     params:
-        jobs=jobs_of_page,
-        lineage=lineage_of_page,
+        jobs=jobs_of_experiment,
+        lineage=lineage_of_experiment,
     message:
         "record what {wildcards.experiment} descends from"
     script:

@@ -25,7 +25,7 @@ if [ -n "${SLURM_JOB_ID:-}" ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ] && [ $((gran
 fi
 
 if [ "$nodes" -le 1 ]; then
-  exec python -m distillery.training.launch --standalone --nproc-per-node="$gpus" -m distillery "$@"
+  exec python -m distillery.cluster.launch --standalone --nproc-per-node="$gpus" -m distillery "$@"
 fi
 
 # On several nodes, one task a node runs this script again, as a job step that knows its nodes.
@@ -42,5 +42,5 @@ fi
 # Trap: on some sites a node's name is not its address; MASTER_ADDR says what is.
 # Trap: a fixed port meets the port of another job on the same node.
 head=${MASTER_ADDR:-$(scontrol show hostnames "$SLURM_STEP_NODELIST" | head -n1)}
-exec python -m distillery.training.launch --nnodes="$nodes" --node-rank="$SLURM_NODEID" --nproc-per-node="$gpus" \
+exec python -m distillery.cluster.launch --nnodes="$nodes" --node-rank="$SLURM_NODEID" --nproc-per-node="$gpus" \
   --master-addr="$head" --master-port=$((20000 + SLURM_JOB_ID % 20000)) -m distillery "$@"

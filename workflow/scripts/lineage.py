@@ -1,4 +1,5 @@
-"""Write the jobs of a page and what they descend from, a job a line, so that a commit shows which jobs it touches."""
+# ruff: noqa: E501
+"""Write the jobs of an experiment and what they descend from, a job a line, so that a commit shows which jobs it touches."""
 
 import json
 from pathlib import Path

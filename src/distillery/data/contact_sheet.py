@@ -7,7 +7,6 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from distillery.atomic import replace_file
-from distillery.config.schema.recipe import Recipe
 from distillery.data.arrow import ArrowImages
 from distillery.data.augment.lighting import add_shifts
 from distillery.data.decode import decode_rgb
@@ -15,6 +14,7 @@ from distillery.data.loader import generators_kept, seed_sample
 from distillery.data.manifest import Manifest
 from distillery.data.samplers import Sample
 from distillery.data.transforms import eval_transform, train_transform
+from distillery.experiment.schema.recipe import Recipe
 from distillery.randomness import addressed_permutation
 
 ROWS = 10

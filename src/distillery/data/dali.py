@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from distillery.data.arrow import ArrowImages
-from distillery.data.augment.placement import Frame, Placement
+from distillery.data.augment.crop import Crop, CropParams
 from distillery.data.decode import image_size, is_plain_png, is_reducible
 from distillery.data.loader import Batch, assemble, generators_kept, seed_sample
 from distillery.data.samplers import GlobalBatches, Sample
@@ -99,14 +99,14 @@ class DaliLoader:
         inputs["encoded"] = [np.frombuffer(content, dtype=np.uint8) for _, content in plain]
         return _Order(samples, fed, self._waiter.submit(self._run, inputs))
 
-    def _draw(self, sample: Sample, encoded: memoryview) -> Placement:
+    def _draw(self, sample: Sample, encoded: memoryview) -> CropParams:
         seed_sample(self._seed, sample)
-        return self._transform.frame.draw(*image_size(encoded))
+        return self._transform.crop.draw(*image_size(encoded))
 
     def _run(self, inputs: dict[str, list[npt.NDArray[Any]]]) -> Tensor:
         """Send a batch through the pipeline; the copy outlives DALI's buffer."""
         if self._pipeline is None:
-            self._pipeline = _build_pipeline(self._transform.frame, self._batches.largest, self._threads, self._device)
+            self._pipeline = _build_pipeline(self._transform.crop, self._batches.largest, self._threads, self._device)
         (squares,) = self._pipeline.run(**inputs)
         return torch.utils.dlpack.from_dlpack(squares.as_tensor()).clone()
 
@@ -127,9 +127,9 @@ class DaliLoader:
         return assemble(self._images, [sample.index for sample in order.samples], loaded)
 
 
-def _arguments(placements: list[Placement]) -> dict[str, list[npt.NDArray[Any]]]:
+def _arguments(crops: list[CropParams]) -> dict[str, list[npt.NDArray[Any]]]:
     """What the pipeline asks about each image."""
-    rows = np.array(placements, dtype=np.int32)
+    rows = np.array(crops, dtype=np.int32)
     columns = {
         "start": rows[:, 0:2],
         "shape": rows[:, 2:4],
@@ -139,14 +139,14 @@ def _arguments(placements: list[Placement]) -> dict[str, list[npt.NDArray[Any]]]
     return {name: list(np.ascontiguousarray(values)) for name, values in columns.items()}
 
 
-def _build_pipeline(frame: Frame, batch: int, threads: int, device: torch.device) -> Any:  # noqa: ANN401
+def _build_pipeline(crop: Crop, batch: int, threads: int, device: torch.device) -> Any:  # noqa: ANN401
     from nvidia.dali import fn, pipeline_def, types
 
     resizing = {
         "nearest": types.INTERP_NN,
         "bilinear": types.INTERP_LINEAR,
         "bicubic": types.INTERP_CUBIC,
-    }[frame.interpolation]
+    }[crop.interpolation]
     on_gpu = device.type == "cuda"
 
     @pipeline_def(  # type: ignore[untyped-decorator]
@@ -170,8 +170,8 @@ def _build_pipeline(frame: Frame, batch: int, threads: int, device: torch.device
             output_type=types.RGB,
             adjust_orientation=False,
         )
-        resized = fn.resize(window, size=new, interp_type=resizing, antialias=frame.antialias)
-        square = fn.slice(resized, start=cut, shape=[frame.size, frame.size], axes=[0, 1])
+        resized = fn.resize(window, size=new, interp_type=resizing, antialias=crop.antialias)
+        square = fn.slice(resized, start=cut, shape=[crop.size, crop.size], axes=[0, 1])
         return fn.transpose(square, perm=[2, 0, 1])
 
     built = pipeline()

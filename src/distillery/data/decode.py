@@ -3,7 +3,7 @@
 Every kind of image becomes 8-bit RGB as Pillow's ``convert("RGB")`` has it, which is what torchvision's ImageFolder
 trains on: greyscale is repeated in three channels, palettes are looked up, alpha is dropped without blending, CMYK is
 converted without a colour profile (Adobe's inverted CMYK is turned right by Pillow's reader), 1-bit becomes black and
-white, and greyscale of 16 and more bits is clipped at 255. Of an animation the first frame counts. The EXIF
+white, and greyscale of 16 and more bits is clipped at 255. Of an animation the first crop counts. The EXIF
 orientation is ignored.
 
 JPEGs go straight to libjpeg-turbo, whose pixels Pillow passes on too, less a copy and a conversion. It can also decode

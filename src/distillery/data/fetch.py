@@ -3,11 +3,11 @@
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from distillery.config.schema.dataset import HUB_PREFIX, Dataset
 from distillery.data.digits import write_digits
 from distillery.data.download import check_checksum, download
 from distillery.data.sources import is_hidden, missing_message
 from distillery.errors import UserError
+from distillery.experiment.schema.dataset import HUB_PREFIX, Dataset
 
 
 def fetch_raw(name: str, dataset: Dataset) -> None:

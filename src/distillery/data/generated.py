@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from distillery.config.schema.dataset import Generated
 from distillery.data.manifest import SPLITS, Ignored
 from distillery.data.sources import RawImage, RawImages
 from distillery.data.staging import staged_folder
 from distillery.data.trees import FolderTree
+from distillery.experiment.schema.dataset import Generated
 from distillery.randomness import addressed_bits
 
 

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from distillery.config.reading import validate
-from distillery.config.schema.block import Block, Triple
 from distillery.errors import UserError
+from distillery.experiment.reading import validate
+from distillery.experiment.schema.block import Block, Triple
 
 FILE_NAME = "manifest.json"
 # Raise it when shards or manifest change in a way that older code or older shards cannot follow.

@@ -6,7 +6,6 @@ from itertools import count
 from pathlib import Path
 
 from distillery.atomic import write_json, write_text
-from distillery.config.schema.dataset import Dataset
 from distillery.data import shards
 from distillery.data.decode import DEEP_MODES
 from distillery.data.describe import WrittenShard, describe
@@ -21,6 +20,7 @@ from distillery.data.shards import ShardFacts, ShardTask, split_into_shards
 from distillery.data.sources import RawImages
 from distillery.data.staging import staged_folder
 from distillery.errors import UserError
+from distillery.experiment.schema.dataset import Dataset
 
 # What was planned for each shard, and what came of it, by split.
 Outcome = dict[str, list[tuple[ShardTask, ShardFacts]]]

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-from distillery.config.schema.dataset import Dataset
 from distillery.data.manifest import SPLITS, Ignored
 from distillery.data.raw import AnyFile, RawFile, shown
 from distillery.errors import UserError
+from distillery.experiment.schema.dataset import Dataset
 
 # What torchvision's ImageFolder takes for images, and GIF. The content decides how a file is decoded.
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"})
@@ -48,7 +48,7 @@ class RawImages:
 
 
 @dataclass
-class Found:
+class Scan:
     """What a layout finds: of each split its folder's name and, by class, each file and what the data set calls it.
 
     ``classes`` is their order where the data set has one of its own; otherwise they are sorted by name.
@@ -69,36 +69,36 @@ def missing_message(name: str, dataset: Dataset) -> str:
     return f"{dataset.path}: no raw images for data set {name!r}: {_BY_HAND[dataset.layout]}, or change datasets.yaml"
 
 
-def arrange(found: Found, path: str) -> RawImages:
+def to_splits(scan: Scan, path: str) -> RawImages:
     """Check that every class has images in both splits, and put the images in order.
 
     Raises:
         UserError: a class is missing or empty in a split.
     """
-    filled = {split: {label for label, files in found.files[split].items() if files} for split in SPLITS}
-    wanted = set(found.classes or ()) | set(found.files["train"]) | set(found.files["val"])
+    filled = {split: {label for label, files in scan.files[split].items() if files} for split in SPLITS}
+    wanted = set(scan.classes or ()) | set(scan.files["train"]) | set(scan.files["val"])
     for split in SPLITS:
         lacking = sorted(wanted - filled[split])
         if lacking:
-            where = f"{found.folders[split]}/{shown(lacking[0])}/"
-            state = "is empty" if lacking[0] in found.files[split] else "is missing"
+            where = f"{scan.folders[split]}/{shown(lacking[0])}/"
+            state = "is empty" if lacking[0] in scan.files[split] else "is missing"
             more = f" (and {len(lacking) - 1:,} more such classes)" if len(lacking) > 1 else ""
             raise UserError(
-                f"{path}: {where} {state}{more}; every class needs images in {found.folders['train']}/ and "
-                f"{found.folders['val']}/"
+                f"{path}: {where} {state}{more}; every class needs images in {scan.folders['train']}/ and "
+                f"{scan.folders['val']}/"
             )
-    classes = found.classes or tuple(sorted(wanted))
+    classes = scan.classes or tuple(sorted(wanted))
     splits = {
         split: [
             RawImage(file, name, label)
             for label, class_name in enumerate(classes)
-            for name, file in sorted(found.files[split][class_name], key=lambda pair: pair[0])
+            for name, file in sorted(scan.files[split][class_name], key=lambda pair: pair[0])
         ]
         for split in SPLITS
     }
-    hidden = found.ignored.pop("hidden", 0)
+    hidden = scan.ignored.pop("hidden", 0)
     return RawImages(
-        classes, found.folders, splits, Ignored(hidden=hidden, extensions=dict(sorted(found.ignored.items())))
+        classes, scan.folders, splits, Ignored(hidden=hidden, extensions=dict(sorted(scan.ignored.items())))
     )
 
 

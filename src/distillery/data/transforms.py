@@ -5,40 +5,40 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from distillery.config.schema.augmentation import Augmentation, Lighting, RandomResizedCrop
-from distillery.config.schema.recipe import Preprocess
+from distillery.data.augment.crop import CentreSquare, Crop, CropParams, ResizedCrop, apply_crop
 from distillery.data.augment.lighting import draw_shift
 from distillery.data.augment.operations import Step, build_step
-from distillery.data.augment.placement import CentreSquare, Frame, Placement, ResizedCrop, place
 from distillery.data.decode import REDUCTIONS, decode_rgb, image_size, is_reducible
+from distillery.experiment.schema.augmentation import Augmentation, Lighting, RandomResizedCrop
+from distillery.experiment.schema.recipe import Preprocess
 
 
 @dataclass(frozen=True)
 class Transform:
     """From an image to the network's square, uint8 (3, size, size).
 
-    The draws come in a fixed order from the global generators of torch, Python and numpy: the frame's, the steps', the
-    lighting's. Whoever seeds them alike and calls ``frame.draw`` before ``finish`` gets what ``decode`` gets.
+    The draws come in a fixed order from the global generators of torch, Python and numpy: the crop's, the steps', the
+    lighting's. Whoever seeds them alike and calls ``crop.draw`` before ``finish`` gets what ``decode`` gets.
     """
 
-    frame: Frame
+    crop: Crop
     steps: tuple[Step, ...] = ()
     lighting: float | None = None  # deviation of the multiples of the principal axes
 
     def __call__(self, image_CHW: Tensor) -> Tensor:
         """Transform a decoded image, uint8 (3, H, W)."""
         _, height, width = image_CHW.shape
-        return self.finish(place(image_CHW, self.frame.draw(height, width), self.frame))
+        return self.finish(apply_crop(image_CHW, self.crop.draw(height, width), self.crop))
 
     def decode(self, encoded: bytes | memoryview) -> Tensor:
         """Transform an image file's bytes; decodes at a reduced scale where the recipe and the crop allow it."""
-        if not self.frame.reduced_decoding or not is_reducible(encoded):
+        if not self.crop.reduced_decoding or not is_reducible(encoded):
             return self(decode_rgb(encoded))
-        placement = self.frame.draw(*image_size(encoded))
-        reduction = allowed_reduction(placement, self.frame.size)
+        params = self.crop.draw(*image_size(encoded))
+        reduction = allowed_reduction(params, self.crop.size)
         image_CHW = decode_rgb(encoded, reduction)
         _, height, width = image_CHW.shape
-        return self.finish(place(image_CHW, placement.reduced(reduction, height, width), self.frame))
+        return self.finish(apply_crop(image_CHW, params.reduced(reduction, height, width), self.crop))
 
     def finish(self, square_CHW: Tensor) -> Tensor:
         """Do the steps that follow once the square is cut."""
@@ -51,11 +51,9 @@ class Transform:
         return None if self.lighting is None else draw_shift(self.lighting)
 
 
-def allowed_reduction(placement: Placement, size: int) -> int:
+def allowed_reduction(params: CropParams, size: int) -> int:
     """By how much an image may be reduced with its crop still as large as the network's input."""
-    return next(
-        factor for factor in REDUCTIONS if min(placement.height, placement.width) >= factor * size or factor == 1
-    )
+    return next(factor for factor in REDUCTIONS if min(params.height, params.width) >= factor * size or factor == 1)
 
 
 def eval_transform(preprocess: Preprocess) -> Transform:
@@ -72,14 +70,14 @@ def train_transform(
     ``random_crop`` moves within its square. ``dataset_mean`` is that of the training images, in [0, 1]: what uncovered
     corners get where ``preprocess`` normalises by it.
     """
-    frame: Frame = CentreSquare(preprocess)
+    crop: Crop = CentreSquare(preprocess)
     steps: list[Step] = []
     lighting = None
     for operation in augment:
         if isinstance(operation, RandomResizedCrop):
-            frame = ResizedCrop(operation, preprocess.size)
+            crop = ResizedCrop(operation, preprocess.size)
         elif isinstance(operation, Lighting):
             lighting = operation.std
         else:
             steps.append(build_step(operation, preprocess, dataset_mean))
-    return Transform(frame, tuple(steps), lighting)
+    return Transform(crop, tuple(steps), lighting)

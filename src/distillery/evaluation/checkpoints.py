@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from distillery.config.schema.recipe import Preprocess
 from distillery.data.arrow import ArrowImages
 from distillery.data.manifest import Manifest, load_manifest
 from distillery.errors import UserError
 from distillery.evaluation.evaluate import SPLIT, measure
 from distillery.evaluation.restore import ReadyNetwork, default_device, read_record
+from distillery.experiment.schema.recipe import Preprocess
 from distillery.models import check_input, create_model
-from distillery.models.importing import import_weights
 from distillery.models.normalize import Normalize, resolve_statistics
+from distillery.models.pretrained.load import import_weights
 from distillery.models.weights import load_weights
 
 # Headings and formats of a row's values.

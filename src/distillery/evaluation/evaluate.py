@@ -8,8 +8,6 @@ import torch
 from tqdm import tqdm
 
 from distillery.atomic import write_json
-from distillery.config import Page
-from distillery.config.schema.recipe import Preprocess
 from distillery.data.arrow import ArrowImages
 from distillery.data.loader import eval_loader
 from distillery.data.manifest import load_manifest
@@ -17,14 +15,16 @@ from distillery.data.transforms import eval_transform
 from distillery.errors import UserError
 from distillery.evaluation.metrics import evaluate_model
 from distillery.evaluation.restore import ReadyNetwork, default_device, restore_run
-from distillery.layout import dataset_folder, run_folder
+from distillery.experiment import Experiment
+from distillery.experiment.schema.recipe import Preprocess
+from distillery.paths import dataset_folder, run_folder
 
 SPLIT: Final = "val"
 BATCH = 256
 
 
 def evaluate_run(
-    page: Page, run: str, seed: int, results: Path, workers: int = 0, device: torch.device | None = None
+    experiment: Experiment, run: str, seed: int, results: Path, workers: int = 0, device: torch.device | None = None
 ) -> dict[str, Any]:
     """Evaluate a trained or imported run, and its agreement with its teacher, and write metrics.json beside it.
 
@@ -35,13 +35,13 @@ def evaluate_run(
             finite.
     """
     device = device or default_device()
-    data_folder = dataset_folder(results, page.experiment.dataset)
+    data_folder = dataset_folder(results, experiment.config.dataset)
     manifest = load_manifest(data_folder)
-    finished = restore_run(page, run, seed, results, device, manifest)
-    teacher_name = page.teacher(run)
+    finished = restore_run(experiment, run, seed, results, device, manifest)
+    teacher_name = experiment.teacher(run)
     teacher = None
     if teacher_name is not None:
-        teacher = restore_run(page, teacher_name, page.seeds(teacher_name)[0], results, device, manifest)
+        teacher = restore_run(experiment, teacher_name, experiment.seeds(teacher_name)[0], results, device, manifest)
 
     images = ArrowImages(data_folder, manifest, SPLIT)
     measured = measure(finished, teacher, images, len(manifest.classes), workers, device, f"{run}/seed{seed}")
@@ -64,7 +64,7 @@ def evaluate_run(
         "digest": finished.record["digest"],
         "weights_sha256": finished.weights_sha256,
     }
-    write_json(run_folder(results, page.name, run, seed) / "metrics.json", metrics)
+    write_json(run_folder(results, experiment.name, run, seed) / "metrics.json", metrics)
     return metrics
 
 

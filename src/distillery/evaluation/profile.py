@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from distillery.atomic import write_json
-from distillery.config import Page
 from distillery.evaluation.restore import default_device, restore_run
-from distillery.layout import profile_path
+from distillery.experiment import Experiment
+from distillery.paths import profile_path
 from distillery.provenance import cpu_name
 
 # The batch for throughput: these, or fewer where a pass would take longer than PASS_SECONDS or not fit the memory.
@@ -28,7 +28,7 @@ LEAST_PASSES = 5
 WARM_UP_PASSES = 3
 
 
-def profile_run(page: Page, run: str, results: Path, device: torch.device | None = None) -> dict[str, Any]:
+def profile_run(experiment: Experiment, run: str, results: Path, device: torch.device | None = None) -> dict[str, Any]:
     """Profile the network of a run's first seed on this machine, and write profile.json beside the seeds.
 
     Times are those of the network alone in float32, without decoding or normalising images, on as many CPU threads as
@@ -39,7 +39,7 @@ def profile_run(page: Page, run: str, results: Path, device: torch.device | None
         UserError: the run was not made yet, is stale or damaged.
     """
     device = device or default_device()
-    finished = restore_run(page, run, page.seeds(run)[0], results, device)
+    finished = restore_run(experiment, run, experiment.seeds(run)[0], results, device)
     size = finished.preprocess.size
     latency = measure_latency(finished.network, size, device)
     batch, throughput = measure_throughput(finished.network, size, device, latency)
@@ -62,7 +62,7 @@ def profile_run(page: Page, run: str, results: Path, device: torch.device | None
         "cpu": cpu_name(),
         "cpu_threads": torch.get_num_threads(),
     }
-    write_json(profile_path(results, page.name, run), profile)
+    write_json(profile_path(results, experiment.name, run), profile)
     return profile
 
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distillery.config import Page
-from distillery.config.schema.recipe import Preprocess
 from distillery.data.manifest import Manifest
 from distillery.errors import UserError
-from distillery.layout import run_folder
+from distillery.experiment import Experiment
+from distillery.experiment.schema.recipe import Preprocess
 from distillery.models import check_input, create_model
 from distillery.models.normalize import Normalize
 from distillery.models.weights import load_weights
+from distillery.paths import run_folder
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class FinishedRun(ReadyNetwork):
 
 
 def restore_run(
-    page: Page, run: str, seed: int, results: Path, device: torch.device, manifest: Manifest | None = None
+    experiment: Experiment, run: str, seed: int, results: Path, device: torch.device, manifest: Manifest | None = None
 ) -> FinishedRun:
     """Read run.json and weights.safetensors of a run.
 
     Args:
-        page: the experiment.
+        experiment: the experiment.
         run: a line of it.
         seed: one of its seeds.
         results: the results folder.
@@ -63,14 +63,14 @@ def restore_run(
     Raises:
         UserError: the run was not made yet, was made from another configuration or other data, or is damaged.
     """
-    spec = page.spec(run, seed)
-    folder = run_folder(results, page.name, run, seed)
-    record = finished_record(page, run, seed, results)
+    spec = experiment.spec(run, seed)
+    folder = run_folder(results, experiment.name, run, seed)
+    record = finished_record(experiment, run, seed, results)
     if manifest is not None and record["manifest_digest"] != manifest.digest:
         raise UserError(
             f"{folder / 'run.json'}: made from other images than {spec.dataset} now holds (manifest digest "
             f"{record['manifest_digest'][:16]}, now {manifest.digest[:16]}); "
-            f"make it anew with: {_command(page, run, seed, results)}"
+            f"make it anew with: {_command(experiment, run, seed, results)}"
         )
     preprocess = Preprocess.model_validate(record["preprocess"])
     network = create_model(spec.model, record["classes"], **spec.model_args)
@@ -86,27 +86,27 @@ def restore_run(
     )
 
 
-def finished_record(page: Page, run: str, seed: int, results: Path) -> dict[str, Any]:
+def finished_record(experiment: Experiment, run: str, seed: int, results: Path) -> dict[str, Any]:
     """Read run.json of a run.
 
     Raises:
         UserError: the run was not made yet or was made from another configuration, or the file is damaged.
     """
-    spec = page.spec(run, seed)
-    command = _command(page, run, seed, results)
-    path = run_folder(results, page.name, run, seed) / "run.json"
+    spec = experiment.spec(run, seed)
+    command = _command(experiment, run, seed, results)
+    path = run_folder(results, experiment.name, run, seed) / "run.json"
     record = read_record(path, command)
     if record["digest"] != spec.digest:
         raise UserError(
-            f"{path}: made from another configuration (digest {record['digest']}, but {page.path} now gives "
+            f"{path}: made from another configuration (digest {record['digest']}, but {experiment.path} now gives "
             f"{spec.digest}); make it anew with: {command}"
         )
     return record
 
 
-def _command(page: Page, run: str, seed: int, results: Path) -> str:
+def _command(experiment: Experiment, run: str, seed: int, results: Path) -> str:
     elsewhere = "" if results == Path("results") else f" --results {results}"
-    return f"distillery train {page.path} {run} --seed {seed}{elsewhere}"
+    return f"distillery train {experiment.path} {run} --seed {seed}{elsewhere}"
 
 
 def default_device() -> torch.device:

@@ -3,7 +3,7 @@
 from torch import nn
 
 from distillery.errors import UserError
-from distillery.models.importing import classifier_modules
+from distillery.models.pretrained.load import classifier_modules
 
 
 def draw_as_torch(network: nn.Module) -> None:

@@ -9,8 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from distillery.config.schema.recipe import Preprocess, Statistics
 from distillery.errors import UserError
+from distillery.experiment.schema.recipe import Preprocess, Statistics
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -11,8 +11,8 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from distillery.config.reading import nearest
 from distillery.errors import UserError
+from distillery.experiment.reading import nearest
 from distillery.models.zoo import ZOO
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """Weights in and out, as safetensors: files whose bytes depend on the weights alone.
 
-`distillery.models.importing` reads what others wrote.
+`distillery.models.pretrained.load` reads what others wrote.
 """
 
 from pathlib import Path

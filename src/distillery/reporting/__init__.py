@@ -1,1 +1,1 @@
-"""What a page of runs amounts to: tables with verdicts, figures, and the provenance of each run."""
+"""What an experiment of runs amounts to: tables with verdicts, figures, and the provenance of each run."""

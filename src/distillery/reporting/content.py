@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 
-from distillery.config import Page
-from distillery.config.reading import nearest
-from distillery.config.schema.experiment import Table
 from distillery.errors import UserError
+from distillery.experiment import Experiment
+from distillery.experiment.reading import nearest
+from distillery.experiment.schema.experiment import Table
 from distillery.reporting.columns import COLUMNS
 from distillery.reporting.measurements import Measured
 from distillery.reporting.published import Published, load_published
@@ -24,7 +24,7 @@ class Entry:
     metric: str
     summary: Summary | None
     best: bool = False
-    gap: bool = False  # it was not measured, as some of a partial page
+    gap: bool = False  # it was not measured, as some of a partial experiment
     published: Published | None = None
     verdict: Verdict | None = None
 
@@ -65,31 +65,33 @@ class Content:
 Ledger = Mapping[tuple[str, str, str], Published]
 
 
-def read_ledger(page: Page, path: Path) -> Ledger:
-    """Read the published numbers of a page.
+def read_ledger(experiment: Experiment, path: Path) -> Ledger:
+    """Read the published numbers of an experiment.
 
     Raises:
-        UserError: a row is wrong, or names a run or a table that the page does not have.
+        UserError: a row is wrong, or names a run or a table that the experiment does not have.
     """
     ledger = {}
     for number in load_published(path):
-        if number.run not in page.experiment.runs:
-            known = nearest(number.run, page.experiment.runs)
-            raise UserError(f"{path}: row {number.row}, run: {page.path} has no run {number.run!r}; {known}")
-        if number.table and number.table not in page.experiment.tables:
-            known = nearest(number.table, page.experiment.tables)
-            raise UserError(f"{path}: row {number.row}, table: {page.path} has no table {number.table!r}; {known}")
+        if number.run not in experiment.config.runs:
+            known = nearest(number.run, experiment.config.runs)
+            raise UserError(f"{path}: row {number.row}, run: {experiment.path} has no run {number.run!r}; {known}")
+        if number.table and number.table not in experiment.config.tables:
+            known = nearest(number.table, experiment.config.tables)
+            raise UserError(
+                f"{path}: row {number.row}, table: {experiment.path} has no table {number.table!r}; {known}"
+            )
         ledger[number.table, number.run, number.metric] = number
     return ledger
 
 
-def gather(page: Page, name: str, table: Table, runs: Mapping[str, Measured], ledger: Ledger) -> Content:
+def gather(experiment: Experiment, name: str, table: Table, runs: Mapping[str, Measured], ledger: Ledger) -> Content:
     """Collect what a table says: values, the best of each metric, published numbers and verdicts.
 
     A row that teaches another row of the table does not compete for the best value. Values that print alike are equally
     good, and a value without competitor is not called best.
     """
-    teachers = {run: page.teacher(run) for run in table.runs()}
+    teachers = {run: experiment.teacher(run) for run in table.runs()}
     competing = [run for run in dict.fromkeys(table.runs()) if run not in teachers.values()]
     entries: dict[tuple[str, str], Entry] = {}
     for metric in dict.fromkeys(table.columns):

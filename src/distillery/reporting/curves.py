@@ -1,4 +1,4 @@
-"""Learning curves: what the trained runs of a page told after each epoch."""
+"""Learning curves: what the trained runs of an experiment told after each epoch."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillery.config import Page
+from distillery.experiment import Experiment
 from distillery.reporting.history import has_histories, read_histories
 from distillery.reporting.style import COLOURS, OTHERS
 
@@ -57,23 +57,23 @@ QUANTITIES = (
 )
 
 
-def learning_curves(page: Page, results: Path, *, partial: bool = False) -> dict[str, "Figure"]:
-    """Draw the learning curves of a page's trained runs: figures by name.
+def learning_curves(experiment: Experiment, results: Path, *, partial: bool = False) -> dict[str, "Figure"]:
+    """Draw the learning curves of an experiment's trained runs: figures by name.
 
     Raises:
         UserError: a history is damaged or, unless ``partial``, missing.
     """
-    trained = [run for run, line in page.experiment.runs.items() if line.recipe is not None]
+    trained = [run for run, line in experiment.config.runs.items() if line.recipe is not None]
     if partial:
-        trained = [run for run in trained if has_histories(page, run, results)]
-    histories = {run: read_histories(page, run, results) for run in trained}
+        trained = [run for run in trained if has_histories(experiment, run, results)]
+    histories = {run: read_histories(experiment, run, results) for run in trained}
     figures = {}
     for quantity in QUANTITIES if trained else ():
         curves = [
             Curve(
                 run,
-                page.teacher(run),
-                run in page.teachers(),
+                experiment.teacher(run),
+                run in experiment.teachers(),
                 histories[run][0]["epoch"],
                 np.stack([quantity.take(history) for history in histories[run]]),
             )

@@ -1,4 +1,4 @@
-"""The figures of a page, as SVG and PNG with the same bytes every time.
+"""The figures of an experiment, as SVG and PNG with the same bytes every time.
 
 Learning curves of the trained runs, and what tables ask for by `figure`: a heat map of a grid, or accuracy against
 images a second with the Pareto front.
@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distillery.config import Page
-from distillery.layout import figure_folder
+from distillery.experiment import Experiment
+from distillery.paths import figure_folder
 from distillery.reporting.content import Content, gather, read_ledger
 from distillery.reporting.curves import learning_curves
 from distillery.reporting.heat_map import draw_heat_map
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plot_page(page: Page, results: Path, published: Path, *, partial: bool = False) -> list[Path]:
-    """Draw the figures of a page, and return the files.
+def plot_experiment(experiment: Experiment, results: Path, published: Path, *, partial: bool = False) -> list[Path]:
+    """Draw the figures of an experiment, and return the files.
 
     Args:
-        page: the experiment.
+        experiment: the experiment.
         results: the results folder.
         published: the ledger of published numbers; need not exist.
-        partial: draw what there is, instead of refusing a page with gaps.
+        partial: draw what there is, instead of refusing an experiment with gaps.
 
     Raises:
         UserError: a history or a measurement is missing or damaged. Nothing is written then.
     """
-    illustrated = tables_with_figures(page)
-    ledger = read_ledger(page, published)
-    runs = read_measurements(page, results, illustrated, partial=partial)
+    illustrated = tables_with_figures(experiment)
+    ledger = read_ledger(experiment, published)
+    runs = read_measurements(experiment, results, illustrated, partial=partial)
     with house_style():
-        figures = learning_curves(page, results, partial=partial)
+        figures = learning_curves(experiment, results, partial=partial)
         for name in illustrated:
-            figures |= _draw(gather(page, name, page.experiment.tables[name], runs, ledger))
-        folder = figure_folder(results, page.name)
+            figures |= _draw(gather(experiment, name, experiment.config.tables[name], runs, ledger))
+        folder = figure_folder(results, experiment.name)
         folder.mkdir(parents=True, exist_ok=True)
         files = [file for name, figure in figures.items() for file in save(figure, folder, name)]
     _remove_former(folder, keep=files)
@@ -55,7 +55,7 @@ def _draw(content: Content) -> dict[str, "Figure"]:
 
 
 def _remove_former(folder: Path, keep: Iterable[Path]) -> None:
-    """Remove figures that the page no longer has; they would pass for current ones."""
+    """Remove figures that the experiment no longer has; they would pass for current ones."""
     kept = set(keep)
     for path in folder.iterdir():
         if path.suffix in (".svg", ".png") and path not in kept:

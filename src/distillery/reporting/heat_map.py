@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from distillery.config.schema.experiment import head_cells
+from distillery.experiment.schema.experiment import head_cells
 from distillery.reporting.columns import COLUMNS
 from distillery.reporting.content import Content
 from distillery.reporting.legend import NOT_RUN

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distillery.config import Page
 from distillery.errors import UserError
-from distillery.layout import run_folder
+from distillery.experiment import Experiment
+from distillery.paths import run_folder
 
 NEEDED = ("epoch", "train_loss", "val_top1")
 
 
-def read_histories(page: Page, run: str, results: Path) -> list[dict[str, NDArray[np.float64]]]:
+def read_histories(experiment: Experiment, run: str, results: Path) -> list[dict[str, NDArray[np.float64]]]:
     """Read the histories of a trained run, one a seed, each a column (E,) by name; all have the same epochs.
 
     Raises:
@@ -23,23 +23,25 @@ def read_histories(page: Page, run: str, results: Path) -> list[dict[str, NDArra
     """
     elsewhere = "" if results == Path("results") else f" --results {results}"
     histories: list[dict[str, NDArray[np.float64]]] = []
-    for seed in page.seeds(run):
-        path = run_folder(results, page.name, run, seed) / "history.csv"
-        command = f"distillery train {page.path} {run} --seed {seed}{elsewhere}"
+    for seed in experiment.seeds(run):
+        path = run_folder(results, experiment.name, run, seed) / "history.csv"
+        command = f"distillery train {experiment.path} {run} --seed {seed}{elsewhere}"
         history = read_history(path, command)
         first = histories[0] if histories else history
         if not np.array_equal(history["epoch"], first["epoch"]):
             raise UserError(
-                f"{path}: ends at epoch {history['epoch'][-1]:.0f}, but seed {page.seeds(run)[0]} at "
+                f"{path}: ends at epoch {history['epoch'][-1]:.0f}, but seed {experiment.seeds(run)[0]} at "
                 f"{first['epoch'][-1]:.0f}; make it anew with: {command}"
             )
         histories.append(history)
     return histories
 
 
-def has_histories(page: Page, run: str, results: Path) -> bool:
+def has_histories(experiment: Experiment, run: str, results: Path) -> bool:
     """Whether every seed of a trained run has told of its epochs."""
-    return all((run_folder(results, page.name, run, seed) / "history.csv").is_file() for seed in page.seeds(run))
+    return all(
+        (run_folder(results, experiment.name, run, seed) / "history.csv").is_file() for seed in experiment.seeds(run)
+    )
 
 
 def read_history(path: Path, command: str) -> dict[str, NDArray[np.float64]]:

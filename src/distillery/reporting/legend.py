@@ -1,9 +1,9 @@
-"""The words around the tables of a page: what it is about, and how to read it."""
+"""The words around the tables of an experiment: what it is about, and how to read it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from distillery.config import Page
 from distillery.data.manifest import Manifest
+from distillery.experiment import Experiment
 from distillery.reporting.columns import COLUMNS
 from distillery.reporting.content import Content, Entry
 from distillery.reporting.markup import escape_markdown
@@ -23,7 +23,7 @@ _FINDING_RULES = {
     "reproduced": "*reproduced*: our mean is at least as good as the published number, by the digits of the latter.",
     "within noise": "*within noise*: our mean is worse, but not significantly, by a one-sided t-test at 5 %.",
     "not reproduced": "*not reproduced*: our mean is worse than that.",
-    "not comparable": "*not comparable*: the source and this page select their epoch by different rules, or time on "
+    "not comparable": "*not comparable*: source and experiment select their epoch by different rules, or time on "
     "different machines.",
     "not run": "*not run*: published, but not measured here.",
 }
@@ -38,25 +38,25 @@ _GAINS = "A gain is judged as the top-1 behind it; what was best before is the p
 
 
 def introduce(
-    page: Page, manifest: Manifest | None, runs: Mapping[str, Measured], tables: Iterable[str] | None = None
+    experiment: Experiment, manifest: Manifest | None, runs: Mapping[str, Measured], tables: Iterable[str] | None = None
 ) -> str:
     """One paragraph: the data set, its images and classes, the seeds; and what some tables, or all, lack of their runs.
 
-    ``manifest`` is None if a partial page is made before its data set.
+    ``manifest`` is None if a partial experiment is made before its data set.
     """
-    seeds = page.experiment.seeds
+    seeds = experiment.config.seeds
     text = (
-        f"{_describe(page.experiment.dataset, manifest)} "
+        f"{_describe(experiment.config.dataset, manifest)} "
         f"Seed{'s' * (len(seeds) > 1)} {_enumerate(map(str, seeds))}, unless n says otherwise."
     )
     if manifest is not None and manifest.duplicates.across_splits:
         overlap = len({validation for _, validation in manifest.duplicates.across_splits})
         which = "image is" if overlap == 1 else "images are"
         text += f" **{overlap:,} validation {which} also among the training images.**"
-    needed = needed_files(page, tables)
-    complete = [run for run, files in needed.items() if runs[run].complete(files, len(page.seeds(run)))]
+    needed = needed_files(experiment, tables)
+    complete = [run for run, files in needed.items() if runs[run].complete(files, len(experiment.seeds(run)))]
     if len(complete) < len(needed):
-        text += f" **A partial page: {len(complete)} of {len(needed)} runs are complete.**"
+        text += f" **A partial experiment: {len(complete)} of {len(needed)} runs are complete.**"
     return f"{text}\n"
 
 

@@ -31,7 +31,7 @@ _LATEX = (
         "²": "$^2$",
     }
 )
-# A page of many columns is wider than a line of text. The document decides: with graphicx it is shrunk to fit.
+# An experiment of many columns is wider than a line of text. The document decides: with graphicx it is shrunk to fit.
 LATEX_HEAD = (
     "% Needs \\usepackage{booktabs}; with \\usepackage{graphicx} wide tables are shrunk to the line.\n"
     r"\providecommand{\fittoline}[1]{\ifdefined\resizebox"

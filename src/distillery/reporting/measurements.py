@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt
 
-from distillery.config import Page
-from distillery.config.reading import validate
 from distillery.errors import UserError
-from distillery.layout import profile_path, run_folder
+from distillery.experiment import Experiment
+from distillery.experiment.reading import validate
+from distillery.paths import profile_path, run_folder
 from distillery.reporting.columns import COLUMNS
 from distillery.reporting.summary import Summary, summarize
 
@@ -110,59 +110,60 @@ class Measured:
         return summarize([100 * self.profile.size_bytes / self.teacher_profile.size_bytes])
 
 
-def needed_files(page: Page, tables: Iterable[str] | None = None) -> dict[str, set[str]]:
+def needed_files(experiment: Experiment, tables: Iterable[str] | None = None) -> dict[str, set[str]]:
     """The files that the cells of some tables, or all, are filled with: metrics.json, profile.json or both, by run."""
     needed: dict[str, set[str]] = {}
-    for table in [page.experiment.tables[name] for name in (page.experiment.tables if tables is None else tables)]:
+    for table in [experiment.config.tables[name] for name in (experiment.config.tables if tables is None else tables)]:
         for run in table.runs():
             needed.setdefault(run, set()).update(COLUMNS[column].file for column in table.columns)
-            teacher = page.teacher(run)
+            teacher = experiment.teacher(run)
             if teacher is not None and "size_ratio" in table.columns:
                 needed.setdefault(teacher, set()).add("profile.json")
     return needed
 
 
-def tables_with_figures(page: Page) -> list[str]:
+def tables_with_figures(experiment: Experiment) -> list[str]:
     """The tables that are drawn too."""
-    return [name for name, table in page.experiment.tables.items() if table.figure is not None]
+    return [name for name, table in experiment.config.tables.items() if table.figure is not None]
 
 
 def read_measurements(
-    page: Page, results: Path, tables: Iterable[str] | None = None, *, partial: bool = False
+    experiment: Experiment, results: Path, tables: Iterable[str] | None = None, *, partial: bool = False
 ) -> dict[str, Measured]:
-    """Read what the cells of some of a page's tables, or all, are filled with, by run.
+    """Read what the cells of some of an experiment's tables, or all, are filled with, by run.
 
-    A partial page leaves out what is missing or measured another configuration.
+    A partial experiment leaves out what is missing or measured another configuration.
 
     Raises:
         UserError: a file is damaged or, unless ``partial``, missing or stale; the line names it and the command that
             makes it.
     """
-    needed = needed_files(page, tables)
+    needed = needed_files(experiment, tables)
     metrics: dict[str, tuple[Metrics, ...]] = {}
     profiles: dict[str, Profile | None] = {}
     for run, files in needed.items():
         if "metrics.json" in files:
-            metrics[run] = _read_metrics(page, run, results, partial)
+            metrics[run] = _read_metrics(experiment, run, results, partial)
         if "profile.json" in files:
-            profiles[run] = _read_profile(page, run, results, partial)
+            profiles[run] = _read_profile(experiment, run, results, partial)
     return {
-        run: Measured(metrics.get(run, ()), profiles.get(run), profiles.get(page.teacher(run) or "")) for run in needed
+        run: Measured(metrics.get(run, ()), profiles.get(run), profiles.get(experiment.teacher(run) or ""))
+        for run in needed
     }
 
 
-def _read_metrics(page: Page, run: str, results: Path, partial: bool) -> tuple[Metrics, ...]:
+def _read_metrics(experiment: Experiment, run: str, results: Path, partial: bool) -> tuple[Metrics, ...]:
     metrics = []
-    for seed in page.seeds(run):
-        path = run_folder(results, page.name, run, seed) / "metrics.json"
-        command = f"distillery evaluate {page.path} {run} --seed {seed}{_elsewhere(results)}"
-        metrics.append(_read(Metrics, path, page.spec(run, seed).digest, command, partial))
+    for seed in experiment.seeds(run):
+        path = run_folder(results, experiment.name, run, seed) / "metrics.json"
+        command = f"distillery evaluate {experiment.path} {run} --seed {seed}{_elsewhere(results)}"
+        metrics.append(_read(Metrics, path, experiment.spec(run, seed).digest, command, partial))
     return tuple(measured for measured in metrics if measured is not None)
 
 
-def _read_profile(page: Page, run: str, results: Path, partial: bool) -> Profile | None:
-    command = f"distillery profile {page.path} {run}{_elsewhere(results)}"
-    return _read(Profile, profile_path(results, page.name, run), page.spec(run).digest, command, partial)
+def _read_profile(experiment: Experiment, run: str, results: Path, partial: bool) -> Profile | None:
+    command = f"distillery profile {experiment.path} {run}{_elsewhere(results)}"
+    return _read(Profile, profile_path(results, experiment.name, run), experiment.spec(run).digest, command, partial)
 
 
 def _elsewhere(results: Path) -> str:
@@ -173,7 +174,7 @@ Model = TypeVar("Model", bound=_Measurement)
 
 
 def _read(model: type[Model], path: Path, digest: str, command: str, partial: bool) -> Model | None:
-    """Read a measurement; None if a partial page can do without it."""
+    """Read a measurement; None if a partial experiment can do without it."""
     if partial and not path.is_file():
         return None
     measurement = validate(model, read_json(path, command), path)

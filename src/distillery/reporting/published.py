@@ -7,8 +7,8 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Literal, get_args
 
-from distillery.config.reading import nearest
 from distillery.errors import UserError
+from distillery.experiment.reading import nearest
 from distillery.reporting.columns import COLUMNS
 
 HEADER = ("run", "metric", "value", "std", "n", "selection", "source")
@@ -136,7 +136,9 @@ def _parse(path: Path, row: int, cells: dict[str, str]) -> Published:
         raise fault("metric", nearest(metric, list(COLUMNS)))
     for column in ("run", "source"):
         if not cells[column]:
-            raise fault(column, "name the run of the page" if column == "run" else "say where the number is printed")
+            raise fault(
+                column, "name the run of the experiment" if column == "run" else "say where the number is printed"
+            )
     value = _decimal(cells["value"])
     limit = 100 if COLUMNS[metric].share or metric in ("ece", "gain") else None
     least = -100 if metric == "gain" else 0

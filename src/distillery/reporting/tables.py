@@ -1,16 +1,16 @@
-"""The tables of a page: what each cell says, and the files results/tables/<page>.{md,tex,csv} and <page>/<table>.*."""
+"""The tables of an experiment: what each cell says, and the files under results/tables/."""
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from distillery.atomic import write_text
-from distillery.config import Page
-from distillery.config.reading import nearest
-from distillery.config.schema.experiment import Grid, head_cells
 from distillery.data.manifest import FILE_NAME, Manifest, load_manifest
 from distillery.errors import UserError
-from distillery.layout import dataset_folder, table_folder
+from distillery.experiment import Experiment
+from distillery.experiment.reading import nearest
+from distillery.experiment.schema.experiment import Grid, head_cells
+from distillery.paths import dataset_folder, table_folder
 from distillery.reporting.columns import COLUMNS
 from distillery.reporting.content import Content, Entry, gather, read_ledger
 from distillery.reporting.legend import NOT_RUN, SELECTIONS, introduce, legend
@@ -38,14 +38,14 @@ CSV_HEADER = (
 )
 
 
-def tabulate_page(page: Page, results: Path, published: Path, *, partial: bool = False) -> list[Path]:
-    """Write the tables of a page from the metrics and profiles of its runs, and return the files.
+def tabulate_experiment(experiment: Experiment, results: Path, published: Path, *, partial: bool = False) -> list[Path]:
+    """Write the tables of an experiment from the metrics and profiles of its runs, and return the files.
 
-    The page's own three files have the same bytes whenever and wherever they are made from the same results. A table
-    with times cannot have that, so it is only written alone, and the page links to it.
+    The experiment's own three files have the same bytes whenever they are made from the same results. A table
+    with times cannot have that, so it is only written alone, and the experiment links to it.
 
     Args:
-        page: the experiment.
+        experiment: the experiment.
         results: the results folder.
         published: the ledger of published numbers; need not exist.
         partial: mark what is missing or stale instead of refusing it.
@@ -53,43 +53,47 @@ def tabulate_page(page: Page, results: Path, published: Path, *, partial: bool =
     Raises:
         UserError: a measurement is missing or stale, or the ledger is wrong. Nothing is written then.
     """
-    manifest = _read_manifest(page, results, partial)
-    ledger = read_ledger(page, published)
-    runs = read_measurements(page, results, partial=partial)
-    contents = [gather(page, name, table, runs, ledger) for name, table in page.experiment.tables.items()]
+    manifest = _read_manifest(experiment, results, partial)
+    ledger = read_ledger(experiment, published)
+    runs = read_measurements(experiment, results, partial=partial)
+    contents = [gather(experiment, name, table, runs, ledger) for name, table in experiment.config.tables.items()]
     stable = [content for content in contents if not content.timed]
 
     folder = table_folder(results)
-    top = [f"# {page.name}\n", introduce(page, manifest, runs)]
+    top = [f"# {experiment.name}\n", introduce(experiment, manifest, runs)]
     files = {
-        folder / f"{page.name}.md": _join([*top, *(_section(page, content) for content in contents), legend(stable)]),
-        folder / f"{page.name}.tex": _latex(page, stable),
-        folder / f"{page.name}.csv": _csv(stable),
+        folder / f"{experiment.name}.md": _join(
+            [*top, *(_section(experiment, content) for content in contents), legend(stable)]
+        ),
+        folder / f"{experiment.name}.tex": _latex(experiment, stable),
+        folder / f"{experiment.name}.csv": _csv(stable),
     }
     for content in contents:
-        files |= _alone(page, content, introduce(page, manifest, runs, [content.name]), results)
+        files |= _alone(experiment, content, introduce(experiment, manifest, runs, [content.name]), results)
     for path, text in files.items():
         write_text(path, text)
-    # Snakemake declares the folder as an output, so it has to exist even for a page without tables.
-    (folder / page.name).mkdir(parents=True, exist_ok=True)
-    _remove_former(folder / page.name, keep=files)
+    # Snakemake declares the folder as an output, so it has to exist even for an experiment without tables.
+    (folder / experiment.name).mkdir(parents=True, exist_ok=True)
+    _remove_former(folder / experiment.name, keep=files)
     return list(files)
 
 
-def tabulate_table(page: Page, name: str, results: Path, published: Path, *, partial: bool = False) -> list[Path]:
-    """Write one table of a page alone, from its own runs, and return the files: the same bytes as with its page.
+def tabulate_table(
+    experiment: Experiment, name: str, results: Path, published: Path, *, partial: bool = False
+) -> list[Path]:
+    """Write one table alone, from its own runs, and return the files: the same bytes as with its experiment.
 
     Raises:
-        UserError: the page has no such table, or as for a page.
+        UserError: the experiment has no such table, or as for an experiment.
     """
-    if name not in page.experiment.tables:
-        known = nearest(name, page.experiment.tables)
-        raise UserError(f"{page.path}: {page.name}.tables: no table {name!r}; {known}")
-    manifest = _read_manifest(page, results, partial)
-    ledger = read_ledger(page, published)
-    runs = read_measurements(page, results, [name], partial=partial)
-    content = gather(page, name, page.experiment.tables[name], runs, ledger)
-    files = _alone(page, content, introduce(page, manifest, runs, [name]), results)
+    if name not in experiment.config.tables:
+        known = nearest(name, experiment.config.tables)
+        raise UserError(f"{experiment.path}: {experiment.name}.tables: no table {name!r}; {known}")
+    manifest = _read_manifest(experiment, results, partial)
+    ledger = read_ledger(experiment, published)
+    runs = read_measurements(experiment, results, [name], partial=partial)
+    content = gather(experiment, name, experiment.config.tables[name], runs, ledger)
+    files = _alone(experiment, content, introduce(experiment, manifest, runs, [name]), results)
     for path, text in files.items():
         write_text(path, text)
     return list(files)
@@ -207,34 +211,34 @@ def _machine(name: str, threads: int | None) -> str:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _read_manifest(page: Page, results: Path, partial: bool) -> Manifest | None:
-    """The data set's manifest; None if a partial page is made before its data set."""
-    folder = dataset_folder(results, page.experiment.dataset)
+def _read_manifest(experiment: Experiment, results: Path, partial: bool) -> Manifest | None:
+    """The data set's manifest; None if a partial experiment is made before its data set."""
+    folder = dataset_folder(results, experiment.config.dataset)
     return None if partial and not (folder / FILE_NAME).exists() else load_manifest(folder)
 
 
-def _alone(page: Page, content: Content, introduction: str, results: Path) -> dict[Path, str]:
+def _alone(experiment: Experiment, content: Content, introduction: str, results: Path) -> dict[Path, str]:
     """A table in files of its own."""
-    path = table_folder(results) / page.name / content.name
-    top = [f"# {page.name}\n", introduction]
+    path = table_folder(results) / experiment.name / content.name
+    top = [f"# {experiment.name}\n", introduction]
     return {
         path.with_name(f"{content.name}.md"): _join([*top, to_markdown(lay_out(content)), legend([content])]),
-        path.with_name(f"{content.name}.tex"): _latex(page, [content]),
+        path.with_name(f"{content.name}.tex"): _latex(experiment, [content]),
         path.with_name(f"{content.name}.csv"): _csv([content]),
     }
 
 
-def _section(page: Page, content: Content) -> str:
-    """A table on its page, or the way to it."""
+def _section(experiment: Experiment, content: Content) -> str:
+    """A table on its experiment, or the way to it."""
     if not content.timed:
         return to_markdown(lay_out(content))
-    link = f"[{page.name}/{content.name}.md]({page.name}/{content.name}.md)"
+    link = f"[{experiment.name}/{content.name}.md]({experiment.name}/{content.name}.md)"
     why = "Times differ from machine to machine and from day to day, so they stand apart"
     return f"## {escape_markdown(content.title)}\n\n{why}: {link}.\n"
 
 
-def _latex(page: Page, contents: list[Content]) -> str:
-    tables = [to_latex(lay_out(content), f"tab:{page.name}-{content.name}") for content in contents]
+def _latex(experiment: Experiment, contents: list[Content]) -> str:
+    tables = [to_latex(lay_out(content), f"tab:{experiment.name}-{content.name}") for content in contents]
     return _join([LATEX_HEAD, *tables])
 
 
@@ -281,7 +285,7 @@ def _record(content: Content, entry: Entry) -> dict[str, Any]:
 
 
 def _remove_former(folder: Path, keep: Iterable[Path]) -> None:
-    """Remove tables that the page no longer has; they would pass for current ones."""
+    """Remove tables that the experiment no longer has; they would pass for current ones."""
     kept = set(keep)
     for path in folder.iterdir():
         if path.suffix in (".md", ".tex", ".csv") and path not in kept:

@@ -1,4 +1,4 @@
-"""Was a published number reproduced? One rule for every table, stated here and in the legend of the page."""
+"""Was a published number reproduced? One rule for every table, stated here and in the legend of the experiment."""
 
 import math
 from dataclasses import dataclass

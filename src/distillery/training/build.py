@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from distillery.config.schema.recipe import Preprocess, Recipe
+from distillery.cluster.signals import StopSignal
 from distillery.data.arrow import ArrowImages
 from distillery.data.dali import DaliLoader
 from distillery.data.loader import Batch, eval_loader, train_loader
@@ -17,28 +17,28 @@ from distillery.data.manifest import SplitName
 from distillery.data.orders import Order, flow_sample, partner_order, repeated_order, shuffled_order
 from distillery.data.samplers import GlobalBatches
 from distillery.data.transforms import eval_transform, train_transform
+from distillery.distill.collective import Collective
+from distillery.distill.losses.partial_l2 import bn_margin
+from distillery.distill.networks import FeatureExtractor, Learner, Size, Teacher
+from distillery.distill.objective import build_objective
+from distillery.distill.term import StagePair, StepInputs, TermContext
 from distillery.errors import UserError, located
 from distillery.evaluation.metrics import evaluate_model
 from distillery.evaluation.restore import FinishedRun, restore_run
+from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.models import check_input
 from distillery.models.normalize import Normalize, resolve_statistics
 from distillery.models.sync_batchnorm import convert_sync_batchnorm
 from distillery.models.taps import TapPoint, Taps, common_size, norm_affine, pair_stages, plan_taps
-from distillery.objectives.collective import Collective
-from distillery.objectives.partial_l2 import bn_margin
-from distillery.objectives.term import Lesson, Setting, StagePair
-from distillery.objectives.weighted_sum import build_objective
 from distillery.randomness import seed_generators
-from distillery.training.checkpoint import CheckpointFolder, Progress
+from distillery.training.checkpoint import CheckpointFolder, TrainState
 from distillery.training.collective import Ranks
 from distillery.training.devices import accumulation_steps
 from distillery.training.initial import begin_network
 from distillery.training.job import Job
-from distillery.training.logbook import Logbook
 from distillery.training.loop import Training
-from distillery.training.networks import Learner, Size, Teacher, Viewer
+from distillery.training.metric_logger import MetricLogger
 from distillery.training.optim import build_optimizer
-from distillery.training.stop import StopSignal
 
 # A teacher that scores this many points less than when it was evaluated was not loaded as it was trained.
 TEACHER_TOLERANCE = 0.5
@@ -66,7 +66,7 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
 
     def validate_student(network: nn.Module) -> dict[str, float]:
         network.eval()
-        view = Viewer(network, learner.normalize, None, [], recipe.channels_last)
+        view = FeatureExtractor(network, learner.normalize, None, [], recipe.channels_last)
         return validate(lambda shown: view(shown).logits_BC, recipe.preprocess)
 
     return Training(
@@ -83,12 +83,12 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         batches=batches,
         accumulation=accumulation,
         train_loader=_train_loader(job, recipe, fabric, images, batches),
-        survey=_surveyor(job, recipe, fabric, images, learner, teacher),
+        calibration_batches=_calibration_batches(job, recipe, fabric, images, learner, teacher),
         validate=validate_student,
-        progress=Progress(),
+        train_state=TrainState(),
         checkpoints=CheckpointFolder(job.work_folder),
         checkpoint_seconds=job.machine.checkpoint_seconds,
-        logbook=Logbook(job.folder, active=fabric.is_global_zero),
+        metric_logger=MetricLogger(job.folder, active=fabric.is_global_zero),
         stop=stop,
         began=began,
     )
@@ -150,7 +150,7 @@ def _parties(job: Job, recipe: Recipe, fabric: Fabric, finished: FinishedRun | N
     student_taps, teacher_taps = None, None
     sizes: list[Size] = []
     pairs: list[StagePair] = []
-    if any(options.needs_stages or options.needs_vector for options in terms):
+    if any(options.needs_stages or options.needs_embedding for options in terms):
         student_plan = plan_taps(student, size, job.spec.model)
         stages: list[int] = []
         if any(options.needs_stages for options in terms):
@@ -161,38 +161,38 @@ def _parties(job: Job, recipe: Recipe, fabric: Fabric, finished: FinishedRun | N
             sizes = [common_size(*points) for points in matched]
             origin = _margin_origin(job, finished, fabric)
             pairs = [
-                StagePair(learnt.channels, taught.channels, _margin(origin, taught, fabric))
-                for taught, learnt in matched
+                StagePair(student_stage.channels, teacher_stage.channels, _margin(origin, teacher_stage, fabric))
+                for teacher_stage, student_stage in matched
             ]
-            stages = [learnt.stage for _, learnt in matched]
-            teacher_plan = teacher_plan.select([taught.stage for taught, _ in matched], penultimate=False)
+            stages = [student_stage.stage for _, student_stage in matched]
+            teacher_plan = teacher_plan.select([teacher_stage.stage for teacher_stage, _ in matched], embedding=False)
             teacher_taps = Taps(finished.network, teacher_plan)
-        wants_vector = any(options.needs_vector for options in terms)
-        student_taps = Taps(student, student_plan.select(stages, penultimate=wants_vector))
+        wants_vector = any(options.needs_embedding for options in terms)
+        student_taps = Taps(student, student_plan.select(stages, embedding=wants_vector))
     collective = Ranks() if fabric.world_size > 1 else Collective()
-    objective = build_objective(job.spec.objective, Setting(tuple(pairs), collective))
+    objective = build_objective(job.spec.objective, TermContext(tuple(pairs), collective))
     if recipe.sync_batchnorm and fabric.world_size > 1:
         objective.terms = cast(nn.ModuleDict, convert_sync_batchnorm(objective.terms, fabric.device.type))
     with located(job.where):
         normalize = Normalize(*resolve_statistics(recipe.preprocess, job.manifest.statistics))
-    learner = Learner(Viewer(student, normalize, student_taps, sizes, recipe.channels_last), objective)
+    learner = Learner(FeatureExtractor(student, normalize, student_taps, sizes, recipe.channels_last), objective)
     student.to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
     learner.to(fabric.device)
     if finished is None:
         return learner, None
     if recipe.channels_last:
         finished.network.to(memory_format=torch.channels_last)
-    view = Viewer(finished.network, finished.normalize, teacher_taps, sizes, recipe.channels_last)
+    view = FeatureExtractor(finished.network, finished.normalize, teacher_taps, sizes, recipe.channels_last)
     return learner, Teacher(view, job.spec.teacher_norm)
 
 
 def _margin_origin(job: Job, finished: FinishedRun, fabric: Fabric) -> nn.Module:
     """The network whose batch norms give the margins: the teacher, or the teacher as it was before it was trained."""
-    teacher = job.page.teacher(job.run)
+    teacher = job.experiment.teacher(job.run)
     if teacher is None or job.spec.margin_source == "teacher":
         return finished.network
     with fabric.rank_zero_first():
-        return begin_network(Job(job.page, teacher, job.page.seeds(teacher)[0], job.results))
+        return begin_network(Job(job.experiment, teacher, job.experiment.seeds(teacher)[0], job.results))
 
 
 def _margin(network: nn.Module, point: TapPoint, fabric: Fabric) -> Tensor | None:
@@ -260,13 +260,13 @@ def _validator(job: Job, fabric: Fabric, split: SplitName) -> Validate:
     return validate
 
 
-def _surveyor(
+def _calibration_batches(
     job: Job, recipe: Recipe, fabric: Fabric, images: ArrowImages, learner: Learner, teacher: Teacher | None
-) -> Callable[[int], Callable[[int], Iterable[Lesson]]]:
-    """For an epoch, a survey: lessons on training images prepared as for evaluation, both networks evaluating."""
+) -> Callable[[int], Callable[[int], Iterable[StepInputs]]]:
+    """For an epoch, training images prepared as for evaluation, both networks in evaluation mode."""
 
     @torch.no_grad()
-    def lessons(epoch: int, limit: int) -> Iterator[Lesson]:
+    def inputs(epoch: int, limit: int) -> Iterator[StepInputs]:
         assert teacher is not None
         learner.eval()
         loader = eval_loader(
@@ -283,18 +283,20 @@ def _surveyor(
             for batch in loader:
                 shown = batch.to(fabric.device, non_blocking=True)
                 with fabric.autocast():
-                    lesson = Lesson(learner.view(shown.images), shown.labels, teacher(shown.images))
-                yield lesson.widened()
+                    inputs = StepInputs(learner.view(shown.images), shown.labels, teacher(shown.images))
+                yield inputs.widened()
 
-    return lambda epoch: lambda limit: lessons(epoch, limit)
+    return lambda epoch: lambda limit: inputs(epoch, limit)
 
 
 def _finished_teacher(job: Job, fabric: Fabric, validate: Validate) -> FinishedRun | None:
     """Load the teacher and measure it before anybody learns from it."""
-    name = job.page.teacher(job.run)
+    name = job.experiment.teacher(job.run)
     if name is None:
         return None
-    finished = restore_run(job.page, name, job.page.seeds(name)[0], job.results, fabric.device, job.manifest)
+    finished = restore_run(
+        job.experiment, name, job.experiment.seeds(name)[0], job.results, fabric.device, job.manifest
+    )
     measured = validate(finished.predict, finished.preprocess)["top1"]
     fabric.print(f"{job.name}: teacher {name} scores {measured:.2f} % top-1 on the validation images")
     metrics = finished.weights.with_name("metrics.json")

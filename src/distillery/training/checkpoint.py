@@ -11,7 +11,7 @@ from distillery.atomic import replace_file
 
 
 @dataclass
-class Progress:
+class TrainState:
     """Where a run stands: plain numbers, all of them in the checkpoint."""
 
     epoch: int = 0
@@ -20,7 +20,7 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     best_top1: float = -1.0
-    sittings: list[dict[str, Any]] = field(default_factory=list)
+    sessions: list[dict[str, Any]] = field(default_factory=list)
 
 
 class CheckpointFolder:
@@ -47,7 +47,7 @@ class CheckpointFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         with replace_file(self.path) as temporary:
             torch.save(state, temporary)
-        keep = self.best_path(state["progress"]["best_epoch"])
+        keep = self.best_path(state["train_state"]["best_epoch"])
         for path in self.folder.glob("best-*.safetensors"):
             if path != keep:
                 path.unlink()

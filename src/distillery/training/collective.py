@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from distillery.objectives.collective import Collective
+from distillery.distill.collective import Collective
 
 
 class Ranks(Collective):

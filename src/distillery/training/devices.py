@@ -11,8 +11,8 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 from lightning_fabric.strategies.strategy import Strategy
 
-from distillery.config.schema.recipe import Recipe
 from distillery.errors import UserError
+from distillery.experiment.schema.recipe import Recipe
 from distillery.training.job import Job
 
 

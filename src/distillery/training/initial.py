@@ -4,13 +4,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from distillery.config.schema.recipe import Preprocess
 from distillery.errors import located
 from distillery.evaluation.restore import finished_record
-from distillery.layout import run_folder
+from distillery.experiment.schema.recipe import Preprocess
 from distillery.models import create_model
-from distillery.models.importing import import_weights
 from distillery.models.initialisation import draw_classifier
+from distillery.models.pretrained.load import import_weights
+from distillery.paths import run_folder
 from distillery.training.job import Job
 
 
@@ -28,13 +28,13 @@ def initial_weights(job: Job) -> InitialWeights | None:
     Raises:
         UserError: the other run was not made yet, or was made from another configuration.
     """
-    origin = job.page.origin(job.run)
+    origin = job.experiment.origin(job.run)
     if origin is None:
         return None if job.spec.weights is None else InitialWeights(job.spec.weights)
-    page, run = origin
-    seed = page.seeds(run)[0]
-    record = finished_record(page, run, seed, job.results)
-    weights = run_folder(job.results, page.name, run, seed) / "weights.safetensors"
+    experiment, run = origin
+    seed = experiment.seeds(run)[0]
+    record = finished_record(experiment, run, seed, job.results)
+    weights = run_folder(job.results, experiment.name, run, seed) / "weights.safetensors"
     return InitialWeights(str(weights), Preprocess.model_validate(record["preprocess"]))
 
 

@@ -5,9 +5,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from distillery.config import Page, RunSpec
 from distillery.data.manifest import Manifest, load_manifest
-from distillery.layout import dataset_folder, run_folder, work_folder
+from distillery.experiment import Experiment, RunSpec
+from distillery.paths import dataset_folder, run_folder, work_folder
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Machine:
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a page with one seed."""
+    """One run of an experiment with one seed."""
 
-    page: Page
+    experiment: Experiment
     run: str
     seed: int
     results: Path
@@ -39,12 +39,12 @@ class Job:
     @property
     def where(self) -> str:
         """Where its line stands, for error messages."""
-        return f"{self.page.path}: {self.page.name}.runs.{self.run}"
+        return f"{self.experiment.path}: {self.experiment.name}.runs.{self.run}"
 
     @cached_property
     def spec(self) -> RunSpec:
         """What it is, resolved."""
-        return self.page.spec(self.run, self.seed)
+        return self.experiment.spec(self.run, self.seed)
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -59,22 +59,22 @@ class Job:
     @property
     def folder(self) -> Path:
         """Where its results go."""
-        return run_folder(self.results, self.page.name, self.run, self.seed)
+        return run_folder(self.results, self.experiment.name, self.run, self.seed)
 
     @property
     def work_folder(self) -> Path:
         """Where it keeps checkpoints until it is complete; another spec or other data never continue from them."""
-        key = f"{self.page.name}-{self.run}-seed{self.seed}-{self.spec.digest}-{self.manifest.digest[:8]}"
+        key = f"{self.experiment.name}-{self.run}-seed{self.seed}-{self.spec.digest}-{self.manifest.digest[:8]}"
         return work_folder(self.results, key)
 
     @property
     def lock(self) -> Path:
         """Where it says that it is being made; whatever its spec, it has one folder."""
-        return work_folder(self.results, f"{self.page.name}-{self.run}-seed{self.seed}.lock")
+        return work_folder(self.results, f"{self.experiment.name}-{self.run}-seed{self.seed}.lock")
 
     @property
     def teacher_folder(self) -> Path:
         """Where its teacher's results lie."""
-        teacher = self.page.teacher(self.run)
+        teacher = self.experiment.teacher(self.run)
         assert teacher is not None
-        return run_folder(self.results, self.page.name, teacher, self.page.seeds(teacher)[0])
+        return run_folder(self.results, self.experiment.name, teacher, self.experiment.seeds(teacher)[0])

@@ -14,18 +14,18 @@ from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule
 from torch import Tensor, nn
 
-from distillery.config.schema.recipe import Recipe
+from distillery.cluster.signals import StopSignal
 from distillery.data.loader import Batch
 from distillery.data.samplers import GlobalBatches
+from distillery.distill.networks import Learner, Teacher
+from distillery.distill.term import CalibrationBatches
 from distillery.errors import UserError
+from distillery.experiment.schema.recipe import Recipe
 from distillery.models.weights import save_weights
-from distillery.objectives.term import Survey
 from distillery.randomness import seed_generators
-from distillery.training.checkpoint import CheckpointFolder, Progress
-from distillery.training.logbook import Logbook
-from distillery.training.networks import Learner, Teacher
+from distillery.training.checkpoint import CheckpointFolder, TrainState
+from distillery.training.metric_logger import MetricLogger
 from distillery.training.optim import learning_rate, total_epochs
-from distillery.training.stop import StopSignal
 
 
 @dataclass
@@ -45,60 +45,60 @@ class Training:
     batches: GlobalBatches
     accumulation: int
     train_loader: Iterable[Batch]
-    survey: Callable[[int], Survey]  # of an epoch
+    calibration_batches: Callable[[int], CalibrationBatches]  # of an epoch
     validate: Callable[[nn.Module], dict[str, float]]
-    progress: Progress
+    train_state: TrainState
     checkpoints: CheckpointFolder
     checkpoint_seconds: float
-    logbook: Logbook
+    metric_logger: MetricLogger
     stop: StopSignal
-    began: float  # time.monotonic() when this sitting began
+    began: float  # time.monotonic() when this session began
 
 
 def fit(training: Training) -> None:
-    """Train from the run's progress to its last epoch."""
-    progress, epochs = training.progress, total_epochs(training.recipe)
-    training.logbook.begin(training.name, epochs, training.batches.steps, progress)
+    """Train from the run's train_state to its last epoch."""
+    train_state, epochs = training.train_state, total_epochs(training.recipe)
+    training.metric_logger.begin(training.name, epochs, training.batches.steps, train_state)
     saved_at = time.monotonic()
-    while progress.epoch < epochs:
-        if progress.step < training.batches.steps:
+    while train_state.epoch < epochs:
+        if train_state.step < training.batches.steps:
             saved_at = _train_epoch(training, saved_at)
         row = _close_epoch(training)
-        progress.history.append(row)
-        training.logbook.epoch(row)
-        progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, {}
+        train_state.history.append(row)
+        training.metric_logger.epoch(row)
+        train_state.epoch, train_state.step, train_state.sums = train_state.epoch + 1, 0, {}
         saved_at = _save_if_due(training, saved_at)
-    training.logbook.end()
+    training.metric_logger.end()
 
 
 def _train_epoch(training: Training, saved_at: float) -> float:
     """Take the optimizer steps that are left of the current epoch."""
-    progress, sums = training.progress, EpochSums(training.fabric.device, training.progress.sums)
-    if progress.step == 0:
-        training.bare.objective.begin_epoch(progress.epoch, training.survey(progress.epoch))
+    train_state, sums = training.train_state, EpochSums(training.fabric.device, training.train_state.sums)
+    if train_state.step == 0:
+        training.bare.objective.begin_epoch(train_state.epoch, training.calibration_batches(train_state.epoch))
     training.learner.train()
-    training.batches.start(progress.epoch, progress.step)
+    training.batches.start(train_state.epoch, train_state.step)
     batches = iter(training.train_loader)
-    for step in range(progress.step, training.batches.steps):
+    for step in range(train_state.step, training.batches.steps):
         _train_step(training, step, batches, sums)
-        progress.step = step + 1
-        training.logbook.step(training.batches.step_images(step), sums.means)
-        if training.stop.agreed() or _save_is_due(training, saved_at):
-            progress.sums = sums.totals()
+        train_state.step = step + 1
+        training.metric_logger.step(training.batches.step_images(step), sums.means)
+        if training.stop.should_stop() or _save_is_due(training, saved_at):
+            train_state.sums = sums.totals()
             saved_at = _save(training)
             training.stop.check()
-    progress.sums = sums.totals()
+    train_state.sums = sums.totals()
     return saved_at
 
 
 def _train_step(training: Training, step: int, batches: Any, sums: "EpochSums") -> None:  # noqa: ANN401
     """One optimizer step over one global batch, in as many micro-batches as the devices need."""
-    fabric, recipe, epoch = training.fabric, training.recipe, training.progress.epoch
+    fabric, recipe, epoch = training.fabric, training.recipe, training.train_state.epoch
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(recipe, epoch, step, training.batches.steps)
     images_in_step = training.batches.step_images(step)
     for micro in range(training.accumulation):
-        with training.logbook.waiting():
+        with training.metric_logger.waiting():
             batch = next(batches).to(fabric.device, non_blocking=True)
         images, target = _mixed(training, batch, step, micro)
         seed_generators(training.seed, "forward", epoch, step, micro, fabric.global_rank)
@@ -122,21 +122,21 @@ def _mixed(training: Training, batch: Batch, step: int, micro: int) -> tuple[Ten
     """Images and target of a micro-batch, mixed if the recipe says so."""
     if training.mix is None:
         return batch.images, batch.labels
-    seed_generators(training.seed, "mix", training.progress.epoch, step, micro, training.fabric.global_rank)
+    seed_generators(training.seed, "mix", training.train_state.epoch, step, micro, training.fabric.global_rank)
     return training.mix(batch.images, batch.labels)
 
 
 def _close_epoch(training: Training) -> dict[str, float]:
     """Validate, keep the weights if they are the best, and return the epoch's row of history.csv."""
-    progress, recipe = training.progress, training.recipe
-    counted = _over_ranks(training, progress.sums)
+    train_state, recipe = training.train_state, training.recipe
+    counted = _over_ranks(training, train_state.sums)
     images = counted.pop("images")
     top1 = 100 * counted.pop("correct") / images
-    row = {"epoch": progress.epoch + 1, "lr": learning_rate(recipe, progress.epoch, 0, training.batches.steps)}
+    row = {"epoch": train_state.epoch + 1, "lr": learning_rate(recipe, train_state.epoch, 0, training.batches.steps)}
     row |= {f"train_{name}": value / images for name, value in counted.items()} | {"train_top1": top1}
     if not math.isfinite(row["train_loss"]):
         raise UserError(
-            f"{training.name}: the loss is {row['train_loss']} in epoch {progress.epoch + 1}; "
+            f"{training.name}: the loss is {row['train_loss']} in epoch {train_state.epoch + 1}; "
             f"lower optimizer.lr (now {recipe.optimizer.lr:g}), set clip_norm, or use precision 32-true"
         )
     measured = training.validate(training.bare.student)
@@ -144,11 +144,11 @@ def _close_epoch(training: Training) -> dict[str, float]:
     if training.ema is not None:
         averaged = training.validate(training.ema.module)
         row |= {f"ema_val_{name}": averaged[name] for name in ("loss", "top1", "top5")}
-    if recipe.selection == "best" and max(row["val_top1"], row.get("ema_val_top1", -1.0)) > progress.best_top1:
-        progress.best_top1 = max(row["val_top1"], row.get("ema_val_top1", -1.0))
-        progress.best_epoch = progress.epoch + 1
+    if recipe.selection == "best" and max(row["val_top1"], row.get("ema_val_top1", -1.0)) > train_state.best_top1:
+        train_state.best_top1 = max(row["val_top1"], row.get("ema_val_top1", -1.0))
+        train_state.best_epoch = train_state.epoch + 1
         if training.fabric.is_global_zero:
-            path = training.checkpoints.best_path(progress.best_epoch)
+            path = training.checkpoints.best_path(train_state.best_epoch)
             path.parent.mkdir(parents=True, exist_ok=True)
             save_weights(chosen_weights(training, row)[1], path)
     return row
@@ -210,7 +210,7 @@ def _save_is_due(training: Training, saved_at: float) -> bool:
 
 
 def _save_if_due(training: Training, saved_at: float) -> float:
-    if training.stop.agreed() or _save_is_due(training, saved_at):
+    if training.stop.should_stop() or _save_is_due(training, saved_at):
         saved_at = _save(training)
         training.stop.check()
     return saved_at
@@ -219,15 +219,15 @@ def _save_if_due(training: Training, saved_at: float) -> float:
 def _save(training: Training) -> float:
     """Write a checkpoint on the first rank; return when."""
     if training.fabric.is_global_zero:
-        training.logbook.flush()
-        note_sitting(training)
+        training.metric_logger.flush()
+        note_session(training)
         training.checkpoints.save(state_of(training))
     return time.monotonic()
 
 
-def note_sitting(training: Training) -> None:
-    """Keep how long this sitting has lasted with the run's progress."""
-    training.progress.sittings[-1]["seconds"] = round(time.monotonic() - training.began, 1)
+def note_session(training: Training) -> None:
+    """Keep how long this session has lasted with the run's train_state."""
+    training.train_state.sessions[-1]["seconds"] = round(time.monotonic() - training.began, 1)
 
 
 def state_of(training: Training) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def state_of(training: Training) -> dict[str, Any]:
         "optimizer": training.optimizer.state_dict(),
         "ema": None if training.ema is None else training.ema.module.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
-        "progress": vars(training.progress),
+        "train_state": vars(training.train_state),
     }
 
 
@@ -251,4 +251,4 @@ def restore(training: Training, state: dict[str, Any]) -> None:
     scaler = getattr(training.fabric.strategy.precision, "scaler", None)
     if scaler is not None:
         scaler.load_state_dict(state["scaler"])
-    vars(training.progress).update(state["progress"])
+    vars(training.train_state).update(state["train_state"])

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from distillery.config.schema.recipe import AdamW, Recipe, Sgd
+from distillery.experiment.schema.recipe import AdamW, Recipe, Sgd
 from distillery.training.schedules import (
     absolute_warmup_lr,
     cosine_lr,

@@ -1,4 +1,4 @@
-"""Make one run of a page: train it, or import its weights, and leave the results whole."""
+"""Make one run of an experiment: train it, or import its weights, and leave the results whole."""
 
 import json
 import time
@@ -8,21 +8,21 @@ import torch
 from lightning_fabric import Fabric
 
 from distillery.atomic import write_json
-from distillery.config.schema.recipe import Preprocess, Recipe
+from distillery.cluster.run_lock import RunLock, locked
+from distillery.cluster.signals import StopSignal
 from distillery.errors import UserError, located
+from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.models import create_model
-from distillery.models.importing import import_weights
 from distillery.models.normalize import resolve_statistics
+from distillery.models.pretrained.load import import_weights
 from distillery.models.weights import load_weights, save_weights
 from distillery.provenance import provenance
 from distillery.training.build import build_training
 from distillery.training.devices import start_devices
 from distillery.training.initial import initial_weights
 from distillery.training.job import Job
-from distillery.training.lock import RunLock, locked
-from distillery.training.loop import Training, chosen_weights, fit, note_sitting, restore
+from distillery.training.loop import Training, chosen_weights, fit, note_session, restore
 from distillery.training.optim import learning_rate, total_epochs
-from distillery.training.stop import StopSignal
 
 
 def make_run(job: Job, stop: StopSignal | None = None) -> None:
@@ -72,11 +72,11 @@ def _train(job: Job, recipe: Recipe, lock: RunLock | None, stop: StopSignal) -> 
     state = training.checkpoints.load()
     if state is not None:
         restore(training, state)
-        progress = training.progress
-        fabric.print(f"{job.name}: continuing after epoch {progress.epoch}, step {progress.step}")
-    training.progress.sittings.append(_sitting(job, training, fabric))
+        train_state = training.train_state
+        fabric.print(f"{job.name}: continuing after epoch {train_state.epoch}, step {train_state.step}")
+    training.train_state.sessions.append(_session(job, training, fabric))
     fit(training)
-    note_sitting(training)
+    note_session(training)
     if fabric.is_global_zero:
         assert lock is not None
         lock.check()
@@ -99,11 +99,11 @@ def _is_complete(job: Job) -> bool:
     )
 
 
-def _sitting(job: Job, training: Training, fabric: Fabric) -> dict[str, Any]:
-    """What one sitting of a run was made with; a run that was stopped has several."""
+def _session(job: Job, training: Training, fabric: Fabric) -> dict[str, Any]:
+    """What one session of a run was made with; a run that was stopped has several."""
     return {
-        "from_epoch": training.progress.epoch,
-        "from_step": training.progress.step,
+        "from_epoch": training.train_state.epoch,
+        "from_step": training.train_state.step,
         "device": torch.cuda.get_device_name() if fabric.device.type == "cuda" else "cpu",
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
@@ -116,14 +116,14 @@ def _sitting(job: Job, training: Training, fabric: Fabric) -> dict[str, Any]:
 
 def _write_results(job: Job, recipe: Recipe, training: Training) -> None:
     """Write the weights and, last of all, the record that says the run is complete."""
-    progress = training.progress
+    train_state = training.train_state
     if recipe.selection == "best":
-        epoch = progress.best_epoch
-        kind, network = chosen_weights(training, progress.history[epoch - 1])
+        epoch = train_state.best_epoch
+        kind, network = chosen_weights(training, train_state.history[epoch - 1])
         load_weights(network, training.checkpoints.best_path(epoch))
     else:
-        epoch = len(progress.history)
-        kind, network = chosen_weights(training, progress.history[-1])
+        epoch = len(train_state.history)
+        kind, network = chosen_weights(training, train_state.history[-1])
     save_weights(network, job.folder / "weights.safetensors")
     write_json(
         job.folder / "run.json",
@@ -140,7 +140,7 @@ def _write_results(job: Job, recipe: Recipe, training: Training) -> None:
                 "first_learning_rate": learning_rate(recipe, 0, 0, training.batches.steps),
                 "base_learning_rate": recipe.optimizer.lr,
             },
-            "sittings": progress.sittings,
+            "sessions": train_state.sessions,
         },
     )
     training.checkpoints.remove()

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from distillery.config.schema.augmentation import Lighting
-from distillery.config.schema.recipe import Preprocess
 from distillery.data.augment.lighting import EIGENVALUES, EIGENVECTORS, add_shifts, draw_shift, lighting_shift
 from distillery.data.loader import Batch
 from distillery.data.transforms import train_transform
+from distillery.experiment.schema.augmentation import Lighting
+from distillery.experiment.schema.recipe import Preprocess
 from distillery.models.normalize import Normalize
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from distillery.config.schema.dataset import Dataset
 from distillery.data.png import encode_png
 from distillery.data.prepare import prepare_dataset
+from distillery.experiment.schema.dataset import Dataset
 
 # In the kit's own order, which is not sorted: class 1 of the kit is n02119789, but class 2 of the sorted wnids.
 WNIDS = ("n02119789", "n01440764", "n01530575")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distillery.config.resolve import load_dataset
 from distillery.data.arrow import ArrowImages
 from distillery.errors import UserError
+from distillery.experiment.resolving import load_dataset
 
 
 @pytest.mark.parametrize("hundred", [False, True])

@@ -4,9 +4,9 @@ import re
 
 import pytest
 
-from distillery.config.schema.dataset import Dataset
 from distillery.data.layouts import find_images
 from distillery.errors import UserError
+from distillery.experiment.schema.dataset import Dataset
 
 
 def find(place, **options):

@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from distillery.config import load_page
-from distillery.config.resolve import load_dataset
 from distillery.data.prepare import prepare_dataset
 from distillery.evaluation.evaluate import evaluate_run
+from distillery.experiment import load_experiment
+from distillery.experiment.resolving import load_dataset
 from distillery.training.job import Job, Machine
 from distillery.training.run import make_run
 
-PAGE = "page: {dataset: published, runs: {small: {model: cifar_resnet8, recipe: two-steps}}}\n"
+EXPERIMENT = "experiment: {dataset: published, runs: {small: {model: cifar_resnet8, recipe: two-steps}}}\n"
 RECIPE = """
 epochs: 1
 batch: 6
@@ -43,17 +43,17 @@ def test_two_steps_and_an_evaluation_from_archives_and_from_folders(forms, layou
     for number, path in enumerate(forms):
         place = tmp_path / f"place{number}"
         (place / "config" / "recipes").mkdir(parents=True)
-        (place / "config" / "page.yaml").write_text(PAGE)
+        (place / "config" / "experiment.yaml").write_text(EXPERIMENT)
         (place / "config" / "recipes" / "two-steps.yaml").write_text(RECIPE)
         datasets = place / "config" / "datasets.yaml"
         datasets.write_text(f"published: {{path: {path}, layout: {layout}, classes: 3}}\n")
         output = place / "results" / "datasets" / "published"
         manifest = prepare_dataset("published", load_dataset(datasets, "published"), output, 1)
         assert manifest.splits["train"].images // 6 == 2
-        page = load_page(place / "config" / "page.yaml")
-        job = Job(page, "small", 0, place / "results", Machine(workers=0, threads=1))
+        experiment = load_experiment(place / "config" / "experiment.yaml")
+        job = Job(experiment, "small", 0, place / "results", Machine(workers=0, threads=1))
         make_run(job)
-        metrics = evaluate_run(page, "small", 0, place / "results", workers=0)
+        metrics = evaluate_run(experiment, "small", 0, place / "results", workers=0)
         assert 0 <= metrics["top1"] <= 100
         assert json.loads((job.folder / "metrics.json").read_text())["top1"] == metrics["top1"]
         results.append(

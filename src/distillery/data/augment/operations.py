@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from distillery.config.schema.augmentation import (
+from distillery.experiment.schema.augmentation import (
     Augmentation,
     ColorJitter,
     Grayscale,
@@ -25,7 +25,7 @@ from distillery.config.schema.augmentation import (
     RandomResizedCrop,
     Rotation,
 )
-from distillery.config.schema.recipe import Preprocess, Statistics
+from distillery.experiment.schema.recipe import Preprocess, Statistics
 
 Step = Callable[[Tensor], Tensor]
 

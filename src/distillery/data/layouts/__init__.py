@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from distillery.config.schema.dataset import HUB_PREFIX, Dataset, Layout
 from distillery.data.layouts.cifar import find_cifar
 from distillery.data.layouts.class_folders import find_class_folders
 from distillery.data.layouts.cub200 import find_cub200
@@ -11,14 +10,15 @@ from distillery.data.layouts.hub import find_hub
 from distillery.data.layouts.image_lists import find_mit67, find_stanford_dogs
 from distillery.data.layouts.imagenet import find_imagenet
 from distillery.data.layouts.tiny_imagenet import find_tiny_imagenet
-from distillery.data.sources import Found, RawImages, arrange, check_counts, is_hidden, missing_message
+from distillery.data.sources import RawImages, Scan, check_counts, is_hidden, missing_message, to_splits
 from distillery.data.trees import FolderTree, open_tree
 from distillery.errors import UserError
+from distillery.experiment.schema.dataset import HUB_PREFIX, Dataset, Layout
 
 _ARCHIVE_ENDINGS = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip")
 
 
-def _find_folders(name: str, dataset: Dataset, scratch: Path) -> Found:
+def _find_folders(name: str, dataset: Dataset, scratch: Path) -> Scan:
     """Class folders in a folder or an archive, or in a folder that holds one archive and nothing else."""
     tree = open_tree(Path(dataset.path), scratch)
     if isinstance(tree, FolderTree):
@@ -28,7 +28,7 @@ def _find_folders(name: str, dataset: Dataset, scratch: Path) -> Found:
     return find_class_folders(tree, name, dataset)
 
 
-LAYOUTS: dict[Layout, Callable[[str, Dataset, Path], Found]] = {
+LAYOUTS: dict[Layout, Callable[[str, Dataset, Path], Scan]] = {
     "folders": _find_folders,
     "imagenet": find_imagenet,
     "cub200": find_cub200,
@@ -53,6 +53,6 @@ def find_images(name: str, dataset: Dataset, scratch: Path) -> RawImages:
         raise UserError(missing_message(name, dataset))
     if not any(files for by_class in found.files.values() for files in by_class.values()):
         raise UserError(missing_message(name, dataset))
-    images = arrange(found, dataset.path)
+    images = to_splits(found, dataset.path)
     check_counts(images, name, dataset)
     return images

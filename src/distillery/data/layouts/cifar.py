@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from distillery.config.schema.dataset import Dataset
 from distillery.data.layouts.class_folders import find_class_folders
 from distillery.data.layouts.official import need, open_official
 from distillery.data.png import encode_png
 from distillery.data.raw import MadeFile, RawReader, shown
-from distillery.data.sources import Found
+from distillery.data.sources import Scan
 from distillery.data.trees import Tree
 from distillery.errors import UserError
+from distillery.experiment.schema.dataset import Dataset
 
 ARCHIVES = ("cifar-10-python.tar.gz", "cifar-100-python.tar.gz")
 _META_10, _META_100 = "batches.meta", "meta"
@@ -31,7 +31,7 @@ _SAFE = frozenset(
 )
 
 
-def find_cifar(name: str, dataset: Dataset, scratch: Path) -> Found:
+def find_cifar(name: str, dataset: Dataset, scratch: Path) -> Scan:
     """List the images of the official archive or the folder that it unpacks to; or of class folders.
 
     Each row of pixels becomes a PNG, ``train/<class>/<official file name>`` or ``val/...``. Classes keep the official
@@ -52,11 +52,11 @@ def find_cifar(name: str, dataset: Dataset, scratch: Path) -> Found:
     with RawReader() as reader:
         meta = _unpickle(tree, root + (_META_10 if ten else _META_100), reader)
         classes = _class_names(tree, root, meta, names_key)
-        found = Found({"train": "train", "val": "val"}, classes=classes)
+        scan = Scan({"train": "train", "val": "val"}, classes=classes)
         for split, files in batches.items():
             for file in files:
-                _add_batch(found, split, tree, root + file, _unpickle(tree, root + file, reader), labels_key)
-    return found
+                _add_batch(scan, split, tree, root + file, _unpickle(tree, root + file, reader), labels_key)
+    return scan
 
 
 def _class_names(tree: Tree, root: str, meta: dict[str, Any], key: str) -> tuple[str, ...]:
@@ -66,9 +66,9 @@ def _class_names(tree: Tree, root: str, meta: dict[str, Any], key: str) -> tuple
     return tuple(_text(name) for name in names)
 
 
-def _add_batch(found: Found, split: str, tree: Tree, path: str, batch: dict[str, Any], labels_key: str) -> None:
+def _add_batch(scan: Scan, split: str, tree: Tree, path: str, batch: dict[str, Any], labels_key: str) -> None:
     pixels, labels, names = batch.get("data"), batch.get(labels_key), batch.get("filenames")
-    assert found.classes is not None
+    assert scan.classes is not None
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3 * _SIDE * _SIDE,):
         raise UserError(f"{tree.source}: {shown(path)} has no rows of 3,072 pixels; get it anew")
     if not isinstance(labels, list) or not isinstance(names, list) or not len(labels) == len(names) == len(pixels):
@@ -78,13 +78,13 @@ def _add_batch(found: Found, split: str, tree: Tree, path: str, batch: dict[str,
         )
     images_NCHW = pixels.reshape(-1, 3, _SIDE, _SIDE)
     for image_CHW, label, name in zip(images_NCHW, labels, names, strict=True):
-        if not isinstance(label, int) or not 0 <= label < len(found.classes):
+        if not isinstance(label, int) or not 0 <= label < len(scan.classes):
             raise UserError(
                 f"{tree.source}: {shown(path)}: {shown(_text(name))} has label {label!r}; valid: 0 to "
-                f"{len(found.classes) - 1}"
+                f"{len(scan.classes) - 1}"
             )
-        image = f"{split}/{found.classes[label]}/{_text(name)}"
-        found.add(split, found.classes[label], image, MadeFile(image, encode_png(image_CHW.transpose(1, 2, 0))))
+        image = f"{split}/{scan.classes[label]}/{_text(name)}"
+        scan.add(split, scan.classes[label], image, MadeFile(image, encode_png(image_CHW.transpose(1, 2, 0))))
 
 
 def _unpickle(tree: Tree, path: str, reader: RawReader) -> dict[str, Any]:

@@ -1,15 +1,15 @@
 """Any tree of class folders: ``[<folder>/]{train,val}/<class>/**/<image>``."""
 
-from distillery.config.schema.dataset import Dataset
 from distillery.data.raw import RawFile, shown
-from distillery.data.sources import Found, is_hidden, listed, missing_message, visible_images
+from distillery.data.sources import Scan, is_hidden, listed, missing_message, visible_images
 from distillery.data.trees import Tree
 from distillery.errors import UserError
+from distillery.experiment.schema.dataset import Dataset
 
 VALIDATION_NAMES = ("val", "valid", "validation", "test")
 
 
-def find_class_folders(tree: Tree, name: str, dataset: Dataset) -> Found:
+def find_class_folders(tree: Tree, name: str, dataset: Dataset) -> Scan:
     """List the images of a class-folder tree; the validation folder may have any of the usual names.
 
     Raises:
@@ -17,13 +17,13 @@ def find_class_folders(tree: Tree, name: str, dataset: Dataset) -> Found:
     """
     root = _find_root(tree, name, dataset)
     folders = {"train": "train", "val": _find_validation(tree, root, name, dataset)}
-    found = Found(folders)
+    scan = Scan(folders)
     for split, folder in folders.items():
-        add_class_folders(found, split, tree, root, folder, dataset.path)
-    return found
+        add_class_folders(scan, split, tree, root, folder, dataset.path)
+    return scan
 
 
-def add_class_folders(found: Found, split: str, tree: Tree, root: str, folder: str, path: str) -> None:
+def add_class_folders(scan: Scan, split: str, tree: Tree, root: str, folder: str, path: str) -> None:
     """Add the images of one split, which lie in ``<root><folder>/<class>/``.
 
     Raises:
@@ -31,13 +31,13 @@ def add_class_folders(found: Found, split: str, tree: Tree, root: str, folder: s
     """
     base = f"{root}{folder}"
     by_class: dict[str, list[RawFile]] = {label: [] for label in tree.subfolders(base) if not is_hidden(label)}
-    for file in visible_images(tree.files(base), base, found.ignored):
+    for file in visible_images(tree.files(base), base, scan.ignored):
         inside = file.path.removeprefix(f"{base}/")
         if "/" not in inside:
             raise UserError(f"{path}: {shown(file.path)} lies in no class folder; {_wanted(folder)}")
         by_class[inside.partition("/")[0]].append(file)
     for label, files in by_class.items():
-        found.files[split].setdefault(label, []).extend((file.path.removeprefix(root), file) for file in files)
+        scan.files[split].setdefault(label, []).extend((file.path.removeprefix(root), file) for file in files)
 
 
 def has_class_folders(tree: Tree) -> bool:

@@ -2,19 +2,19 @@
 
 from pathlib import Path
 
-from distillery.config.schema.dataset import Dataset
 from distillery.data.layouts.class_folders import find_class_folders
 from distillery.data.layouts.official import lines_of, need, open_official, wrong_line
 from distillery.data.raw import RawFile, RawReader, shown
-from distillery.data.sources import Found, visible_images
+from distillery.data.sources import Scan, visible_images
 from distillery.data.trees import Tree
 from distillery.errors import UserError
+from distillery.experiment.schema.dataset import Dataset
 
 ARCHIVES = ("CUB_200_2011.tgz", "CUB_200_2011.tar.gz", "CUB_200_2011.tar")
 _IMAGES, _LABELS, _CLASSES, _SPLIT = "images.txt", "image_class_labels.txt", "classes.txt", "train_test_split.txt"
 
 
-def find_cub200(name: str, dataset: Dataset, scratch: Path) -> Found:
+def find_cub200(name: str, dataset: Dataset, scratch: Path) -> Scan:
     """List the images by the official split, from the tgz or the folder that it unpacks to; or from class folders.
 
     ``images.txt`` names the files, ``image_class_labels.txt`` and ``classes.txt`` their classes (numbered from 1), and
@@ -34,10 +34,10 @@ def find_cub200(name: str, dataset: Dataset, scratch: Path) -> Found:
         training = _read_pairs(tree, need(tree, root + _SPLIT), reader, "an image's number and 1 or 0")
     for listing, content in ((_LABELS, labels), (_SPLIT, training)):
         _check_numbers(tree, root, listing, set(content), set(paths))
-    found = Found({"train": "train", "val": "val"})
+    scan = Scan({"train": "train", "val": "val"})
     base = f"{root}images"
     present = {
-        file.path.removeprefix(f"{base}/"): file for file in visible_images(tree.files(base), base, found.ignored)
+        file.path.removeprefix(f"{base}/"): file for file in visible_images(tree.files(base), base, scan.ignored)
     }
     for number, path in paths.items():
         folder, _, file_name = path.partition("/")
@@ -52,10 +52,10 @@ def find_cub200(name: str, dataset: Dataset, scratch: Path) -> Found:
         if training[number] not in ("0", "1"):
             raise UserError(where.format(_SPLIT) + f"has {shown(training[number])!r}; valid: 1 (training), 0 (testing)")
         split = "train" if training[number] == "1" else "val"
-        found.add(split, folder, f"{split}/{folder}/{file_name}", present.pop(path))
+        scan.add(split, folder, f"{split}/{folder}/{file_name}", present.pop(path))
     if present:
         raise UserError(f"{tree.source}: {root}images/{shown(min(present))} is not in {_IMAGES}; remove it")
-    return found
+    return scan
 
 
 def _read_pairs(tree: Tree, file: RawFile, reader: RawReader, expected: str) -> dict[str, str]:
@@ -68,12 +68,12 @@ def _read_pairs(tree: Tree, file: RawFile, reader: RawReader, expected: str) -> 
     return pairs
 
 
-def _check_numbers(tree: Tree, root: str, listing: str, found: set[str], expected: set[str]) -> None:
-    odd = found ^ expected
+def _check_numbers(tree: Tree, root: str, listing: str, scan: set[str], expected: set[str]) -> None:
+    odd = scan ^ expected
     if odd:
         number = min(odd, key=lambda text: (len(text), text))
         where = "lacks" if number in expected else "has"
         raise UserError(
             f"{tree.source}: {root}{listing} {where} image {number}, unlike {_IMAGES} "
-            f"({len(found):,} and {len(expected):,} images); get the data set anew"
+            f"({len(scan):,} and {len(expected):,} images); get the data set anew"
         )

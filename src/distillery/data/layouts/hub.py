@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distillery.config.schema.dataset import HUB_PREFIX, Dataset
 from distillery.data.layouts.class_folders import VALIDATION_NAMES
 from distillery.data.raw import AnyFile, ArrowFile, RawFile
-from distillery.data.sources import Found, listed
+from distillery.data.sources import Scan, listed
 from distillery.errors import UserError
+from distillery.experiment.schema.dataset import HUB_PREFIX, Dataset
 
 
-def find_hub(name: str, dataset: Dataset) -> Found:
+def find_hub(name: str, dataset: Dataset) -> Scan:
     """List the images of ``hub:NAME[:CONFIG][@REVISION]``, which the library downloads or has in its cache.
 
     The splits are ``train`` and a usual name for validation (or ``val_folder``), the images the only column of images,
@@ -28,12 +28,12 @@ def find_hub(name: str, dataset: Dataset) -> Found:
     features = splits["train"].features
     image = _column(dataset, features, "Image", None, name)
     label = _column(dataset, features, "ClassLabel", dataset.label, name)
-    found = Found(folders, classes=_class_names(splits, folders, label))
+    scan = Scan(folders, classes=_class_names(splits, folders, label))
     for split, folder in folders.items():
         if image not in splits[folder].column_names or label not in splits[folder].column_names:
             raise UserError(f"{dataset.path}: split {folder!r} lacks the column {image!r} or {label!r}")
-        _add_split(found, split, splits[folder], image, label, dataset)
-    return found
+        _add_split(scan, split, splits[folder], image, label, dataset)
+    return scan
 
 
 def load_hub(name: str, dataset: Dataset) -> dict[str, Any]:
@@ -96,8 +96,8 @@ def _class_names(splits: dict[str, Any], folders: dict[str, str], label: str) ->
     )
 
 
-def _add_split(found: Found, split: str, part: Any, image: str, label: str, dataset: Dataset) -> None:  # noqa: ANN401
-    classes = found.classes
+def _add_split(scan: Scan, split: str, part: Any, image: str, label: str, dataset: Dataset) -> None:  # noqa: ANN401
+    classes = scan.classes
     assert classes is not None
     numbers = {text: number for number, text in enumerate(classes)}
     named = type(part.features[label]).__name__ == "ClassLabel"
@@ -106,10 +106,10 @@ def _add_split(found: Found, split: str, part: Any, image: str, label: str, data
         number = labels[row] if named else numbers[str(labels[row])]
         if number is None or not 0 <= number < len(classes):
             raise UserError(
-                f"{dataset.path}: split {found.folders[split]!r} row {row}: label {number!r}; valid: 0 to "
+                f"{dataset.path}: split {scan.folders[split]!r} row {row}: label {number!r}; valid: 0 to "
                 f"{len(classes) - 1}"
             )
-        found.add(split, classes[number], f"{found.folders[split]}/{row:08d}-{path}", file)
+        scan.add(split, classes[number], f"{scan.folders[split]}/{row:08d}-{path}", file)
 
 
 def _image_files(part: Any, image: str) -> Iterator[tuple[str, AnyFile]]:  # noqa: ANN401

@@ -4,18 +4,18 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from distillery.config.schema.dataset import Dataset
 from distillery.data.layouts.class_folders import find_class_folders
 from distillery.data.layouts.official import find_marked_folder, lines_of, need
 from distillery.data.raw import RawFile, RawReader, shown
-from distillery.data.sources import Found, is_hidden, visible_images
+from distillery.data.sources import Scan, is_hidden, visible_images
 from distillery.data.trees import FolderTree, Tree, open_tree
 from distillery.errors import UserError
+from distillery.experiment.schema.dataset import Dataset
 
 _PICTURES = "Images"
 
 
-def find_stanford_dogs(name: str, dataset: Dataset, scratch: Path) -> Found:
+def find_stanford_dogs(name: str, dataset: Dataset, scratch: Path) -> Scan:
     """List the images of ``images.tar`` or ``Images/`` by ``lists.tar`` or the lists that it unpacks to.
 
     Raises:
@@ -26,7 +26,7 @@ def find_stanford_dogs(name: str, dataset: Dataset, scratch: Path) -> Found:
     )
 
 
-def find_mit67(name: str, dataset: Dataset, scratch: Path) -> Found:
+def find_mit67(name: str, dataset: Dataset, scratch: Path) -> Scan:
     """List the images of ``indoorCVPR_09.tar`` or ``Images/`` by ``TrainImages.txt`` and ``TestImages.txt``.
 
     Raises:
@@ -39,7 +39,7 @@ def find_mit67(name: str, dataset: Dataset, scratch: Path) -> Found:
 
 def _find_listed(
     name: str, dataset: Dataset, scratch: Path, archive: str, lists_archive: str | None, lists: dict[str, str]
-) -> Found:
+) -> Scan:
     """``Images/<class>/<file>`` becomes ``train/<class>/<file>`` or ``val/...``; others are left out."""
     top = open_tree(Path(dataset.path), scratch)
     if not isinstance(top, FolderTree):
@@ -51,8 +51,8 @@ def _find_listed(
     if root is None:
         return find_class_folders(top, name, dataset)
     pictures = top if _PICTURES in top.subfolders("") else open_tree(top.source / need(top, archive).path, scratch)
-    found = Found({"train": "train", "val": "val"})
-    files = visible_images(pictures.files(_PICTURES), _PICTURES, found.ignored)
+    scan = Scan({"train": "train", "val": "val"})
+    files = visible_images(pictures.files(_PICTURES), _PICTURES, scan.ignored)
     present = {file.path.removeprefix(f"{_PICTURES}/"): file for file in files}
     taken: set[str] = set()
     with RawReader() as reader:
@@ -65,8 +65,8 @@ def _find_listed(
                 if path not in present or "/" not in path or is_hidden(path):
                     raise UserError(f"{where} is not in {pictures.source}: {_PICTURES}/; get the data set anew")
                 taken.add(path)
-                found.add(split, path.partition("/")[0], f"{split}/{path}", present[path])
-    return found
+                scan.add(split, path.partition("/")[0], f"{split}/{path}", present[path])
+    return scan
 
 
 def _paths(tree: Tree, file: RawFile, reader: RawReader) -> Iterator[str]:

@@ -7,13 +7,13 @@ folder, flat validation images, and the layout of the challenge's later archive 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from distillery.config.schema.dataset import Dataset
 from distillery.data.layouts.class_folders import VALIDATION_NAMES, add_class_folders, find_class_folders
 from distillery.data.layouts.imagenet_labels import VALIDATION_STEM, validation_labels
 from distillery.data.raw import RawFile, shown
-from distillery.data.sources import Found, is_hidden, visible_images
+from distillery.data.sources import Scan, is_hidden, visible_images
 from distillery.data.trees import FolderTree, Tree, open_nested_tar, open_tree
 from distillery.errors import UserError
+from distillery.experiment.schema.dataset import Dataset
 
 _TRAIN_TAR, _VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 _LATER_ROOT = "ILSVRC/Data/CLS-LOC"
@@ -27,7 +27,7 @@ class _Part:
     folder: str
 
 
-def find_imagenet(name: str, dataset: Dataset, scratch: Path) -> Found:
+def find_imagenet(name: str, dataset: Dataset, scratch: Path) -> Scan:
     """List the images; they become ``train/<wnid>/<file>`` and ``val/<wnid>/<file>``, and classes are sorted by wnid.
 
     That is the order that published weights know. The development kit numbers the classes otherwise: its own list
@@ -48,10 +48,10 @@ def find_imagenet(name: str, dataset: Dataset, scratch: Path) -> Found:
     if val is None:
         folder = dataset.val_folder or "val"
         raise UserError(f"{dataset.path}: no validation images beside the others; put {_VAL_TAR} or {folder}/ there")
-    found = Found({"train": "train", "val": "val"})
-    _add_training(found, train)
-    _add_validation(found, val, tree, scratch)
-    return found
+    scan = Scan({"train": "train", "val": "val"})
+    _add_training(scan, train)
+    _add_validation(scan, val, tree, scratch)
+    return scan
 
 
 def _find_training(tree: Tree, scratch: Path) -> _Part | None:
@@ -74,38 +74,38 @@ def _open_part(tree: Tree, archive: str, scratch: Path) -> _Part | None:
     return _Part(open_tree(tree.source / archive, scratch), "") if tree.find(archive) else None
 
 
-def _add_training(found: Found, part: _Part) -> None:
+def _add_training(scan: Scan, part: _Part) -> None:
     tars = [file for file in _directly_in(part) if file.path.endswith(".tar")]
     if not tars:
-        add_class_folders(found, "train", part.tree, _above(part), _name(part), str(part.tree.source))
+        add_class_folders(scan, "train", part.tree, _above(part), _name(part), str(part.tree.source))
         return
     for tar in sorted(tars, key=lambda file: file.path):
         wnid = PurePosixPath(tar.path).stem
         inner = open_nested_tar(tar, part.tree)
-        found.files["train"].setdefault(wnid, [])
-        for file in visible_images(inner.files(""), "", found.ignored):
-            found.add("train", wnid, f"train/{wnid}/{file.path}", file)
+        scan.files["train"].setdefault(wnid, [])
+        for file in visible_images(inner.files(""), "", scan.ignored):
+            scan.add("train", wnid, f"train/{wnid}/{file.path}", file)
 
 
-def _add_validation(found: Found, part: _Part, top: Tree, scratch: Path) -> None:
+def _add_validation(scan: Scan, part: _Part, top: Tree, scratch: Path) -> None:
     flat = [file for file in _directly_in(part) if file.path.endswith(".JPEG")]
     if not flat:
         where = part.tree.source / part.folder
         if not [folder for folder in part.tree.subfolders(part.folder) if not is_hidden(folder)]:
             raise UserError(f"{where}: holds neither images {VALIDATION_STEM}<number>.JPEG nor class folders")
-        found.folders["val"] = _name(part)
-        add_class_folders(found, "val", part.tree, _above(part), _name(part), str(part.tree.source))
+        scan.folders["val"] = _name(part)
+        add_class_folders(scan, "val", part.tree, _above(part), _name(part), str(part.tree.source))
         return
     labels, listing = validation_labels(top, scratch)
     where = part.tree.source / part.folder
-    for file in visible_images(flat, part.folder, found.ignored):
+    for file in visible_images(flat, part.folder, scan.ignored):
         stem = PurePosixPath(file.path).stem
         if stem not in labels:
             raise UserError(f"{where}: {shown(file.path)} has no label in {listing}")
         wnid = labels.pop(stem)
-        if wnid not in found.files["train"]:
+        if wnid not in scan.files["train"]:
             raise UserError(f"{listing}: {stem} has class {shown(wnid)}, which has no training images")
-        found.add("val", wnid, f"val/{wnid}/{PurePosixPath(file.path).name}", file)
+        scan.add("val", wnid, f"val/{wnid}/{PurePosixPath(file.path).name}", file)
     if labels:
         raise UserError(
             f"{where}: lacks {min(labels)}.JPEG, which has a label in {listing} ({len(labels):,} such images)"

@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from distillery.config.schema.dataset import Dataset
 from distillery.data.layouts.class_folders import has_class_folders
 from distillery.data.raw import RawFile, RawReader, shown
 from distillery.data.sources import is_hidden
 from distillery.data.trees import Tree, open_tree
 from distillery.errors import UserError
+from distillery.experiment.schema.dataset import Dataset
 
 
 def open_official(

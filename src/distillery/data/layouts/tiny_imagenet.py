@@ -2,18 +2,18 @@
 
 from pathlib import Path
 
-from distillery.config.schema.dataset import Dataset
 from distillery.data.layouts.class_folders import add_class_folders, find_class_folders
 from distillery.data.layouts.official import lines_of, need, open_official, wrong_line
 from distillery.data.raw import RawReader, shown
-from distillery.data.sources import Found, visible_images
+from distillery.data.sources import Scan, visible_images
 from distillery.errors import UserError
+from distillery.experiment.schema.dataset import Dataset
 
 ARCHIVES = ("tiny-imagenet-200.zip", "tiny-imagenet-200.tar.gz", "tiny-imagenet-200.tgz", "tiny-imagenet-200.tar")
 _ANNOTATIONS = "val/val_annotations.txt"
 
 
-def find_tiny_imagenet(name: str, dataset: Dataset, scratch: Path) -> Found:
+def find_tiny_imagenet(name: str, dataset: Dataset, scratch: Path) -> Scan:
     """List the images of the zip or the folder that it unpacks to; or of class folders.
 
     Training images lie in ``train/<wnid>/images/``, validation images in ``val/images/``; the first two columns of
@@ -26,12 +26,12 @@ def find_tiny_imagenet(name: str, dataset: Dataset, scratch: Path) -> Found:
     tree, root = open_official(dataset, scratch, ARCHIVES, (_ANNOTATIONS,))
     if root is None or "images" not in tree.subfolders(f"{root}val"):
         return find_class_folders(tree, name, dataset)
-    found = Found({"train": "train", "val": "val"})
-    add_class_folders(found, "train", tree, root, "train", dataset.path)
+    scan = Scan({"train": "train", "val": "val"})
+    add_class_folders(scan, "train", tree, root, "train", dataset.path)
     annotations = need(tree, root + _ANNOTATIONS)
     base = f"{root}val/images"
     present = {
-        file.path.removeprefix(f"{base}/"): file for file in visible_images(tree.files(base), base, found.ignored)
+        file.path.removeprefix(f"{base}/"): file for file in visible_images(tree.files(base), base, scan.ignored)
     }
     with RawReader() as reader:
         for number, line in lines_of(tree, annotations, reader):
@@ -40,9 +40,9 @@ def find_tiny_imagenet(name: str, dataset: Dataset, scratch: Path) -> Found:
                 raise wrong_line(
                     tree, annotations, number, line, "expected an image of val/images/, once, and its wnid"
                 )
-            if words[1] not in found.files["train"]:
+            if words[1] not in scan.files["train"]:
                 raise wrong_line(tree, annotations, number, line, f"no class {shown(words[1])} in train/")
-            found.add("val", words[1], f"val/{words[1]}/{words[0]}", present.pop(words[0]))
+            scan.add("val", words[1], f"val/{words[1]}/{words[0]}", present.pop(words[0]))
     if present:
         raise UserError(f"{tree.source}: {base}/{shown(min(present))} has no label in {_ANNOTATIONS}; get it anew")
-    return found
+    return scan

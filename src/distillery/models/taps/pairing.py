@@ -58,15 +58,15 @@ def describe_pair(teacher: TapPlan, student: TapPlan) -> str:
     side = ("before", "shape", "norm")
     head = ("stage", "teacher tap", *side, "student tap", *side, "compared at", "channels each")
     rows = [head]
-    for index, (taught, learnt) in enumerate(pair_stages(teacher, student)):
-        height, width = common_size(taught, learnt)
+    for index, (teacher_stage, student_stage) in enumerate(pair_stages(teacher, student)):
+        height, width = common_size(teacher_stage, student_stage)
         rows.append(
             (
                 str(index),
-                *_cells(taught),
-                *_cells(learnt),
+                *_cells(teacher_stage),
+                *_cells(student_stage),
                 f"{height}x{width}",
-                f"{taught.channels / learnt.channels:.3g}",
+                f"{teacher_stage.channels / student_stage.channels:.3g}",
             )
         )
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
@@ -75,8 +75,8 @@ def describe_pair(teacher: TapPlan, student: TapPlan) -> str:
 
 
 def _title(role: str, plan: TapPlan) -> str:
-    penultimate = "" if plan.penultimate is None else f", penultimate vector of {plan.features} features"
-    return f"{role} {plan.model} at {plan.input_size}x{plan.input_size}: stages by {plan.found}{penultimate}"
+    embedding = "" if plan.embedding is None else f", embedding of {plan.features} features"
+    return f"{role} {plan.model} at {plan.input_size}x{plan.input_size}: stages by {plan.found}{embedding}"
 
 
 def _cells(point: TapPoint) -> tuple[str, str, str, str]:

@@ -100,19 +100,19 @@ class TapPlan:
         input_size: side in pixels of the square images for which the sizes of ``points`` hold.
         found: who named the stages: our "table", timm's "feature_info", or the network's "traced" run.
         points: one tap a stage, from the images to the logits.
-        penultimate: what enters the layer that makes the logits, or None where that is not wanted.
-        features: D of the penultimate vector.
+        embedding: what enters the layer that makes the logits, or None where that is not wanted.
+        features: D of the embedding.
     """
 
     model: str
     input_size: int
     found: Found
     points: tuple[TapPoint, ...]
-    penultimate: Source | None
+    embedding: Source | None
     features: int
 
-    def select(self, stages: Collection[int], penultimate: bool) -> "TapPlan":
-        """The same plan with only these stages' taps, which keep their stage numbers, and the penultimate or none."""
+    def select(self, stages: Collection[int], embedding: bool) -> "TapPlan":
+        """The same plan with only these stages' taps, which keep their stage numbers, and the embedding or none."""
         known = [point.stage for point in self.points]
         for stage in stages:
             if stage not in known:
@@ -120,7 +120,7 @@ class TapPlan:
         return replace(
             self,
             points=tuple(point for point in self.points if point.stage in stages),
-            penultimate=self.penultimate if penultimate else None,
+            embedding=self.embedding if embedding else None,
         )
 
     def as_dict(self) -> dict[str, Any]:

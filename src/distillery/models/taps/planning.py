@@ -2,8 +2,8 @@
 
 from torch import nn
 
+from distillery.models.taps.features import feature_before_activation, find_source
 from distillery.models.taps.plan import Source, TapError, TapPlan, TapPoint
-from distillery.models.taps.sources import feature_before_activation, find_source
 from distillery.models.taps.stages import MapShape, StageEnd, find_stage_ends, map_shape
 from distillery.models.taps.trace import Op, Trace, trace_network
 
@@ -11,7 +11,7 @@ LINEAR = ("addmm", "mm", "bmm", "baddbmm", "convolution")
 
 
 def plan_taps(model: nn.Module, input_size: int, name: str | None = None) -> TapPlan:
-    """Find the features of a network's stages and its penultimate vector; a copy of the network runs, on no memory.
+    """Find the features of a network's stages and its embedding; a copy of the network runs, on no memory.
 
     Args:
         model: the network as it was built, before DDP and ``torch.compile``, with or without its weights.
@@ -41,8 +41,8 @@ def plan_taps(model: nn.Module, input_size: int, name: str | None = None) -> Tap
         raise TapError(f"{name}: no feature maps were found between its images and its logits")
     points = tuple(_point(trace, stage, end, name) for stage, end in enumerate(ends))
     assert len({point.sources for point in points}) == len(points), "two stages are one"
-    penultimate, features = _penultimate(trace, name)
-    return TapPlan(name, input_size, found, points, penultimate, features)
+    embedding, features = _embedding(trace, name)
+    return TapPlan(name, input_size, found, points, embedding, features)
 
 
 def _is_wrapped(model: nn.Module, child: str) -> bool:
@@ -74,7 +74,7 @@ def _channel_dim(shape: MapShape) -> int:
     return {"BCHW": 1, "BHWC": 3, "BNC": 2}[shape.layout]
 
 
-def _penultimate(trace: Trace, name: str) -> tuple[Source, int]:
+def _embedding(trace: Trace, name: str) -> tuple[Source, int]:
     """What enters the last layer with weights on the way to the logits; of two heads, the first."""
     op: Op | None = trace.maker(trace.logits)
     while op is not None and op.name not in LINEAR:

@@ -19,11 +19,11 @@ class Features:
 
     Attributes:
         maps: one feature (B, C, H, W) a point of the plan, in its order.
-        penultimate: the vector (B, D) that entered the last layer, or None if the plan does not want it.
+        embedding: the vector (B, D) that entered the last layer, or None if the plan does not want it.
     """
 
     maps: list[Tensor] = field(default_factory=list)
-    penultimate: Tensor | None = None
+    embedding: Tensor | None = None
 
 
 class Taps:
@@ -37,7 +37,7 @@ class Taps:
         taps = Taps(network, plan_taps(network, 224))
         with taps.record() as features:
             logits = network(images)
-        features.maps, features.penultimate
+        features.maps, features.embedding
     """
 
     def __init__(self, model: nn.Module, plan: TapPlan) -> None:
@@ -48,8 +48,8 @@ class Taps:
         """
         self.plan = plan
         self.sources = [source for point in plan.points for source in point.sources]
-        if plan.penultimate is not None:
-            self.sources.append(plan.penultimate)
+        if plan.embedding is not None:
+            self.sources.append(plan.embedding)
         self.board = _Board(len(self.sources))
         self.handles = [
             self._listen(_module(model, source, plan), source, slot) for slot, source in enumerate(self.sources)
@@ -84,7 +84,7 @@ class Taps:
                 feature_BCHW = feature_BCHW[:, self.board.index(point.order, feature_BCHW.device)]
             _check_shape(feature_BCHW, point, self.plan.model)
             features.maps.append(feature_BCHW)
-        features.penultimate = None if self.plan.penultimate is None else as_vector(next(taken))
+        features.embedding = None if self.plan.embedding is None else as_embedding(next(taken))
 
     def _tensor(self, slot: int, source: Source) -> Tensor:
         tensor, calls, version = self.board.tensors[slot], self.board.calls[slot], self.board.versions[slot]
@@ -211,7 +211,7 @@ def _check_shape(feature_BCHW: Tensor, point: TapPoint, model: str) -> None:
         )
 
 
-def as_vector(tensor: Tensor) -> Tensor:
+def as_embedding(tensor: Tensor) -> Tensor:
     """Bring what enters a last layer to (B, D): the mean over the pixels of (B, D, H, W) or the tokens of (B, N, D)."""
     if tensor.ndim == 4:
         return tensor.mean(dim=(2, 3))

@@ -56,14 +56,14 @@ class TableRow:
 # MobileNetV2 is tapped inside inverted residuals, at the batch norm of the depthwise convolution of the first block of
 # a stage (expanded width), as Matching Guided Distillation does; ShuffleNetV2's first tap is its stem after pooling.
 TABLE = (
-    TableRow("distillery.models.cifar_resnet", ("layer1", "layer2", "layer3")),
-    TableRow("distillery.models.cifar_wide", ("layer1", "layer2", "layer3")),  # ResNeXt-29
-    TableRow("distillery.models.cifar_preact", tuple(f"stages.{stage}" for stage in range(4))),
-    TableRow("distillery.models.cifar_preact", tuple(f"stages.{stage}" for stage in range(3))),  # Wide ResNet
+    TableRow("distillery.models.zoo.cifar_resnet", ("layer1", "layer2", "layer3")),
+    TableRow("distillery.models.zoo.cifar_imagenet_resnet", ("layer1", "layer2", "layer3")),  # ResNeXt-29
+    TableRow("distillery.models.zoo.cifar_preact", tuple(f"stages.{stage}" for stage in range(4))),
+    TableRow("distillery.models.zoo.cifar_preact", tuple(f"stages.{stage}" for stage in range(3))),  # Wide ResNet
     # PyramidNets as Overhaul's authors tap them: in the next stage, of bottlenecks where something is activated first.
-    TableRow("distillery.models.cifar_pyramid", ("layer2.0.bn2", "layer3.0.bn2", "norm"), holds="layer1.0.widen.1"),
-    TableRow("distillery.models.cifar_pyramid", ("layer2.0.bn1", "layer3.0.bn1", "norm")),
-    TableRow("distillery.models.cifar_densenet", tuple(f"features.denseblock{block}" for block in (1, 2, 3))),
+    TableRow("distillery.models.zoo.cifar_pyramid", ("layer2.0.bn2", "layer3.0.bn2", "norm"), holds="layer1.0.widen.1"),
+    TableRow("distillery.models.zoo.cifar_pyramid", ("layer2.0.bn1", "layer3.0.bn1", "norm")),
+    TableRow("distillery.models.zoo.cifar_densenet", tuple(f"features.denseblock{block}" for block in (1, 2, 3))),
     TableRow("torchvision.models.resnet", ("layer1", "layer2", "layer3", "layer4")),
     TableRow("timm.models.resnet", ("layer1", "layer2", "layer3", "layer4")),  # ResNeXt, ResNeSt, SE, SK too
     TableRow("torchvision.models.mobilenetv2", tuple(f"features.{block}.conv.1.1" for block in (4, 7, 11, 17))),

@@ -1,0 +1,88 @@
+"""Overhaul: feature distillation before the activation (Heo et al., ICCV 2019).
+
+B batch, H W pixels; the channels are the teacher's, for a connector has widened the student's features.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from distillery.distill.losses.partial_l2 import bn_margin, margin_relu, partial_l2, stage_weights
+from distillery.distill.losses.stages import margin_or_relu, taught_stages
+from distillery.distill.term import StepInputs, Term, TermContext
+
+__all__ = ["Overhaul", "bn_margin", "margin_relu", "overhaul_loss"]
+
+
+def overhaul_loss(connected: Sequence[Tensor], teacher: Sequence[Tensor], margins: Sequence[Tensor]) -> Tensor:
+    """Sum over the stages of weight x partial L2, a scalar; not divided by the batch.
+
+    The weights are ``1 / 2^(n-1-i)``. The original divides the result by the batch and by 10,000 (ImageNet) or 1,000
+    (CIFAR).
+
+    Args:
+        connected: for each stage, the student's pre-activation through its connector, (B, c_t, H, W).
+        teacher: for each stage, the teacher's pre-activation, same shape; detached.
+        margins: for each stage, ``bn_margin`` of the teacher's batch norm, (1, c_t, 1, 1).
+    """
+    distances = [partial_l2(*stage) for stage in zip(connected, teacher, margins, strict=True)]
+    return torch.stack(
+        [weight * distance for weight, distance in zip(stage_weights(len(distances)), distances, strict=True)]
+    ).sum()
+
+
+class Overhaul(Term):
+    """The term ``overhaul``: the student's features, widened by a connector, meet the teacher's beyond their margins.
+
+    A connector is a 1 x 1 convolution to the teacher's width and a batch norm, trained with the student and used for
+    nothing else.
+
+    Args:
+        ignore: stages without a loss; they still count in the stage weights.
+        normalize: ``reference`` divides the sum by the batch and by ``loss_factor``; ``mean`` takes the mean over
+            channels and pixels.
+        loss_factor: the original's 10,000 (ImageNet) or 1,000 (CIFAR).
+    """
+
+    def __init__(
+        self,
+        ignore: tuple[int, ...] = (),
+        normalize: Literal["reference", "mean"] = "reference",
+        loss_factor: float = 1e4,
+    ) -> None:
+        super().__init__()
+        self.ignore, self.normalize, self.loss_factor = frozenset(ignore), normalize, loss_factor
+        self.weights: list[float] = []
+        self.stages: list[int] = []
+
+    def setup(self, context: TermContext) -> None:
+        """Make each stage's connector and margin."""
+        self.weights = stage_weights(len(context.stages))
+        self.stages = taught_stages(len(context.stages), self.ignore, "overhaul")
+        self.connectors = nn.ModuleDict()
+        for stage in self.stages:
+            pair = context.stages[stage]
+            self.connectors[str(stage)] = connector(pair.student_channels, pair.teacher_channels)
+            self.register_buffer(f"margin{stage}", margin_or_relu(pair), persistent=False)
+
+    def forward(self, inputs: StepInputs) -> Tensor:
+        """Return the weighted sum over the stages."""
+        assert inputs.teacher is not None
+        distances = []
+        for stage in self.stages:
+            connected = self.connectors[str(stage)](inputs.student.stages[stage])
+            target, margin = inputs.teacher.stages[stage], self.get_buffer(f"margin{stage}")
+            distance = self.weights[stage] * partial_l2(connected, target, margin)
+            scale = connected.numel() if self.normalize == "mean" else len(connected) * self.loss_factor
+            distances.append(distance / scale)
+        return torch.stack(distances).sum()
+
+
+def connector(student_channels: int, teacher_channels: int) -> nn.Sequential:
+    """A 1 x 1 convolution without bias, drawn from N(0, 2 / teacher_channels), and a batch norm."""
+    convolution = nn.Conv2d(student_channels, teacher_channels, kernel_size=1, bias=False)
+    nn.init.normal_(convolution.weight, std=math.sqrt(2 / teacher_channels))
+    return nn.Sequential(convolution, nn.BatchNorm2d(teacher_channels))

@@ -1,0 +1,122 @@
+"""What a recipe may say about augmentation: the operations that change a training image."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
+
+from distillery.experiment.schema.block import Block, Fraction, Interpolation, Probability
+
+
+def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("the smaller comes first")
+    return bounds
+
+
+def _known_policy(policy: str) -> str:
+    if not re.fullmatch(r"rand(-(m\d+|n\d+|mmax\d+|inc[01]|p(0?\.\d+|[01](\.0*)?)|mstd\d+(\.\d+)?|tweights))*", policy):
+        raise ValueError(
+            "join `rand` and whole numbers m, n, mmax, inc or decimals p, mstd by dashes, e.g. rand-m7-mstd0.5-inc1"
+        )
+    return policy
+
+
+class RandomCrop(Block):
+    """Pad each side by `padding` pixels, then cut a random square of the input size."""
+
+    name: Literal["random_crop"]
+    padding: NonNegativeInt
+    mode: Literal["constant", "reflect"] = "constant"
+
+
+class RandomResizedCrop(Block):
+    """Cut a random area and aspect ratio of the whole image, then resize it to the input size.
+
+    `torchvision` draws the logarithm of the ratio uniformly and tries 10 times before it cuts a centre. `dali` is the
+    rule of NVIDIA DALI: 100 tries, the ratio held after rounding, and a random place even when no try fits. `bake` is
+    that of BAKE's ImageNet code: the ratio itself is uniform, sides are swapped every other time, the last row and
+    column are never reached, and OpenCV's plain bilinear resizing takes the place of the antialiased one.
+
+    `reduced_decoding` decodes JPEGs at 1/2, 1/4 or 1/8 of their size where the crop stays as large as the input.
+    """
+
+    name: Literal["random_resized_crop"]
+    scale: Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)] = (0.08, 1.0)
+    ratio: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ascending)] = (3 / 4, 4 / 3)
+    interpolation: Interpolation = "bilinear"
+    rule: Literal["torchvision", "dali", "bake"] = "torchvision"
+    reduced_decoding: bool = False
+
+    @model_validator(mode="after")
+    def _bilinear_as_bake(self) -> Self:
+        if self.rule == "bake" and self.interpolation != "bilinear":
+            raise ValueError("`rule: bake` goes with `interpolation: bilinear` only")
+        return self
+
+
+class HorizontalFlip(Block):
+    """Mirror left and right."""
+
+    name: Literal["horizontal_flip"]
+    p: Probability = 0.5
+
+
+class Rotation(Block):
+    """Rotate by a uniform angle in [-degrees, degrees]."""
+
+    name: Literal["rotation"]
+    degrees: Annotated[float, Field(ge=0, le=180)]
+
+
+class Grayscale(Block):
+    """Drop the colours, keeping three channels."""
+
+    name: Literal["grayscale"]
+    p: Probability = 0.1
+
+
+class ColorJitter(Block):
+    """Scale brightness, contrast and saturation by factors in [1-x, 1+x], and shift the hue by up to x."""
+
+    name: Literal["color_jitter"]
+    brightness: NonNegativeFloat = 0.0
+    contrast: NonNegativeFloat = 0.0
+    saturation: NonNegativeFloat = 0.0
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+
+
+class RandAugment(Block):
+    """timm's RandAugment, by its policy string."""
+
+    name: Literal["rand_augment"]
+    policy: Annotated[str, AfterValidator(_known_policy)] = "rand-m7-mstd0.5-inc1"
+
+
+class Lighting(Block):
+    """Shift the colours along the principal axes of ImageNet's pixels, by three normal draws of deviation `std`."""
+
+    name: Literal["lighting"]
+    std: NonNegativeFloat = 0.1
+
+
+Augmentation = Annotated[
+    RandomCrop | RandomResizedCrop | HorizontalFlip | Rotation | Grayscale | ColorJitter | RandAugment | Lighting,
+    Field(discriminator="name"),
+]
+
+
+def check_order(operations: tuple[Augmentation, ...], size: int) -> None:
+    """Check what operations say together, for network inputs of ``size`` pixels.
+
+    Raises:
+        ValueError: one stands where it cannot work, or pads by more than there is to reflect.
+    """
+    names = [operation.name for operation in operations]
+    if "random_resized_crop" in names[1:]:
+        raise ValueError("random_resized_crop works on the whole image; put it first, and only once")
+    if "lighting" in names[:-1]:
+        raise ValueError("lighting is added to what all others have made; put it last, and only once")
+    for operation in operations:
+        if isinstance(operation, RandomCrop) and operation.mode == "reflect" and operation.padding >= size:
+            raise ValueError(f"random_crop pads by {operation.padding}, but reflection has {size - 1} pixels at most")

@@ -1,0 +1,56 @@
+"""What a line of datasets.yaml may say."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from distillery.experiment.schema.block import Block
+
+Layout = Literal["folders", "imagenet", "cub200", "cifar", "tiny-imagenet", "stanford-dogs", "mit67"]
+
+# What `path` begins with that names a data set of the `datasets` library.
+HUB_PREFIX = "hub:"
+
+
+class Download(Block):
+    """Where an official archive is fetched from when it is absent."""
+
+    url: str = Field(pattern=r"^https?://")
+    checksum: Annotated[str, Field(pattern=r"^(md5:[0-9a-f]{32}|sha1:[0-9a-f]{40}|sha256:[0-9a-f]{64})$")]
+
+
+class Generated(Block):
+    """Images made up for a rehearsal: noise in a colour of each class."""
+
+    classes: PositiveInt
+    images: PositiveInt = Field(description="for training; half as many are for validation")
+    size: PositiveInt = Field(description="height in pixels")
+
+
+class Dataset(Block):
+    """One line of datasets.yaml: where the raw images lie and how they become Arrow shards."""
+
+    path: str = Field(
+        description="folder or archive (tar, zip) with the layout's images, or `hub:NAME[:CONFIG][@REVISION]` for the "
+        "datasets library"
+    )
+    layout: Layout = Field(
+        "folders",
+        description="folders: train/<class>/* and val/<class>/*; the others: as that data set is published, or folders",
+    )
+    download: Download | None = Field(None, description="official archive, fetched into the folder `path`")
+    bundled: Literal["digits"] | None = Field(
+        None, description="write these embedded images to `path` when it is absent"
+    )
+    generated: Generated | None = Field(None, description="write made-up images to `path`, as rehearsals do")
+    classes: PositiveInt | None = Field(None, description="how many classes there must be")
+    images: dict[Literal["train", "val"], PositiveInt] = Field({}, description="how many images there must be")
+    val_folder: str | None = Field(
+        None, description="name of the validation folder, or the hub's split; found by itself when it is usual"
+    )
+    holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of each class's training images to choose epochs by, instead of the validation images"
+    )
+    label: str | None = Field(None, description="the hub's column of labels; found by itself when there is one")
+    embed: bool = Field(True, description="false: leave the images where they are and keep paths and checksums only")
+    on_corrupt: Literal["stop", "skip"] = Field("stop", description="what to do about images that cannot be decoded")

@@ -1,0 +1,143 @@
+"""What an experiment file may say: runs, and the tables over them."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from distillery.experiment.schema.block import Block, Name, Seeds
+from distillery.experiment.schema.objective import CrossEntropyOptions, Objective
+
+
+class RunConfig(Block):
+    """One line under `runs:`. Any key of a recipe may stand here too and overrides it."""
+
+    model: str = Field(description="cifar_*, or any timm or torchvision name")
+    model_args: dict[str, bool | int | float | str] = Field({})
+    recipe: Name | None = Field(None, description="recipes/<recipe>.yaml to train by")
+    weights: str | None = Field(
+        None,
+        description="alone: import; beside `recipe`: train from these. A file, torchvision:TAG, timm:TAG, run:RUN or "
+        "run:EXPERIMENT/RUN",
+    )
+    new_classifier: bool = Field(
+        False, description="train from `weights` without their last layer, as for another number of classes"
+    )
+    teacher: Name | None = Field(None, description="another run of this experiment; its first seed teaches")
+    teacher_norm: Literal["eval", "batch"] | None = Field(
+        None,
+        description="the teacher's batch norms: running or batch statistics; default batch for overhaul, else eval",
+    )
+    margin_source: Literal["teacher", "pretrained"] = Field(
+        "teacher", description="whose batch norms give margins: the teacher's, or the weights' that it began with"
+    )
+    objective: Objective = Objective(ce=CrossEntropyOptions())
+    seeds: Seeds | None = Field(None, description="instead of the experiment's seeds")
+
+
+Column = Literal[
+    "top1",
+    "top5",
+    "error1",
+    "error5",
+    "gain",
+    "nll",
+    "ece",
+    "agreement",
+    "params",
+    "macs",
+    "size",
+    "size_ratio",
+    "latency",
+    "throughput",
+    "gpu_throughput",
+    "cpu_throughput",
+]
+
+
+def head_cells(heading: str) -> tuple[str, ...]:
+    """The cells of a heading; `Model | Method` has two."""
+    return tuple(cell.strip() for cell in heading.split("|"))
+
+
+class Grid(Block):
+    """Runs by two settings, as temperature down and label smoothing across; `|` splits a heading over columns."""
+
+    corner: str = Field("", description="what the settings are, above the first column")
+    across: tuple[str, ...] = Field(description="headings of the columns")
+    down: dict[str, tuple[Name | None, ...]] = Field(description="heading of a row: its runs, null where there is none")
+
+    @model_validator(mode="after")
+    def _rectangular(self) -> Self:
+        for heading, runs in self.down.items():
+            if len(runs) != len(self.across):
+                raise ValueError(f"row {heading!r} has {len(runs)} runs for {len(self.across)} columns")
+            _check_cells(heading, "corner", self.corner)
+        return self
+
+    def runs(self) -> tuple[str, ...]:
+        """Every run in it, once."""
+        return tuple(dict.fromkeys(run for row in self.down.values() for run in row if run is not None))
+
+
+def _unlabelled(rows: Any) -> Any:  # noqa: ANN401
+    """A plain list of runs is a mapping of runs without labels."""
+    if not isinstance(rows, (list, tuple)) or not all(isinstance(run, str) for run in rows):
+        return rows
+    for run in rows:
+        if list(rows).count(run) > 1:
+            raise ValueError(f"run {run!r} occurs twice")
+    return dict.fromkeys(rows, "")
+
+
+Rows = Annotated[
+    dict[Name, str], BeforeValidator(_unlabelled, json_schema_input_type=tuple[Name, ...] | dict[Name, str])
+]
+
+
+class Table(Block):
+    """One table: a row a run and a column a metric, or a grid of runs with the metrics in each cell."""
+
+    title: str | None = None
+    heading: str = Field("", description="above the rows' labels; `|` splits it and them over columns")
+    rows: Rows = Field({}, description="runs, one a row, or a mapping of runs to their labels")
+    grid: Grid | None = Field(None, description="instead of rows")
+    columns: tuple[Column, ...]
+    figure: Literal["heat_map", "pareto"] | None = Field(
+        None, description="draw a grid's first column as a heat map, or accuracy against speed with the Pareto front"
+    )
+
+    @model_validator(mode="after")
+    def _drawable(self) -> Self:
+        if self.figure == "heat_map" and self.grid is None:
+            raise ValueError("a heat map needs a `grid`")
+        accuracy, speed = {"top1", "error1"} & set(self.columns), [c for c in self.columns if c.endswith("throughput")]
+        if self.figure == "pareto" and (self.grid is not None or len(accuracy) != 1 or not speed):
+            raise ValueError("a Pareto front needs `rows`, and the columns top1 or error1 and a throughput")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_or_grid(self) -> Self:
+        if bool(self.rows) == (self.grid is not None):
+            raise ValueError("a table needs either `rows` or a `grid`")
+        for label in self.rows.values():
+            _check_cells(label, "heading", self.heading)
+        return self
+
+    def runs(self) -> tuple[str, ...]:
+        """The runs it shows."""
+        return self.grid.runs() if self.grid is not None else tuple(self.rows)
+
+
+def _check_cells(text: str, key: str, heading: str) -> None:
+    found, expected = len(head_cells(text)), len(head_cells(heading))
+    if found != expected:
+        raise ValueError(f"{text!r} has {found} cells divided by |, but the {key} {heading!r} has {expected}")
+
+
+class ExperimentConfig(Block):
+    """One experiment: a data set, the runs on it, and the tables over them."""
+
+    dataset: Name
+    seeds: Seeds = (0,)
+    runs: dict[Name, RunConfig]
+    tables: dict[Name, Table] = Field({})

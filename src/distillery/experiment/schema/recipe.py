@@ -1,0 +1,194 @@
+"""What a recipe may say: how a network is trained."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from distillery.experiment.schema.augmentation import Augmentation, check_order
+from distillery.experiment.schema.block import Block, Fraction, Interpolation, Probability, Triple
+
+
+class Sgd(Block):
+    """Stochastic gradient descent; weight decay on every parameter, as all five reference systems have it."""
+
+    name: Literal["sgd"]
+    lr: PositiveFloat
+    momentum: NonNegativeFloat = 0.9
+    nesterov: bool = False
+    weight_decay: NonNegativeFloat = 0.0
+
+
+class AdamW(Block):
+    """AdamW; biases, norms and what the model itself exempts are not decayed."""
+
+    name: Literal["adamw"]
+    lr: PositiveFloat
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.01
+
+
+Optimizer = Annotated[Sgd | AdamW, Field(discriminator="name")]
+
+
+class RatioWarmup(Block):
+    """Multiply the schedule by start*(1-e/epochs) + e/epochs in epoch e < epochs (MGD, BAKE)."""
+
+    name: Literal["ratio"]
+    epochs: PositiveInt
+    start: Fraction = 0.1
+    extends: bool = Field(
+        False, description="add the warm-up to the run: total epochs and drops move by `epochs` (MGD)"
+    )
+
+
+class AbsoluteWarmup(Block):
+    """Rise linearly from `lr` to the base rate over the first epochs, replacing the schedule there (USI)."""
+
+    name: Literal["absolute"]
+    epochs: PositiveInt
+    lr: PositiveFloat
+
+
+class StepwiseWarmup(Block):
+    """Multiply by (step + 1) / (steps in `epochs` epochs), step by step (label-smoothed KD)."""
+
+    name: Literal["stepwise"]
+    epochs: PositiveInt
+
+
+Warmup = Annotated[RatioWarmup | AbsoluteWarmup | StepwiseWarmup, Field(discriminator="name")]
+
+
+class StepSchedule(Block):
+    """Multiply the rate by `ratio` when each epoch of `drops` begins, or every `every` epochs."""
+
+    name: Literal["step"]
+    drops: tuple[PositiveInt, ...] | None = None
+    every: PositiveInt | None = None
+    ratio: Fraction = 0.1
+    warmup: Warmup | None = None
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if (self.drops is None) == (self.every is None):
+            raise ValueError("a step schedule needs either `drops` or `every`")
+        return self
+
+
+class CosineSchedule(Block):
+    """Half a cosine from the base rate to `min_lr`, one value an epoch, then `cooldown` epochs at `min_lr`."""
+
+    name: Literal["cosine"]
+    min_lr: NonNegativeFloat = 0.0
+    cooldown: NonNegativeInt = Field(0, description="epochs added to the run at min_lr")
+    restart_every: PositiveInt | None = Field(None, description="begin again after so many epochs, instead of one arc")
+    warmup: Warmup | None = None
+
+
+class ConstantSchedule(Block):
+    """The base rate throughout."""
+
+    name: Literal["constant"]
+    warmup: Warmup | None = None
+
+
+Schedule = Annotated[StepSchedule | CosineSchedule | ConstantSchedule, Field(discriminator="name")]
+
+
+class Ema(Block):
+    """Exponential moving average of all weights and buffers, updated every step; evaluated beside the raw weights."""
+
+    decay: Fraction
+
+
+class Mix(Block):
+    """Mixup and cutmix, one of them a batch; targets become soft."""
+
+    mixup: NonNegativeFloat = Field(0.0, description="alpha of mixup; 0 is off")
+    cutmix: NonNegativeFloat = Field(0.0, description="alpha of cutmix; 0 is off")
+    p: Probability = Field(1.0, description="share of batches that are mixed")
+    switch: Probability = Field(0.5, description="share of cutmix when both are on")
+
+    @model_validator(mode="after")
+    def _mixes(self) -> Self:
+        if not self.mixup and not self.cutmix:
+            raise ValueError("give `mixup`, `cutmix` or both an alpha above 0")
+        return self
+
+
+class Statistics(Block):
+    """Per-channel mean and standard deviation (RGB, pixels in [0, 1])."""
+
+    mean: Triple
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+
+
+class Preprocess(Block):
+    """How an image reaches the network: resize the short side, cut the centre square, normalise.
+
+    `rule: bake` is that of BAKE's ImageNet code: OpenCV's bilinear resizing without antialiasing, centres rounded up.
+    """
+
+    size: PositiveInt = Field(description="side of the network's input, in pixels")
+    resize: PositiveInt | None = Field(None, description="short side before the centre crop; default: `size`")
+    interpolation: Interpolation = "bilinear"
+    normalize: Literal["dataset", "imagenet", "none"] | Statistics = Field(
+        "dataset", description="dataset: mean and std of the training images; imagenet; none; or {mean, std}"
+    )
+    rule: Literal["torchvision", "bake"] = "torchvision"
+
+    @field_validator("resize")
+    @classmethod
+    def _room_for_the_square(cls, resize: int | None, info: ValidationInfo) -> int | None:
+        if resize is not None and resize < info.data.get("size", 0):
+            raise ValueError(f"it is smaller than `size`, {info.data['size']}; give at least that")
+        return resize
+
+    @model_validator(mode="after")
+    def _bilinear_as_bake(self) -> Self:
+        if self.rule == "bake" and self.interpolation != "bilinear":
+            raise ValueError("`rule: bake` goes with `interpolation: bilinear` only")
+        return self
+
+
+class Recipe(Block):
+    """How a network is trained. Batch and learning rate are global: neither is scaled by the number of devices."""
+
+    epochs: PositiveInt
+    batch: PositiveInt = Field(description="images in one optimizer step, over all devices")
+    optimizer: Optimizer
+    schedule: Schedule
+    preprocess: Preprocess
+    augment: tuple[Augmentation, ...] = ()
+    mix: Mix | None = None
+    repeats: PositiveInt = Field(1, description="repeated augmentation: times each image occurs in an epoch it is in")
+    classifier_std: PositiveFloat | None = Field(
+        None,
+        description="first weights of the last layer: normal with this standard deviation, bias 0; without it, the "
+        "network's own",
+    )
+    precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
+    channels_last: bool = False
+    clip_norm: PositiveFloat | None = Field(None, description="largest gradient norm of one step")
+    ema: Ema | None = None
+    sync_batchnorm: bool = Field(False, description="batch statistics over all devices")
+    drop_last: bool = Field(True, description="leave out the last, smaller batch of an epoch")
+    selection: Literal["last", "best"] = Field("last", description="which epoch's weights the run ends with")
+    deterministic: bool = Field(True, description="bit-reproducible kernels; false is a little faster on GPUs")
+
+    @field_validator("augment")
+    @classmethod
+    def _in_order(cls, augment: tuple[Augmentation, ...], info: ValidationInfo) -> tuple[Augmentation, ...]:
+        if "preprocess" in info.data:
+            check_order(augment, info.data["preprocess"].size)
+        return augment

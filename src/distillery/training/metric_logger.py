@@ -1,0 +1,163 @@
+"""What a run tells while it trains: one train_state bar, TensorBoard, and history.csv."""
+
+import csv
+import io
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from distillery.atomic import write_text
+from distillery.training.checkpoint import TrainState
+
+
+class MetricLogger:
+    """Writes a run's train_state into its folder and to the terminal; the first rank's only.
+
+    The bar covers the whole run, so its ETA is the run's. Where standard error is no terminal, it becomes one line an
+    epoch. Timings go to TensorBoard, never into history.csv, which is the same bytes however often a run was stopped.
+    """
+
+    def __init__(self, folder: Path, active: bool) -> None:
+        self.folder = folder
+        self.active = active
+        self.images = 0
+        self.waited = 0.0
+        self.drawn = 0.0
+        self.rows: list[dict[str, float]] = []
+
+    def begin(self, name: str, epochs: int, steps: int, train_state: TrainState) -> None:
+        """Open the bar and TensorBoard at the run's position, telling TensorBoard again what was known before."""
+        self.name, self.epochs = name, epochs
+        self.rows = list(train_state.history)
+        self._reset_clock()
+        if not self.active:
+            return
+        self.first_step = self.done_steps = train_state.epoch * steps + train_state.step
+        self.all_steps = epochs * steps
+        self.interactive = sys.stderr.isatty()
+        self.bar = tqdm(
+            total=self.all_steps,
+            initial=self.first_step,
+            desc=name,
+            disable=not self.interactive,
+            mininterval=0.2,
+            bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}",
+        )
+        self.started = time.monotonic()
+        self._tell_again()
+        self._write_history()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent inside is time the device waited for data."""
+        before = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - before
+
+    def step(self, images: int, means: Callable[[], dict[str, float]]) -> None:
+        """Count one optimizer step; the means are asked for only when the bar is drawn."""
+        self.images += images
+        if not self.active:
+            return
+        self.done_steps += 1
+        if self.interactive and time.monotonic() - self.drawn > 0.5:
+            self.drawn = time.monotonic()
+            now = means()
+            epoch = f"epoch {len(self.rows) + 1}/{self.epochs}"
+            told = f"{epoch}, loss {now['loss']:.3f}, top-1 {now['top1']:.1f}, {self._speed()}"
+            self.bar.set_postfix_str(told, refresh=False)
+        self.bar.update()
+
+    def epoch(self, row: dict[str, float]) -> None:
+        """Record a finished epoch."""
+        if self.active:
+            self._survive_removal()
+            self._write_scalars(row)
+        self.rows.append(row)
+        if self.active:
+            self.writer.add_scalar("speed/images_per_second", self.images / self._seconds(), int(row["epoch"]))
+            self.writer.add_scalar("speed/data_wait_percent", self._wait_percent(), int(row["epoch"]))
+            self._write_history()
+            if not self.interactive:
+                print(self._line(row), file=sys.stderr, flush=True)
+        self._reset_clock()
+
+    def flush(self) -> None:
+        """Bring everything written so far to the disk."""
+        if self.active:
+            self._survive_removal()
+            self.writer.flush()
+
+    def end(self) -> None:
+        """Close the bar and TensorBoard, and leave both records whole."""
+        if self.active:
+            self._survive_removal()
+            self.bar.close()
+            self.writer.close()
+            self._write_history()
+
+    def _survive_removal(self) -> None:
+        """Begin again if TensorBoard's file is gone, for its writer would fail.
+
+        A second Snakemake that was refused this run removes what it takes for its own failed job's outputs.
+        """
+        if not list((self.folder / "tensorboard").glob("events.*")):
+            self._tell_again()
+
+    def _tell_again(self) -> None:
+        """Begin TensorBoard's file anew with all that is known."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        tensorboard = self.folder / "tensorboard"
+        tensorboard.mkdir(parents=True, exist_ok=True)
+        for stale in tensorboard.glob("events.*"):
+            stale.unlink()
+        self.writer = SummaryWriter(str(tensorboard))
+        for row in self.rows:
+            self._write_scalars(row)
+
+    def _reset_clock(self) -> None:
+        self.images, self.waited, self.drawn = 0, 0.0, 0.0
+        self.clock = time.perf_counter()
+
+    def _seconds(self) -> float:
+        return max(time.perf_counter() - self.clock, 1e-9)
+
+    def _wait_percent(self) -> float:
+        return 100 * self.waited / self._seconds()
+
+    def _speed(self) -> str:
+        return f"{self.images / self._seconds():,.0f} img/s, data wait {self._wait_percent():.0f} %"
+
+    def _line(self, row: dict[str, float]) -> str:
+        done = max(self.done_steps - self.first_step, 1)
+        left = (time.monotonic() - self.started) / done * (self.all_steps - self.done_steps)
+        ema = f" (EMA {row['ema_val_top1']:.2f})" if "ema_val_top1" in row else ""
+        return (
+            f"{self.name}: epoch {row['epoch']:.0f}/{self.epochs}, loss {row['train_loss']:.4f}, "
+            f"top-1 {row['train_top1']:.2f} train, {row['val_top1']:.2f}{ema} val, {self._speed()}, "
+            f"ETA {tqdm.format_interval(left)}"
+        )
+
+    def _write_scalars(self, row: dict[str, float]) -> None:
+        for name, value in row.items():
+            if name != "epoch":
+                split, _, metric = name.rpartition("_")
+                self.writer.add_scalar(f"{split or 'train'}/{metric}", value, int(row["epoch"]))
+
+    def _write_history(self) -> None:
+        write_text(self.folder / "history.csv", history_csv(self.rows))
+
+
+def history_csv(rows: list[dict[str, float]]) -> str:
+    """history.csv: a line an epoch; numbers as short as they can be without losing a bit."""
+    text = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,63 @@
+"""Several processes answer like one: exit codes and lines, without torchrun's traceback."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+LAUNCH = ("-m", "distillery.cluster.launch", "--standalone", "--nproc-per-node=2", "-m", "distillery")
+
+
+def start(workplace, *options):
+    command = [
+        sys.executable,
+        *LAUNCH,
+        "train",
+        str(workplace.experiment),
+        "small",
+        "--results",
+        str(workplace.results),
+    ]
+    return subprocess.Popen([*command, "--workers", "1", "--threads", "1", *options], stderr=subprocess.PIPE, text=True)
+
+
+def test_bad_input_ends_with_its_line(workplace):
+    workplace.edit_recipe("batch: 7")
+    process = start(workplace)
+    told = process.communicate(timeout=120)[1]
+    assert process.returncode == 2
+    assert "small.batch: 7 images cannot be shared out evenly to 2 devices" in told
+    assert "Traceback" not in told
+
+
+def test_a_stopped_run_of_two_processes_is_saved_and_continues(workplace):
+    workplace.edit_recipe("epochs: 200")
+    process = start(workplace)
+    for line in process.stderr:
+        if "epoch 3/" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    told = process.stderr.read()
+    assert process.wait(timeout=60) == 85
+    assert "SIGTERM: saved; the same command continues from here" in told
+    assert "Traceback" not in told
+    assert list((workplace.results / "work").glob("*/checkpoint.pt"))
+    assert not list((workplace.results / "work").glob("*.lock.*"))
+
+
+def test_warned_processes_have_minutes_to_validate_and_save(monkeypatch):
+    """Torch would kill them after 30 seconds."""
+    from torch.distributed import run
+
+    from distillery.cluster.launch import main
+
+    granted = []
+    monkeypatch.setattr(run, "run", lambda options: granted.append(run.config_from_args(options)[0].shutdown_timeout))
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "")
+    monkeypatch.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert main(["--standalone", "--nproc-per-node=2", "-m", "distillery", "--help"]) == 0
+    assert granted == [240]

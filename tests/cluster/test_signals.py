@@ -1,0 +1,56 @@
+"""A signal that reaches one process of several stops all of them after the same step."""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from distillery.cluster.signals import Stopped, StopSignal
+
+pytestmark = pytest.mark.slow
+
+
+def _process(rank, port, told, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=3)
+    stop = StopSignal()
+    stop.install()
+    stop.connect(SimpleNamespace(world_size=3))
+    with pytest.raises(Stopped, match="SIGTERM"):
+        _steps(rank, stop, told, folder / f"{rank}")
+    dist.destroy_process_group()
+
+
+def _steps(rank, stop, told, note):
+    for step in range(50):
+        time.sleep(0.002 * rank)
+        if step == told.get(rank):
+            signal.raise_signal(signal.SIGTERM)
+        stop.should_stop()
+        # Between asking and stopping, a further signal changes nothing.
+        if rank == 2 and step == 3:
+            signal.raise_signal(signal.SIGTERM)
+        note.write_text(str(step))
+        stop.check()
+
+
+@pytest.mark.parametrize(("told", "last"), [({1: 2}, 2), ({0: 2, 1: 1}, 1), ({}, 4)], ids=["one", "two", "late"])
+def test_all_stop_after_the_same_step(tmp_path, told, last):
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    mp.start_processes(_process, args=(port, told, tmp_path), nprocs=3, start_method="fork")
+    assert {int((tmp_path / f"{rank}").read_text()) for rank in range(3)} == {last}
+
+
+def test_listening_needs_no_torch():
+    """So that a warning during torch's import, which takes seconds, is heard."""
+    code = "import distillery.cli, distillery.cluster.signals, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment, linprog
+
+from distillery.distill.losses import assignment
+from distillery.distill.losses.assignment import assign
+
+
+def least_cost(cost, group):
+    """The optimum by linear programming; the polytope is integral."""
+    rows, columns = cost.shape
+    share, rest = divmod(rows * group, columns)
+    of_row, of_column = np.kron(np.eye(rows), np.ones(columns)), np.kron(np.ones(rows), np.eye(columns))
+    limits = np.concatenate([np.full(columns, share + bool(rest)), np.full(columns, -share)])
+    result = linprog(
+        cost.ravel(),
+        A_eq=of_row,
+        b_eq=np.full(rows, group),
+        A_ub=np.vstack([of_column, -of_column]),
+        b_ub=limits,
+        bounds=(0, 1),
+        method="highs",
+    )
+    assert result.success
+    return round(result.fun)
+
+
+def check(cost, group):
+    """Check that an assignment is valid, and return what it costs."""
+    rows, columns = cost.shape
+    chosen = assign(cost, group)
+    assert chosen.shape == (rows, group)
+    assert (np.diff(chosen, axis=1) > 0).all(), "distinct and ascending"
+    loads = np.bincount(chosen.ravel(), minlength=columns)
+    assert loads.size == columns
+    assert loads.max() - loads.min() <= 1
+    return np.take_along_axis(cost, chosen, axis=1).sum()
+
+
+@st.composite
+def problems(draw):
+    rows, columns = draw(st.integers(1, 7)), draw(st.integers(1, 9))
+    group = draw(st.integers(1, columns))
+    most = draw(st.sampled_from([0, 1, 5, 400_000]))
+    cells = draw(st.lists(st.integers(0, most), min_size=rows * columns, max_size=rows * columns))
+    return np.array(cells, dtype=np.int64).reshape(rows, columns), group
+
+
+@settings(deadline=None)
+@given(problem=problems(), candidates=st.sampled_from([1, 2, 64]))
+def test_any_problem_is_solved_to_the_optimum(problem, candidates):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assignment, "FIRST_CANDIDATES", candidates)
+        cost, group = problem
+        assert check(cost, group) == least_cost(cost, group)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "hubs", "ties", "channels"])
+@pytest.mark.parametrize(("rows", "columns"), [(96, 200), (150, 150), (120, 485)])
+def test_candidates_do_not_cost_the_optimum(kind, rows, columns):
+    generator = np.random.Generator(np.random.Philox(key=rows))
+    cost = generator.integers(150_000, 220_000, (rows, columns))
+    if kind == "hubs":  # a few columns suit every row best, so most rows cannot have their cheapest
+        cost += generator.integers(0, 200_000, columns)
+    if kind == "ties":
+        cost = generator.integers(0, 3, (rows, columns))
+    if kind == "channels":
+        maps = generator.standard_normal((rows + columns, 6)) @ generator.standard_normal((6, 50))
+        maps /= np.linalg.norm(maps, axis=1, keepdims=True)
+        cost = (1e5 * (2 - 2 * maps[:rows] @ maps[rows:].T)).astype(np.int64)
+    for group in (1, columns // rows):
+        repeated = np.tile(cost, (group, 1))
+        assert check(cost, group) == repeated[linear_sum_assignment(repeated)].sum()
+
+
+def test_every_arc_is_tried_where_candidates_do_not_suffice(monkeypatch):
+    monkeypatch.setattr(assignment, "FIRST_CANDIDATES", 2)
+    proven = []
+    original = assignment._is_optimal
+    monkeypatch.setattr(assignment, "_is_optimal", lambda *given: proven.append(original(*given)) or proven[-1])
+    cost = np.random.Generator(np.random.Philox(key=5)).integers(0, 100_000, (60, 60))
+    assert check(cost, 1) == cost[linear_sum_assignment(cost)].sum()
+    assert False in proven
+
+
+def test_a_worse_assignment_is_not_taken_for_the_optimum():
+    cost = np.random.Generator(np.random.Philox(key=1)).integers(0, 100_000, (20, 40))
+    best = assign(cost, 2)
+    assert assignment._is_optimal(cost, best)
+    for first in range(19):
+        worse = best.copy()
+        worse[[first, first + 1], 0] = worse[[first + 1, first], 0]
+        gain = np.take_along_axis(cost, worse, 1).sum() - np.take_along_axis(cost, best, 1).sum()
+        assert assignment._is_optimal(cost, worse) == (gain == 0)
+
+
+def test_an_unpicked_column_counts_in_the_proof():
+    cost = np.array([[5, 9, 1]])
+    assert assignment._is_optimal(cost, np.array([[2]]))
+    assert not assignment._is_optimal(cost, np.array([[0]]))

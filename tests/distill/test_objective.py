@@ -1,0 +1,245 @@
+"""The terms as training uses them: set up, surveyed, summed; against the reference implementations' stored results.
+
+B batch, C classes, D features.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from distillery.distill.losses.overhaul import connector
+from distillery.distill.losses.partial_l2 import bn_margin
+from distillery.distill.objective import build_objective
+from distillery.distill.registry import TERMS
+from distillery.distill.term import Outputs, StagePair, StepInputs, TermContext
+from distillery.errors import UserError
+from distillery.experiment.schema.objective import Objective
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def load(name):
+    data = np.load(GOLDEN / name, allow_pickle=False)
+    return {key: torch.from_numpy(data[key]) for key in data.files if key != "meta"}, json.loads(str(data["meta"]))
+
+
+def stages_of(data):
+    return sorted(int(key.removeprefix("feat_s")) for key in data if key.startswith("feat_s"))
+
+
+@pytest.mark.parametrize("name", ["amp_kd", "sm_kd", "sp_kd", "amp_ign"])
+def test_mgd_end_to_end_equals_the_original(name):
+    data, _ = load(f"mgd_multi_{name}.npz")
+    stages, batch = stages_of(data), len(data["labels"])
+    margins = [data[f"margin{stage}"].reshape(1, -1, 1, 1).double() for stage in stages]
+    pairs = [
+        StagePair(data[f"feat_s{stage}"].shape[1], data[f"feat_t{stage}"].shape[1], margin)
+        for stage, margin in zip(stages, margins, strict=True)
+    ]
+    options = {"reducer": name.split("_")[0], "compat": "reference", "ignore": (0,) if "ign" in name else ()}
+    terms = {"ce": {}, "mgd": options} | ({"kd": {"temperature": 1.5}} if "kd" in name else {})
+    objective = build_objective(Objective.model_validate(terms), TermContext(tuple(pairs))).double()
+
+    def calibration_batches(limit):
+        assert limit == 20_480
+        for half in (slice(0, 1), slice(1, None)):  # unequal parts, as images and not batches are counted
+            student, teacher = (tuple(data[f"upd_{side}{stage}"][half] for stage in stages) for side in "st")
+            logits_BC = torch.zeros(len(student[0]), 2)
+            yield StepInputs(Outputs(logits_BC, student), torch.zeros(0), Outputs(logits_BC, teacher))
+
+    objective.begin_epoch(0, calibration_batches)
+    for stage in objective.terms["mgd"].stages:
+        flow, found = data[f"flow{stage}"], objective.terms["mgd"].get_buffer(f"flow{stage}")
+        flow = flow[: len(found)] if options["reducer"] == "sm" else flow
+        groups = flow.reshape(found.shape[1], found.shape[0]).T.sort(dim=1).values
+        assert torch.equal(found.sort(dim=1).values, groups)
+
+    features = [data[f"feat_s{stage}"].clone().requires_grad_() for stage in stages]
+    logits_BC = data["s_logits"].clone().requires_grad_()
+    teacher = Outputs(data["t_logits"], tuple(data[f"feat_t{stage}"] for stage in stages))
+    values = objective(StepInputs(Outputs(logits_BC, tuple(features)), data["labels"], teacher))
+    torch.testing.assert_close(values["ce"], data["ce"], rtol=1e-9, atol=0)
+    torch.testing.assert_close(values["mgd"], data["distill_loss_sum"] / batch / 1e4, rtol=1e-9, atol=0)
+    torch.testing.assert_close(values["loss"], data["total"], rtol=1e-9, atol=0)
+    values["loss"].backward()
+    torch.testing.assert_close(logits_BC.grad, data["grad_s_logits"], rtol=1e-9, atol=1e-15)
+    for stage, feature in zip(stages, features, strict=True):
+        expected = data[f"grad_feat_s{stage}"]
+        found = torch.zeros_like(feature) if feature.grad is None else feature.grad
+        torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-16)
+
+
+def test_overhaul_equals_the_original():
+    data, _ = load("overhaul_4stage.npz")
+    stages = stages_of(data)
+    pairs = [
+        StagePair(
+            data[f"feat_s{stage}"].shape[1],
+            data[f"feat_t{stage}"].shape[1],
+            data[f"margin{stage}"].reshape(1, -1, 1, 1),
+        )
+        for stage in stages
+    ]
+    objective = build_objective(
+        Objective.model_validate({"ce": {}, "overhaul": {}}), TermContext(tuple(pairs))
+    ).double()
+    for stage in stages:
+        convolution, norm = objective.terms["overhaul"].connectors[str(stage)]
+        convolution.weight.data.copy_(data[f"conv{stage}"])
+        norm.weight.data.copy_(data[f"bn_w{stage}"])
+        norm.bias.data.copy_(data[f"bn_b{stage}"])
+    features = [data[f"feat_s{stage}"].clone().requires_grad_() for stage in stages]
+    teacher = Outputs(data["s_logits"], tuple(data[f"feat_t{stage}"] for stage in stages))
+    values = objective(StepInputs(Outputs(data["s_logits"], tuple(features)), data["labels"], teacher))
+    torch.testing.assert_close(values["loss"], data["total"], rtol=1e-9, atol=0)
+    values["loss"].backward()
+    for stage, feature in zip(stages, features, strict=True):
+        torch.testing.assert_close(feature.grad, data[f"grad_feat_s{stage}"], rtol=1e-8, atol=1e-16)
+        weight = objective.terms["overhaul"].connectors[str(stage)][0].weight
+        torch.testing.assert_close(weight.grad, data[f"grad_conv{stage}"], rtol=1e-8, atol=1e-16)
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in GOLDEN.glob("bake_local_*")))
+def test_bake_equals_the_original(name):
+    data, meta = load(name)
+    options = {"omega": meta["omega"], "temperature": meta["T"], "weight": meta["lamda"]}
+    objective = build_objective(Objective.model_validate({"ce": {}, "bake": options}))
+    logits_BC = data["logits"].clone().requires_grad_()
+    values = objective(StepInputs(Outputs(logits_BC, embedding_BD=data["feats"]), data["labels"]))
+    tolerance = 1e-9 if data["logits"].dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(values["bake"], data["kd_loss"], rtol=tolerance, atol=tolerance)
+    values["loss"].backward()
+    torch.testing.assert_close(logits_BC.grad, data["grad_total_logits"], rtol=tolerance, atol=tolerance)
+
+
+def networks(batch=4, dtype=torch.float32):
+    """Made-up outputs of a student and a teacher with two stages."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    student = Outputs(
+        draw(batch, 5).requires_grad_(),
+        (draw(batch, 4, 6, 6).requires_grad_(), draw(batch, 6, 3, 3).requires_grad_()),
+        draw(batch, 7),
+    )
+    teacher = Outputs(draw(batch, 5), (draw(batch, 8, 6, 6), draw(batch, 13, 3, 3)))
+    pairs = (StagePair(4, 8, bn_margin(draw(8).float(), draw(8).float())), StagePair(6, 13, None))
+    return student, teacher, TermContext(pairs)
+
+
+EVERY_TERM = {"ce": {}, "kd": {}, "mgd": {}, "bake": {}, "overhaul": {}}
+
+
+def taught(terms, dtype=torch.float32, batch_fraction=1.0):
+    student, teacher, context = networks(dtype=dtype)
+    torch.manual_seed(0)
+    objective = build_objective(Objective.model_validate(terms), context)
+    target = torch.tensor([0, 1, 2, 3])
+    objective.begin_epoch(0, lambda limit: [StepInputs(student, target, teacher)])
+    return student, objective, objective(StepInputs(student, target, teacher, batch_fraction))
+
+
+def test_every_registered_term_has_its_options_and_the_other_way_round():
+    assert set(TERMS) == set(Objective.model_fields) == set(EVERY_TERM)
+
+
+def test_any_sum_of_terms_is_legal():
+    student, _, values = taught({name: {"weight": 0.5} for name in EVERY_TERM})
+    total = sum(0.5 * value for name, value in values.items() if name != "loss")
+    torch.testing.assert_close(values["loss"], total)
+    values["loss"].backward()
+    for tensor in (student.logits_BC, *student.stages):
+        assert torch.isfinite(tensor.grad).all()
+        assert tensor.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("term", EVERY_TERM)
+def test_terms_compute_in_float32_whatever_autocast_does(term):
+    _, _, plain = taught({term: {}})
+    with torch.autocast("cpu", torch.bfloat16):
+        _student, _, values = taught({term: {}})
+    assert values[term].dtype == torch.float32
+    torch.testing.assert_close(values[term], plain[term], rtol=1e-6, atol=1e-7)
+    _, _, half = taught({term: {}}, dtype=torch.bfloat16)
+    torch.testing.assert_close(half[term], plain[term], rtol=0.05, atol=0.02)
+
+
+def test_the_flow_is_found_when_it_is_due_and_kept_with_the_state():
+    student, teacher, context = networks()
+    objective = build_objective(Objective.model_validate({"mgd": {"update_every": 2}}), context)
+    inputs = StepInputs(student, torch.zeros(4, dtype=torch.long), teacher)
+    asked = []
+
+    def calibration_batches(limit):
+        asked.append(limit)
+        return [inputs]
+
+    for epoch in range(4):
+        objective.begin_epoch(epoch, calibration_batches)
+    assert len(asked) == 2
+    again = build_objective(Objective.model_validate({"mgd": {}}), context)
+    again.load_state_dict(objective.state_dict())
+    assert torch.equal(again.terms["mgd"].flow0, objective.terms["mgd"].flow0)
+    torch.testing.assert_close(again(inputs)["loss"], objective(inputs)["loss"])
+
+
+def test_margins_come_from_the_loaded_teacher_not_from_a_checkpoint():
+    _, _, context = networks()
+    objective = build_objective(Objective.model_validate({"mgd": {}, "overhaul": {}}), context)
+    assert not [key for key in objective.state_dict() if "margin" in key]
+
+
+def test_a_smaller_last_batch_weighs_less_only_in_reference_mode():
+    _, _, whole = taught({"mgd": {"compat": "reference"}})
+    _, _, part = taught({"mgd": {"compat": "reference"}}, batch_fraction=0.5)
+    torch.testing.assert_close(part["mgd"], whole["mgd"] / 2)
+    _, _, whole = taught({"mgd": {}})
+    _, _, part = taught({"mgd": {}}, batch_fraction=0.5)
+    torch.testing.assert_close(part["mgd"], whole["mgd"])
+
+
+@pytest.mark.parametrize("term", ["mgd", "overhaul"])
+def test_the_mean_does_not_depend_on_the_resolution(term):
+    student, teacher, context = networks()
+    torch.manual_seed(0)
+    objective = build_objective(Objective.model_validate({term: {"normalize": "mean"}}), context)
+
+    def enlarge(outputs):
+        return Outputs(outputs.logits_BC, tuple(map(nn.UpsamplingNearest2d(scale_factor=2), outputs.stages)))
+
+    target = torch.zeros(4, dtype=torch.long)
+    objective.begin_epoch(0, lambda limit: [StepInputs(student, target, teacher)])
+    small = objective(StepInputs(student, target, teacher))["loss"]
+    large = objective(StepInputs(enlarge(student), target, enlarge(teacher)))["loss"]
+    torch.testing.assert_close(small, large, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("term", ["mgd", "overhaul"])
+@pytest.mark.parametrize(
+    ("ignore", "message"), [((2,), "no stage 2; the networks have 2"), ((0, 1), "leaves no stage")]
+)
+def test_ignoring_what_is_not_there_or_everything_is_refused(term, ignore, message):
+    _, _, context = networks()
+    with pytest.raises(UserError, match=message):
+        build_objective(Objective.model_validate({term: {"ignore": ignore}}), context)
+
+
+def test_ignored_stages_keep_their_place_in_the_weights():
+    _student, _, both = taught({"overhaul": {}})
+    _, objective, last = taught({"overhaul": {"ignore": [0]}})
+    assert objective.terms["overhaul"].weights == [0.5, 1.0]
+    assert last["overhaul"] < both["overhaul"]
+
+
+def test_a_connector_starts_as_the_original_does():
+    torch.manual_seed(0)
+    convolution, norm = connector(64, 256)
+    assert convolution.bias is None
+    assert convolution.weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.05)
+    assert (norm.weight == 1).all()

@@ -1,0 +1,230 @@
+"""Weights that were not made here."""
+
+import argparse
+import os
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.models.conftest import same
+from torch import nn
+
+from distillery.errors import UserError
+from distillery.models import create_model
+from distillery.models.pretrained.load import classifier_modules, import_weights
+from distillery.models.weights import save_weights
+
+# --- files of others ---------------------------------------------------------------------------------------------
+
+
+def prefixed(state, *prefixes):
+    return {"".join(prefixes) + name: value for name, value in state.items()}
+
+
+def renamed(state, old, new):
+    return {name.replace(old, new): value for name, value in state.items()}
+
+
+def without_counters(state):
+    return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+
+
+LAYOUTS = {
+    "bare": lambda state: state,
+    "ordered": OrderedDict,
+    "parameters": lambda state: {name: nn.Parameter(value, requires_grad=False) for name, value in state.items()},
+    "state_dict": lambda state: {"state_dict": state, "epoch": 3, "best_prec1": torch.tensor(93.4)},
+    "model": lambda state: {"model": state, "optimizer": {"state": {}}},
+    "net": lambda state: {"net": state, "acc": 93.4},
+    "model_state": lambda state: {"model_state": state},
+    "nested twice": lambda state: {"model": {"state_dict": state}},
+    "averaged beside raw": lambda state: {"state_dict": {n: v * 0 for n, v in state.items()}, "state_dict_ema": state},
+    "options and numpy scalars": lambda state: {
+        "model": state,
+        "args": argparse.Namespace(lr=0.1),
+        "best": np.float64(93.4),
+        "step": np.int64(3),
+    },
+    "DataParallel": lambda state: prefixed(state, "module."),
+    "compiled": lambda state: prefixed(state, "_orig_mod."),
+    "compiled inside DDP": lambda state: prefixed(state, "module.", "_orig_mod."),
+    "Lightning": lambda state: {"state_dict": prefixed(state, "model.")},
+    "averaged by torch": lambda state: {"n_averaged": torch.tensor(5), **prefixed(state, "module.")},
+    "linear": lambda state: {"state_dict": renamed(state, "fc.", "linear.")},
+    "without counters": lambda state: without_counters(state),
+    "with counted operations": lambda state: {**state, "conv1.total_ops": torch.zeros(1)},
+    "half precision": lambda state: state,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_layouts_of_other_projects_are_understood(layout, donor, network, tmp_path):
+    state = donor.state_dict()
+    if layout == "half precision":
+        for value in state.values():
+            value.copy_(value.half())
+        torch.save({name: value.half() for name, value in state.items()}, tmp_path / "w.pth")
+    else:
+        torch.save(LAYOUTS[layout](state), tmp_path / "w.pth")
+    if layout in ("without counters", "averaged by torch"):
+        network.load_state_dict({n: v for n, v in state.items() if n.endswith("num_batches_tracked")}, strict=False)
+    assert import_weights(network, str(tmp_path / "w.pth"), "cifar_resnet8") is None
+    assert same(donor, network)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".th", ".tar", ".bin"])
+def test_files_of_any_torch_release_and_name_are_read(suffix, donor, network, tmp_path):
+    path = tmp_path / f"w{suffix}"
+    torch.save({"state_dict": donor.state_dict()}, path, _use_new_zipfile_serialization=suffix != ".th")
+    import_weights(network, str(path), "cifar_resnet8")
+    assert same(donor, network)
+
+
+def test_safetensors_of_others_are_read(donor, network, tmp_path):
+    save_file(prefixed(renamed(donor.state_dict(), "fc.", "classifier."), "module."), tmp_path / "w.safetensors")
+    import_weights(network, str(tmp_path / "w.safetensors"), "cifar_resnet8")
+    assert same(donor, network)
+
+
+def test_a_network_whose_own_names_begin_like_a_wrapper_is_left_alone(tmp_path):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = nn.Linear(2, 2)
+
+    torch.save(Wrapped().state_dict(), tmp_path / "w.pth")
+    import_weights(Wrapped(), str(tmp_path / "w.pth"), "wrapped")
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.touch, (Path(os.environ["EVIL_FILE"]),))
+
+
+def test_code_in_a_file_is_not_run(donor, network, tmp_path, monkeypatch):
+    monkeypatch.setenv("EVIL_FILE", str(tmp_path / "touched"))
+    torch.save({"state_dict": donor.state_dict(), "extra": Evil()}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth: cannot be read safely: .* save its state_dict\(\) alone$"):
+        import_weights(network, str(tmp_path / "w.pth"), "cifar_resnet8")
+    assert not (tmp_path / "touched").exists()
+
+
+def corrupt(state):
+    state["layer1.0.conv1.weight"][0] = float("nan")
+    return state
+
+
+FAULTS = {
+    "another depth": (
+        lambda _: create_model("cifar_resnet14", 10).state_dict(),
+        r"weights of another network: the file also has layer1\.1\.conv1\.weight, .* and \d+ more$",
+    ),
+    "half of it": (
+        lambda state: {name: value for name, value in state.items() if "layer2" not in name},
+        r"weights of another network: the file lacks layer2\.0\.conv1\.weight, .* and \d+ more$",
+    ),
+    "another classifier": (
+        lambda _: create_model("cifar_resnet8", 100).state_dict(),
+        r"weights for 100 classes \(fc\.weight\), but the data set has 10; to train from them .* new_classifier: true$",
+    ),
+    "another width": (
+        lambda state: {**state, "conv1.weight": torch.zeros(8, 3, 5, 5)},
+        r"weights of another network: conv1\.weight \(8, 3, 5, 5\) instead of \(16, 3, 3, 3\)$",
+    ),
+    "not finite": (corrupt, r"weights that are NaN or infinite: layer1\.0\.conv1\.weight$"),
+    "no weights": (lambda _: {"epoch": 3, "lr": 0.1}, r"holds no weights, .*; its keys: epoch, lr$"),
+    "a list": (lambda state: list(state.values()), r"holds no weights"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_does_not_fit_is_one_line_and_changes_nothing(fault, donor, network, tmp_path):
+    make, line = FAULTS[fault]
+    path = tmp_path / "w.pth"
+    torch.save(make(donor.state_dict()), path)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with pytest.raises(UserError, match=line) as caught:
+        import_weights(network, str(path), "cifar_resnet8")
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("content", [b"", b"<!doctype html>", b"version https://git-lfs", b"PK\x03\x04 cut off"])
+def test_files_that_are_no_weights_are_one_line(content, network, tmp_path):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(UserError, match=r"w\.pth: cannot be read") as caught:
+        import_weights(network, str(tmp_path / "w.pth"), "cifar_resnet8")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_file_is_one_line(donor, network, tmp_path):
+    torch.save(donor.state_dict(), tmp_path / "w.pth")
+    (tmp_path / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:5000])
+    with pytest.raises(UserError, match=r"w\.pth: cannot be read"):
+        import_weights(network, str(tmp_path / "w.pth"), "cifar_resnet8")
+
+
+def test_a_file_that_is_not_there_is_one_line(network, tmp_path):
+    with pytest.raises(UserError, match=r"w\.pth: no such file; expected a file of weights"):
+        import_weights(network, str(tmp_path / "w.pth"), "cifar_resnet8")
+    with pytest.raises(UserError, match=r": is no file; expected a file of weights"):
+        import_weights(network, str(tmp_path), "cifar_resnet8")
+
+
+def test_the_saved_file_is_plain_safetensors(donor, tmp_path):
+    save_weights(donor, tmp_path / "w.safetensors")
+    assert load_file(tmp_path / "w.safetensors").keys() == donor.state_dict().keys()
+
+
+# --- a new last layer --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("cifar_resnet8", ("fc",)),
+        ("resnet18", ("fc",)),
+        ("torchvision:squeezenet1_1", ("classifier.1",)),
+        ("torchvision:mobilenet_v2", ("classifier.1",)),
+        ("torchvision:vit_b_32", ("heads.head",)),
+        ("deit_tiny_distilled_patch16_224", ("head", "head_dist")),
+        ("resnetv2_18", ("head.fc",)),
+    ],
+)
+def test_the_last_layer_is_found(name, layers):
+    with torch.device("meta"):
+        assert classifier_modules(create_model(name, 7)) == layers
+
+
+def test_a_new_last_layer_keeps_its_draw_and_all_else_is_imported(donor, tmp_path):
+    save_weights(donor, tmp_path / "w.safetensors")
+    torch.manual_seed(5)
+    network = create_model("cifar_resnet8", 7)
+    before = network.fc.weight.clone()
+    import_weights(network, str(tmp_path / "w.safetensors"), "cifar_resnet8", new_classifier=True)
+    assert torch.equal(network.fc.weight, before)
+    expected = donor.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in network.state_dict().items() if "fc." not in key)
+
+
+def test_other_missing_weights_are_still_told(donor, tmp_path):
+    state = {name: value for name, value in donor.state_dict().items() if name != "conv1.weight"}
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"w\.pth: weights of another network: the file lacks conv1\.weight$"):
+        import_weights(create_model("cifar_resnet8", 7), str(tmp_path / "w.pth"), "cifar_resnet8", new_classifier=True)
+
+
+# --- what only fits in another form ------------------------------------------------------------------------------
+
+
+def test_a_linear_layer_fits_where_the_network_has_a_convolution(tmp_path):
+    network = create_model("cifar_wrn_16_1", 10)
+    state = network.state_dict()
+    torch.save({**state, "head.fc.weight": state["head.fc.weight"].flatten(1) + 1}, tmp_path / "w.pth")
+    before = state["head.fc.weight"].clone()
+    import_weights(network, str(tmp_path / "w.pth"), "cifar_wrn_16_1")
+    assert torch.equal(network.head.fc.weight, before + 1)
