@@ -59,7 +59,7 @@ def check(options: argparse.Namespace) -> None:
 def prepare(options: argparse.Namespace) -> None:
     """Turn raw images into Arrow shards and a manifest."""
     from distillery.data.prepare import prepare_dataset
-    from distillery.experiment.resolving import load_dataset
+    from distillery.experiment.experiment import load_dataset
     from distillery.paths import dataset_folder
 
     dataset = load_dataset(options.config_dir / "datasets.yaml", options.dataset)
@@ -69,7 +69,7 @@ def prepare(options: argparse.Namespace) -> None:
 def download(options: argparse.Namespace) -> None:
     """Fetch a data set's raw images if they are absent, as preparing them would: for machines that have a network."""
     from distillery.data.fetch import download_raw
-    from distillery.experiment.resolving import load_dataset
+    from distillery.experiment.experiment import load_dataset
 
     download_raw(options.dataset, load_dataset(options.config_dir / "datasets.yaml", options.dataset))
 

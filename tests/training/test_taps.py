@@ -15,7 +15,7 @@ from torch import nn
 
 from distillery.cli import main
 from distillery.models import registry
-from distillery.models.zoo import ZOO, ZooEntry
+from distillery.experiment.zoo import ZOO, ZooEntry
 from distillery.models.zoo.cifar_resnet import CifarResNet
 
 ROOT = Path(__file__).parents[2]
@@ -254,7 +254,7 @@ SCRIPT = f"""
 import sys
 from distillery.cli import main
 from distillery.models import registry
-from distillery.models.zoo import ZOO, ZooEntry
+from distillery.experiment.zoo import ZOO, ZooEntry
 
 registry.ZOO = {{**ZOO, "ours": ZooEntry("{__name__}:" + sys.argv.pop(1), {{}}, 32, 0, "this test")}}
 main()

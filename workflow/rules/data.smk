@@ -8,18 +8,17 @@ rule download_dataset:
         "logs/datasets/{dataset}/download.log",
     localrule: True
     params:
-        source=download_source,
+        source=lambda w: plan.download(w.dataset),
     message:
         "download data set {wildcards.dataset}"
     shell:
-        "exec distillery download {wildcards.dataset} > {log} 2>&1"
+        "exec distillery download {wildcards.dataset} --config-dir {CONFIG:q} > {log} 2>&1"
 
 
 rule prepare_dataset:
     input:
-        raw=lambda wildcards: raw_record(wildcards.dataset),
-        downloaded=ancient(download_mark),
-        code=sources("data/prepare.py"),
+        raw=lambda w: plan.raw_images(w.dataset),
+        downloaded=ancient(lambda w: plan.download_mark(w.dataset)),
     output:
         "results/datasets/{dataset}/manifest.json",
     log:
@@ -28,8 +27,8 @@ rule prepare_dataset:
         "logs/datasets/{dataset}/prepare.benchmark.jsonl"
     threads: 8
     params:
-        dataset=dataset_line,
+        digest=lambda w: plan.preparing(w.dataset),
     message:
         "prepare data set {wildcards.dataset}"
     shell:
-        "exec distillery prepare {wildcards.dataset} --workers {threads} > {log} 2>&1"
+        "exec distillery prepare {wildcards.dataset} --config-dir {CONFIG:q} --workers {threads} {SHRUNK} > {log} 2>&1"

@@ -1,4 +1,4 @@
-# Metrics of many runs -> the experiment: tables and figures.
+# Metrics of many runs -> the experiment's tables and figures.
 localrules:
     assemble_tables,
     assemble_table,
@@ -7,10 +7,9 @@ localrules:
 
 rule assemble_tables:
     input:
-        manifest=unless_partial(experiment_manifest),
-        measured=unless_partial(table_measurements),
-        published=published_ledger,
-        lineage=table_lineage,
+        measured=lambda w: plan.unless_partial(plan.measurements(w.experiment)),
+        raw=lambda w: plan.raw_images_of(w.experiment),
+        published=lambda w: plan.published(w.experiment),
     output:
         markdown=report(
             "results/tables/{experiment}.md",
@@ -31,54 +30,40 @@ rule assemble_tables:
     benchmark:
         "logs/{experiment}/tables.benchmark.jsonl"
     params:
-        tables=tables_block,
-        digests=table_digests,
-        partial="--partial" if PARTIAL else "",
-        found=found_if_partial(
-            lambda experiment: experiment_manifest(experiment)
-            + table_measurements(experiment)
-        ),
+        digest=lambda w: plan.tabulating(w.experiment),
+        found=lambda w: plan.found_if_partial(plan.measurements(w.experiment)),
     message:
         "assemble the tables of {wildcards.experiment}"
     shell:
-        "exec distillery tabulate config/{wildcards.experiment}.yaml {params.partial} > {log} 2>&1"
+        "exec distillery tabulate {CONFIG:q}/{wildcards.experiment}.yaml {PARTIAL} {SHRUNK} > {log} 2>&1"
 
 
 # One table alone needs its own runs only. Its experiment writes the same bytes, but waits for all of them.
 rule assemble_table:
     input:
-        manifest=unless_partial(experiment_manifest),
-        measured=unless_partial(table_measurements),
-        published=published_ledger,
-        lineage=table_lineage,
+        measured=lambda w: plan.unless_partial(plan.measurements(w.experiment, w.table)),
+        raw=lambda w: plan.raw_images_of(w.experiment),
+        published=lambda w: plan.published(w.experiment),
     output:
         multiext("results/tables/{experiment}/{table}", ".md", ".tex", ".csv"),
     log:
         "logs/{experiment}/tables/{table}.log",
     benchmark:
         "logs/{experiment}/tables/{table}.benchmark.jsonl"
-    wildcard_constraints:
-        table="[A-Za-z0-9][A-Za-z0-9._-]*",
     params:
-        table=asked_table,
-        digests=table_digests,
-        partial="--partial" if PARTIAL else "",
-        found=found_if_partial(
-            lambda experiment, tables: experiment_manifest(experiment)
-            + table_measurements(experiment, tables)
-        ),
+        digest=lambda w: plan.tabulating(w.experiment, w.table),
+        found=lambda w: plan.found_if_partial(plan.measurements(w.experiment, w.table)),
     message:
         "assemble the table {wildcards.table} of {wildcards.experiment}"
     shell:
-        "exec distillery tabulate config/{wildcards.experiment}.yaml {wildcards.table} {params.partial} > {log} 2>&1"
+        "exec distillery tabulate {CONFIG:q}/{wildcards.experiment}.yaml {wildcards.table} {PARTIAL} {SHRUNK} > {log} 2>&1"
 
 
 rule draw_figures:
     input:
-        histories=unless_partial(training_histories),
-        measured=unless_partial(figure_measurements),
-        published=drawn_ledger,
-        lineage=figure_lineage,
+        measured=lambda w: plan.unless_partial(plan.drawn(w.experiment)),
+        raw=lambda w: plan.raw_images_of(w.experiment),
+        published=lambda w: plan.published(w.experiment, drawn=True),
     output:
         curves=report(
             directory("results/figures/{experiment}"),
@@ -92,14 +77,9 @@ rule draw_figures:
     benchmark:
         "logs/{experiment}/figures.benchmark.jsonl"
     params:
-        digests=trained_digests,
-        tables=drawn_tables,
-        partial="--partial" if PARTIAL else "",
-        found=found_if_partial(
-            lambda experiment: training_histories(experiment)
-            + figure_measurements(experiment)
-        ),
+        digest=lambda w: plan.drawing(w.experiment),
+        found=lambda w: plan.found_if_partial(plan.drawn(w.experiment)),
     message:
         "draw the figures of {wildcards.experiment}"
     shell:
-        "exec distillery plot config/{wildcards.experiment}.yaml {params.partial} > {log} 2>&1"
+        "exec distillery plot {CONFIG:q}/{wildcards.experiment}.yaml {PARTIAL} {SHRUNK} > {log} 2>&1"

@@ -7,17 +7,16 @@
 # when it is told to stop, and not a shell that dies at once and leaves it behind.
 #
 # A student does not wait for its teacher's metrics.json: it measures the teacher itself before it learns from it, and
-# measuring teachers anew must not train students anew. (Marking the file `ancient` would make Snakemake overlook other
+# measuring teachers again must not train students again. (Marking the file `ancient` would make Snakemake overlook other
 # changes of the student in the same call.)
 
 
 rule train_student:
     input:
-        manifest=manifest,
-        teacher=of_teacher("weights.safetensors"),
-        teacher_record=of_teacher("run.json"),
-        initial=initial_weights,
-        lineage=run_lineage(),
+        manifest=lambda w: plan.manifest(w.experiment),
+        raw=lambda w: plan.raw_images_of(w.experiment),
+        teacher=lambda w: plan.teacher_files(w.experiment, w.run),
+        initial=lambda w: plan.initial_files(w.experiment, w.run),
     output:
         weights=ensure(
             "results/{experiment}/{run}/seed{seed}/weights.safetensors", non_empty=True
@@ -30,7 +29,7 @@ rule train_student:
     benchmark:
         "logs/{experiment}/{run}/seed{seed}/train.benchmark.jsonl"
     wildcard_constraints:
-        experiment=experiments_before(STUDENTS),
+        experiment=plan.pattern("student"),
     # Sums over threads round differently for different numbers of threads, so the number does not follow the machine.
     threads: 1
     resources:
@@ -40,35 +39,31 @@ rule train_student:
         workers=1,
         loader="torch",
     params:
-        digest=digest,
+        digest=lambda w: plan.digest(w.experiment, w.run, w.seed),
     message:
         "train {wildcards.experiment}/{wildcards.run}, seed {wildcards.seed}"
     shell:
-        "exec bash workflow/scripts/launch.sh {resources.nodes} {resources.gpus_per_node} {resources.cpus_per_task}"
-        " train config/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed}"
+        "exec bash {LAUNCH:q} {resources.nodes} {resources.gpus_per_node} {resources.cpus_per_task}"
+        " train {CONFIG:q}/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed} {SHRUNK}"
         " --expect-digest {params.digest} --threads {threads} --workers {resources.workers}"
         " --loader {resources.loader} --requeue > {log} 2>&1"
 
 
 use rule train_student as train_teacher with:
     wildcard_constraints:
-        experiment=experiments_before(TEACHERS),
+        experiment=plan.pattern("teacher"),
     # Students wait for it.
     priority: 1
     message:
         "train {wildcards.experiment}/{wildcards.run}, seed {wildcards.seed}, a teacher"
 
 
-localrules:
-    import_weights,
-
-
 # Local: the machine that starts jobs has the network that a download needs, and computing nodes often have not.
 rule import_weights:
     input:
-        manifest=manifest,
-        initial=initial_weights,
-        lineage=run_lineage(),
+        manifest=lambda w: plan.manifest(w.experiment),
+        raw=lambda w: plan.raw_images_of(w.experiment),
+        initial=lambda w: plan.initial_files(w.experiment, w.run),
     output:
         weights=ensure(
             "results/{experiment}/{run}/seed{seed}/weights.safetensors", non_empty=True
@@ -79,11 +74,12 @@ rule import_weights:
     benchmark:
         "logs/{experiment}/{run}/seed{seed}/import.benchmark.jsonl"
     wildcard_constraints:
-        experiment=experiments_before(IMPORTED),
+        experiment=plan.pattern("imported"),
+    localrule: True
     params:
-        digest=digest,
+        digest=lambda w: plan.digest(w.experiment, w.run, w.seed),
     message:
         "import {wildcards.experiment}/{wildcards.run}"
     shell:
-        "exec distillery train config/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed}"
+        "exec distillery train {CONFIG:q}/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed} {SHRUNK}"
         " --expect-digest {params.digest} > {log} 2>&1"

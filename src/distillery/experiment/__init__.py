@@ -1,5 +1,6 @@
-"""The configuration: what may be written (schema), how it is read (reading), what it means (resolve)."""
+"""The configuration: what may be written (schema), what it means (experiment, spec), what it needs (plan)."""
 
-from distillery.experiment.resolving import Experiment, RunSpec, load_experiment, load_experiments
+from distillery.experiment.experiment import Experiment, load_experiment, load_experiments
+from distillery.experiment.spec import RunSpec
 
 __all__ = ["Experiment", "RunSpec", "load_experiment", "load_experiments"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from distillery.errors import UserError
 from distillery.experiment.reading import nearest, read_mapping, validate
-from distillery.experiment.resolving import load_experiments
+from distillery.experiment.experiment import load_experiments
 from distillery.experiment.schema.recipe import Recipe
 
 

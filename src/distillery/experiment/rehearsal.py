@@ -1,23 +1,20 @@
-"""A rehearsal of the experiments: every run with its real networks and objective, on a few small generated images.
+"""A rehearsal of an experiment: every run with its real network and objective, on a few small generated images.
 
-The rehearsal is a working folder of its own, with a config/ that says what is rehearsed and a results/ that is never
-mixed with real results. Whatever can go wrong with names, networks, objectives, files and tables goes wrong there,
-before a GPU-hour is spent; only the numbers mean nothing.
+Whatever can go wrong with names, networks, objectives, files and tables goes wrong there, before a GPU-hour is spent; only
+the numbers mean nothing. Its results lie in a folder of their own.
 """
 
-import json
 import re
 from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-import yaml
-
-from distillery.atomic import write_text
-from distillery.experiment.resolving import RUN_PREFIX, Experiment
+from distillery.experiment.experiment import Experiment
+from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.experiment import RunConfig
 from distillery.experiment.schema.objective import CrossEntropyOptions, Objective
 from distillery.experiment.schema.recipe import Preprocess, Recipe
+from distillery.experiment.spec import RUN_PREFIX
 
 # Enough for two steps an epoch, and for two epochs: what acts when an epoch begins acts twice.
 BATCH = 8
@@ -29,10 +26,100 @@ SIZE = 64
 FIXED_SIZE = re.compile(r"_[2-9]\d\d$")
 # Networks that were hardly trained answer wildly; at the recipes' rates their students would not stay finite.
 LEARNING_RATE = 1e-3
-
 # Where datasets.yaml does not say how many classes a data set has.
 CLASSES = 10
-_HEADER = "# Written by a rehearsal; changes are lost. The experiments themselves lie in the project's config/.\n"
+
+
+def rehearsed(experiment: Experiment) -> Experiment:
+    """The experiment with every recipe shrunk to a few steps, one seed, and generated images.
+
+    Weights of files and of libraries are not asked for: a network that is trained for it stands in.
+    """
+    runs: dict[str, RunConfig] = {}
+    recipes: dict[str, Recipe] = {}
+    for run, config in experiment.config.runs.items():
+        elsewhere = config.weights is not None and not config.weights.startswith(RUN_PREFIX)
+        runs[run] = config.model_copy(update={"seeds": None})
+        if config.recipe is not None:
+            recipes[run] = rehearsed_recipe(experiment.recipes[run], config.objective, config.model)
+        elif elsewhere:
+            plain = _plain_recipe(experiment.preprocesses.get(run))
+            runs[run] = runs[run].model_copy(update={"weights": None, "recipe": "stand-in"})
+            recipes[run] = rehearsed_recipe(plain, config.objective, config.model)
+        if elsewhere and config.recipe is not None:
+            name = _stand_in(config)
+            objective = Objective(ce=CrossEntropyOptions())
+            plain = _plain_recipe(experiment.recipes[run].preprocess)
+            runs[name] = RunConfig.model_validate(
+                {"model": config.model, "model_args": config.model_args, "recipe": "stand-in"}
+            )
+            recipes[name] = rehearsed_recipe(plain, objective, config.model)
+            runs[run] = runs[run].model_copy(update={"weights": f"{RUN_PREFIX}{name}"})
+    return replace(
+        experiment,
+        config=experiment.config.model_copy(update={"runs": runs, "seeds": (0,)}),
+        dataset=rehearsed_dataset(experiment.config.dataset, experiment.dataset),
+        recipes=recipes,
+        preprocesses={run: kept for run, kept in experiment.preprocesses.items() if run not in recipes},
+        rehearsal=True,
+        _specs={},
+    )
+
+
+def rehearsed_dataset(name: str, dataset: Dataset) -> Dataset:
+    """Made-up images of as many classes as the data set has."""
+    generated = {"classes": dataset.classes or CLASSES, "images": TRAINING_IMAGES, "size": SIZE}
+    return Dataset.model_validate({"path": f"generated/{name}", "generated": generated})
+
+
+def rehearsed_recipe(recipe: Recipe, objective: Objective, model: str) -> Recipe:
+    """A recipe as a rehearsal follows it: all its parts, for a few steps."""
+    body = recipe.model_dump(exclude_unset=True)
+    bake = objective.bake
+    body |= {"epochs": EPOCHS, "batch": BATCH if bake is None else BATCH // 2 * (bake.partners + 1)}
+    body["optimizer"]["lr"] = LEARNING_RATE
+    body["schedule"] = _short_schedule(body["schedule"])
+    if not FIXED_SIZE.search(model):
+        body["preprocess"] = _small_preprocess(recipe.preprocess)
+    # Half precision needs a GPU; bfloat16 takes the same paths on a CPU.
+    if recipe.precision == "16-mixed":
+        body["precision"] = "bf16-mixed"
+    return Recipe.model_validate(body)
+
+
+def _short_schedule(schedule: dict[str, Any]) -> dict[str, Any]:
+    short: dict[str, Any] = {"drops": [1], "every": 1, "restart_every": 1, "cooldown": 1, "min_lr": LEARNING_RATE / 100}
+    body = {key: short.get(key, value) if value is not None else None for key, value in schedule.items()}
+    if body.get("warmup") is not None:
+        short = {"epochs": 1, "lr": LEARNING_RATE / 10}
+        body["warmup"] = {key: short.get(key, value) for key, value in body["warmup"].items()}
+    return body
+
+
+def _small_preprocess(preprocess: Preprocess) -> dict[str, Any]:
+    body, size = preprocess.model_dump(exclude_unset=True), min(preprocess.size, SIZE)
+    if preprocess.resize is not None:
+        body["resize"] = round(preprocess.resize * size / preprocess.size)
+    return body | {"size": size}
+
+
+def _plain_recipe(preprocess: Preprocess | None) -> Recipe:
+    """A recipe for a network that stands in for published weights."""
+    return Recipe.model_validate(
+        {
+            "epochs": EPOCHS,
+            "batch": BATCH,
+            "optimizer": {"name": "sgd", "lr": LEARNING_RATE},
+            "schedule": {"name": "constant"},
+            "preprocess": {"size": SIZE} if preprocess is None else preprocess.model_dump(),
+        }
+    )
+
+
+def _stand_in(config: RunConfig) -> str:
+    """A plain name for a network and the weights that it begins with."""
+    arguments = [f"{key}-{value}" for key, value in config.model_args.items()]
+    return re.sub(r"[^A-Za-z0-9_]+", "-", "-".join(["stand-in", config.model, *arguments, str(config.weights)]))
 
 
 def family(model: str) -> str:
@@ -46,139 +133,13 @@ def representatives(experiments: Iterable[Experiment]) -> list[tuple[str, str]]:
     chosen: dict[tuple[str, str], None] = {}
     seen: set[object] = set()
     for experiment in experiments:
-        for run, line in experiment.config.runs.items():
-            if line.recipe is None:
-                continue
-            mgd = line.objective.mgd
-            method = (frozenset(line.objective.terms()), mgd and mgd.reducer)
-            start = "from weights" if line.weights is not None else "from scratch"
-            new = {method, family(line.model), start} - seen
+        for run in experiment.trained():
+            config = experiment.config.runs[run]
+            options = config.objective.terms()
+            method = tuple((name, getattr(block, "reducer", None)) for name, block in options.items())
+            start = "from weights" if config.weights is not None else "from scratch"
+            new = {method, family(config.model), start} - seen
             if new:
                 seen |= new
                 chosen[experiment.name, run] = None
     return list(chosen)
-
-
-def write_rehearsal(experiments: Iterable[Experiment], folder: Path) -> None:
-    """Write ``folder``/config with every experiment shrunk; files that are right already are left alone."""
-    recipes: dict[str, str] = {}
-    datasets: dict[str, Any] = {}
-    config = folder / "config"
-    for experiment in experiments:
-        datasets[experiment.config.dataset] = _generated(experiment)
-        runs = _lines(experiment, recipes)
-        body = experiment.config.model_dump(mode="json", exclude_defaults=True)
-        _write(config / experiment.path.name, _dumped({experiment.name: body | {"seeds": [0], "runs": runs}}))
-        ledger = experiment.path.parent / "published" / f"{experiment.name}.csv"
-        if ledger.is_file():
-            _write(config / "published" / ledger.name, ledger.read_text(encoding="utf-8"))
-    _write(config / "datasets.yaml", _dumped(datasets))
-    for text, name in recipes.items():
-        _write(config / "recipes" / f"{name}.yaml", text)
-
-
-def _lines(experiment: Experiment, recipes: dict[str, str]) -> dict[str, Any]:
-    """The runs. Weights of files and of the network are not there: a network that is trained for it stands in."""
-    lines: dict[str, Any] = {}
-    for run, line in experiment.config.runs.items():
-        lines[run] = body = line.model_dump(mode="json", exclude_defaults=True, exclude={"seeds", "recipe"})
-        elsewhere = line.weights is not None and experiment.origin(run) is None
-        if line.recipe is not None:
-            body["recipe"] = _filed(
-                rehearsed(experiment.recipes[run], line.objective, line.model), line.recipe, recipes
-            )
-        elif elsewhere:
-            del body["weights"]
-            body["recipe"] = _filed(
-                rehearsed(_plain_recipe(experiment.spec(run).preprocess), line.objective, line.model),
-                "stand-in",
-                recipes,
-            )
-        if elsewhere and line.recipe is not None:
-            name = f"stand-in-{_slug(line)}"
-            plain = _plain_recipe(experiment.recipes[run].preprocess)
-            lines[name] = {key: body[key] for key in ("model", "model_args") if key in body} | {
-                "recipe": _filed(rehearsed(plain, Objective(ce=CrossEntropyOptions()), line.model), "stand-in", recipes)
-            }
-            body["weights"] = f"{RUN_PREFIX}{name}"
-    return lines
-
-
-def _slug(line: RunConfig) -> str:
-    """A plain name for a network and the weights that it begins with."""
-    text = json.dumps([line.model, line.model_args, line.weights])
-    return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")
-
-
-def _filed(body: dict[str, Any], name: str, recipes: dict[str, str]) -> str:
-    """The name of a recipe's file; equal recipes share one."""
-    taken = set(recipes.values())
-    candidates = (f"{name}-{number}" if number else name for number in range(len(recipes) + 1))
-    return recipes.setdefault(_dumped(body), next(candidate for candidate in candidates if candidate not in taken))
-
-
-def rehearsed(recipe: Recipe, objective: Objective, model: str) -> dict[str, Any]:
-    """A recipe as a rehearsal follows it: all its parts, for a few steps."""
-    body = recipe.model_dump(mode="json", exclude_defaults=True)
-    bake = objective.bake
-    body |= {"epochs": EPOCHS, "batch": BATCH if bake is None else BATCH // 2 * (bake.partners + 1)}
-    body["optimizer"]["lr"] = LEARNING_RATE
-    body["schedule"] = _short_schedule(body["schedule"])
-    if not FIXED_SIZE.search(model):
-        body["preprocess"] = _small_preprocess(recipe.preprocess)
-    # Half precision needs a GPU; bfloat16 takes the same paths on a CPU.
-    if recipe.precision == "16-mixed":
-        body["precision"] = "bf16-mixed"
-    return body
-
-
-def _short_schedule(schedule: dict[str, Any]) -> dict[str, Any]:
-    short: dict[str, Any] = {"drops": [1], "every": 1, "restart_every": 1, "cooldown": 1, "min_lr": LEARNING_RATE / 100}
-    body = {key: short.get(key, value) for key, value in schedule.items()}
-    if "warmup" in body:
-        short = {"epochs": 1, "lr": LEARNING_RATE / 10}
-        body["warmup"] = {key: short.get(key, value) for key, value in body["warmup"].items()}
-    return body
-
-
-def _small_preprocess(preprocess: Preprocess) -> dict[str, Any]:
-    body = preprocess.model_dump(mode="json", exclude_defaults=True)
-    size = min(preprocess.size, SIZE)
-    if preprocess.resize is not None:
-        body["resize"] = round(preprocess.resize * size / preprocess.size)
-    return body | {"size": size}
-
-
-def _plain_recipe(preprocess: Preprocess | None) -> Recipe:
-    """A recipe for a network that stands in for published weights."""
-    body: dict[str, Any] = {
-        "epochs": EPOCHS,
-        "batch": BATCH,
-        "optimizer": {"name": "sgd", "lr": LEARNING_RATE},
-        "schedule": {"name": "constant"},
-        "preprocess": {"size": SIZE} if preprocess is None else preprocess.model_dump(mode="json"),
-    }
-    return Recipe.model_validate(body)
-
-
-def _generated(experiment: Experiment) -> dict[str, Any]:
-    sizes = [recipe.preprocess.size for recipe in experiment.recipes.values()]
-    return {
-        "path": f"generated/{experiment.config.dataset}",
-        "generated": {
-            "classes": experiment.dataset.classes or CLASSES,
-            "images": TRAINING_IMAGES,
-            "size": min(SIZE, max(sizes, default=SIZE)),
-        },
-    }
-
-
-def _dumped(body: dict[str, Any]) -> str:
-    text: str = yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=1000)
-    return _HEADER + text
-
-
-def _write(path: Path, text: str) -> None:
-    """Many jobs of one workflow may write at once; none of them needs to."""
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        write_text(path, text)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from distillery.errors import UserError
 from distillery.experiment.reading import nearest
-from distillery.models.zoo import ZOO
+from distillery.experiment.zoo import ZOO
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,7 +13,7 @@ from distillery.errors import UserError
 from distillery.models import create_model
 from distillery.models.pretrained.load import classifier_modules
 from distillery.models.taps import Taps, plan_taps
-from distillery.models.zoo import ZOO
+from distillery.experiment.zoo import ZOO
 
 FACTS = json.loads((Path(__file__).parents[2] / "golden" / "arch_facts.json").read_text())
 

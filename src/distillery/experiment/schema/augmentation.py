@@ -1,7 +1,7 @@
 """What a recipe may say about augmentation: the operations that change a training image."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
 
@@ -25,6 +25,8 @@ def _known_policy(policy: str) -> str:
 class RandomCrop(Block):
     """Pad each side by `padding` pixels, then cut a random square of the input size."""
 
+    numerics: ClassVar[int | None] = 1
+
     name: Literal["random_crop"]
     padding: NonNegativeInt
     mode: Literal["constant", "reflect"] = "constant"
@@ -40,6 +42,8 @@ class RandomResizedCrop(Block):
 
     `reduced_decoding` decodes JPEGs at 1/2, 1/4 or 1/8 of their size where the crop stays as large as the input.
     """
+
+    numerics: ClassVar[int | None] = 1
 
     name: Literal["random_resized_crop"]
     scale: Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)] = (0.08, 1.0)
@@ -58,12 +62,16 @@ class RandomResizedCrop(Block):
 class HorizontalFlip(Block):
     """Mirror left and right."""
 
+    numerics: ClassVar[int | None] = 1
+
     name: Literal["horizontal_flip"]
     p: Probability = 0.5
 
 
 class Rotation(Block):
     """Rotate by a uniform angle in [-degrees, degrees]."""
+
+    numerics: ClassVar[int | None] = 1
 
     name: Literal["rotation"]
     degrees: Annotated[float, Field(ge=0, le=180)]
@@ -72,12 +80,16 @@ class Rotation(Block):
 class Grayscale(Block):
     """Drop the colours, keeping three channels."""
 
+    numerics: ClassVar[int | None] = 1
+
     name: Literal["grayscale"]
     p: Probability = 0.1
 
 
 class ColorJitter(Block):
     """Scale brightness, contrast and saturation by factors in [1-x, 1+x], and shift the hue by up to x."""
+
+    numerics: ClassVar[int | None] = 1
 
     name: Literal["color_jitter"]
     brightness: NonNegativeFloat = 0.0
@@ -89,12 +101,16 @@ class ColorJitter(Block):
 class RandAugment(Block):
     """timm's RandAugment, by its policy string."""
 
+    numerics: ClassVar[int | None] = 1
+
     name: Literal["rand_augment"]
     policy: Annotated[str, AfterValidator(_known_policy)] = "rand-m7-mstd0.5-inc1"
 
 
 class Lighting(Block):
     """Shift the colours along the principal axes of ImageNet's pixels, by three normal draws of deviation `std`."""
+
+    numerics: ClassVar[int | None] = 1
 
     name: Literal["lighting"]
     std: NonNegativeFloat = 0.1

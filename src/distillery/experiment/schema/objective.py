@@ -10,6 +10,8 @@ from distillery.experiment.schema.block import Block, Probability
 class TermOptions(Block):
     """What every term of an objective has: its weight in the sum, and what it must be shown."""
 
+    numerics: ClassVar[int | None] = 1
+
     needs_teacher: ClassVar[bool] = False
     needs_stages: ClassVar[bool] = False  # feature maps at the ends of the networks' stages
     needs_embedding: ClassVar[bool] = False  # what enters the student's last linear layer

@@ -1,6 +1,6 @@
 """What a recipe may say: how a network is trained."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import (
     Field,
@@ -138,6 +138,8 @@ class Preprocess(Block):
 
     `rule: bake` is that of BAKE's ImageNet code: OpenCV's bilinear resizing without antialiasing, centres rounded up.
     """
+
+    numerics: ClassVar[int | None] = 1
 
     size: PositiveInt = Field(description="side of the network's input, in pixels")
     resize: PositiveInt | None = Field(None, description="short side before the centre crop; default: `size`")

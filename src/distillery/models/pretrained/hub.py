@@ -10,7 +10,7 @@ from distillery.errors import UserError
 from distillery.experiment.reading import nearest
 from distillery.experiment.schema.recipe import Preprocess, Statistics
 from distillery.models.registry import bare_name
-from distillery.models.zoo import ZOO
+from distillery.experiment.zoo import ZOO
 
 Published = tuple[dict[str, Tensor], Preprocess | None]
 

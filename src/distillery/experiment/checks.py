@@ -1,0 +1,110 @@
+"""What the schema cannot see: which keys of a run go together, and names that point at each other."""
+
+from typing import TYPE_CHECKING, Any
+
+from distillery.errors import UserError
+from distillery.experiment.reading import nearest
+from distillery.experiment.schema.experiment import RunConfig
+from distillery.experiment.schema.recipe import Recipe
+
+if TYPE_CHECKING:
+    from distillery.experiment.experiment import Experiment
+
+
+def check_run(where: str, config: RunConfig, overrides: dict[str, Any], recipe: Recipe | None) -> None:
+    """Check which keys of a run go together."""
+    if config.recipe is None and config.weights is None:
+        raise UserError(f"{where}: a run needs `recipe` (to train), `weights` (to import) or both; found neither")
+    if config.recipe is None:
+        stray = sorted(set(overrides) - {"preprocess"}) + ["teacher"] * (config.teacher is not None)
+        stray += ["new_classifier"] * config.new_classifier
+        if stray:
+            raise UserError(f"{where}.{stray[0]}: imported weights are not trained; remove this key or add `recipe`")
+    if config.new_classifier and config.weights is None:
+        raise UserError(f"{where}.new_classifier: there are no `weights` whose classifier it could replace")
+    if (
+        recipe is not None
+        and recipe.classifier_std is not None
+        and config.weights is not None
+        and not config.new_classifier
+    ):
+        raise UserError(
+            f"{where}.classifier_std: {recipe.classifier_std} has no effect, the last layer is that of `weights`; "
+            "write `classifier_std: null` or `new_classifier: true`"
+        )
+
+
+def check_experiment(experiment: "Experiment") -> None:
+    """Check what the schema cannot see: names that point at each other."""
+    runs = experiment.config.runs
+    for run in runs:
+        _check_teacher(experiment, run)
+    for run in runs:
+        where = experiment.where(run)
+        _check_descent(experiment, run)
+        _check_sampling(experiment, run)
+        if len(set(experiment.seeds(run))) != len(experiment.seeds(run)):
+            raise UserError(f"{where}.seeds: a seed occurs twice")
+    for table, block in experiment.config.tables.items():
+        for row in block.runs():
+            if row not in runs:
+                where = f"{experiment.path}: {experiment.name}.tables.{table}.{'grid' if block.grid else 'rows'}"
+                raise UserError(f"{where}: no run {row!r}; {nearest(row, runs)}")
+
+
+def _check_teacher(experiment: "Experiment", run: str) -> None:
+    runs = experiment.config.runs
+    config = runs[run]
+    where = experiment.where(run)
+    learns = [name for name, options in config.objective.terms().items() if options.needs_teacher]
+    if config.teacher is None:
+        if learns:
+            raise UserError(f"{where}.teacher: missing; the objective's term {learns[0]!r} learns from a teacher")
+        return
+    if config.teacher not in runs:
+        raise UserError(f"{where}.teacher: no run {config.teacher!r}; {nearest(config.teacher, runs)}")
+    if not learns:
+        raise UserError(
+            f"{where}.teacher: no term of the objective uses {config.teacher!r}; add kd, mgd or overhaul, or remove it"
+        )
+    teacher = runs[config.teacher]
+    if config.margin_source == "pretrained" and (teacher.recipe is None or teacher.weights is None):
+        raise UserError(f"{where}.margin_source: {config.teacher!r} was not trained from `weights`; write teacher")
+
+
+def _check_descent(experiment: "Experiment", run: str) -> None:
+    """No run may descend from itself, by teachers or by weights, on whatever experiments they stand."""
+
+    def visit(descendants: tuple[str, ...], experiment: "Experiment", run: str) -> None:
+        name = f"{experiment.name}/{run}"
+        if name in descendants:
+            circle = " <- ".join([*descendants[descendants.index(name) :], name])
+            raise UserError(f"{start}: {circle} descend from each other in a circle")
+        if run not in experiment.config.runs:
+            return  # on another experiment, whose own check says it better
+        for parent in experiment.parents(run):
+            visit((*descendants, name), *parent)
+
+    start = experiment.where(run)
+    visit((), experiment, run)
+
+
+def _check_sampling(experiment: "Experiment", run: str) -> None:
+    """Mixing pairs a batch's images; BAKE's partners share their anchor's batch and are the only repetitions."""
+    bake, recipe = experiment.config.runs[run].objective.bake, experiment.recipes.get(run)
+    if recipe is not None and recipe.mix is not None and (recipe.batch % 2 or not recipe.drop_last):
+        raise UserError(
+            f"{experiment.where(run)}.mix: needs an even `batch` and `drop_last: true`"
+        )
+    if bake is None or recipe is None or bake.partners == 0:
+        return
+    where = experiment.where(run)
+    if recipe.batch % (bake.partners + 1):
+        group = bake.partners + 1
+        raise UserError(
+            f"{where}.batch: {recipe.batch} is no multiple of {group}, an image and its {group - 1} partners"
+        )
+    if recipe.repeats > 1:
+        raise UserError(
+            f"{where}.repeats: {recipe.repeats} cannot go with BAKE's partners; set repeats: 1 or partners: 0"
+        )

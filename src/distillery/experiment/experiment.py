@@ -1,0 +1,276 @@
+"""From an experiment file to resolved runs: names looked up, recipes merged."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from distillery.errors import UserError
+from distillery.experiment.checks import check_experiment, check_run
+from distillery.experiment.reading import nearest, read_mapping, validate
+from distillery.experiment.schema.dataset import Dataset
+from distillery.experiment.schema.experiment import ExperimentConfig, RunConfig
+from distillery.experiment.schema.objective import Objective
+from distillery.experiment.schema.recipe import Preprocess, Recipe
+from distillery.experiment.spec import RUN_PREFIX, RunSpec
+
+# Names that stand beside experiments in the results folder.
+RESERVED = ("datasets", "tables", "figures", "rehearsal", "work")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One experiment file, read, checked and ready to resolve its runs.
+
+    ``linked`` holds the experiments that were read together with this one, by name: those whose runs its runs start from.
+    """
+
+    path: Path
+    name: str
+    config: ExperimentConfig
+    dataset: Dataset
+    recipes: dict[str, Recipe]
+    preprocesses: dict[str, Preprocess]  # of the imported runs that say how images must be prepared for them
+    rehearsal: bool = False
+    linked: "dict[str, Experiment]" = field(default_factory=dict, compare=False, repr=False)
+    _specs: dict[tuple[str, int], RunSpec] = field(default_factory=dict, compare=False, repr=False)
+
+    def seeds(self, run: str) -> tuple[int, ...]:
+        """The seeds a run is made with; imported weights exist once.
+
+        Raises:
+            UserError: the experiment has no such run.
+        """
+        if run not in self.config.runs:
+            raise UserError(f"{self.path}: {self.name}.runs: no run {run!r}; {nearest(run, self.config.runs)}")
+        config = self.config.runs[run]
+        return (config.seeds or self.config.seeds) if config.recipe is not None else (0,)
+
+    def where(self, run: str) -> str:
+        """Where a run stands, for error messages: ``config/digits.yaml: digits.runs.resnet8``."""
+        return f"{self.path}: {self.name}.runs.{run}"
+
+    def teacher(self, run: str) -> str | None:
+        """The run that teaches this one."""
+        return self.config.runs[run].teacher
+
+    def teachers(self) -> set[str]:
+        """Every run that teaches another."""
+        return {config.teacher for config in self.config.runs.values() if config.teacher}
+
+    def trained(self) -> list[str]:
+        """The runs that are trained, not imported."""
+        return [run for run, config in self.config.runs.items() if config.recipe is not None]
+
+    def origin(self, run: str) -> "tuple[Experiment, str] | None":
+        """The experiment and the run whose weights this run imports or starts from, where `weights` names a run.
+
+        Raises:
+            UserError: there is no such experiment or run.
+        """
+        weights = self.config.runs[run].weights
+        if weights is None or not weights.startswith(RUN_PREFIX):
+            return None
+        where = f"{self.where(run)}.weights"
+        name, slash, other = weights.removeprefix(RUN_PREFIX).rpartition("/")
+        experiment = self._link(name, where) if slash else self
+        if other not in experiment.config.runs:
+            known = nearest(other, experiment.config.runs)
+            raise UserError(f"{where}: {experiment.path} has no run {other!r}; {known}")
+        return experiment, other
+
+    def _link(self, name: str, where: str) -> "Experiment":
+        if name not in self.linked:
+            path = self.path.with_name(f"{name}.yaml")
+            if not path.is_file():
+                raise UserError(f"{where}: no experiment {path}; {nearest(name, experiment_names(path.parent))}")
+            _read_experiment(path, self.linked, self.rehearsal)
+        return self.linked[name]
+
+    def parents(self, run: str) -> "list[tuple[Experiment, str]]":
+        """The runs that this one descends from at first hand: its teacher, and the one whose weights it takes."""
+        teacher, origin = self.teacher(run), self.origin(run)
+        return [*([(self, teacher)] if teacher else []), *([origin] if origin else [])]
+
+    def family(self, runs: Iterable[str]) -> "list[tuple[Experiment, str]]":
+        """Some runs, their parents, their parents' parents, and so on, each once."""
+        found: dict[tuple[str, str], tuple[Experiment, str]] = {}
+        waiting: list[tuple[Experiment, str]] = [(self, run) for run in runs]
+        while waiting:
+            experiment, run = waiting.pop()
+            if (experiment.name, run) not in found:
+                found[experiment.name, run] = experiment, run
+                waiting += experiment.parents(run)
+        return list(found.values())
+
+    def members(self) -> Iterator[tuple[str, int]]:
+        """Every (run, seed) of the experiment, in the order written."""
+        for run in self.config.runs:
+            for seed in self.seeds(run):
+                yield run, seed
+
+    def spec(self, run: str, seed: int | None = None) -> RunSpec:
+        """Resolve a run.
+
+        A teacher is always the first seed of its run, so that the spread over a student's seeds is the student's own.
+
+        Raises:
+            UserError: the experiment has no such run, or the run no such seed.
+        """
+        seeds = self.seeds(run)
+        seed = seeds[0] if seed is None else seed
+        if seed not in seeds:
+            raise UserError(f"{self.where(run)}: no seed {seed}; valid: {', '.join(map(str, seeds))}")
+        if (run, seed) not in self._specs:
+            self._specs[run, seed] = self._resolve(run, seed)
+        return self._specs[run, seed]
+
+    def _resolve(self, run: str, seed: int) -> RunSpec:
+        config, recipe, origin = self.config.runs[run], self.recipes.get(run), self.origin(run)
+        return RunSpec(
+            dataset=self.config.dataset,
+            model=config.model,
+            model_args=config.model_args,
+            seed=seed,
+            weights=None if origin else config.weights,
+            initial=origin[0].spec(origin[1]) if origin else None,
+            new_classifier=config.new_classifier,
+            preprocess=self.preprocesses.get(run),
+            recipe=recipe,
+            objective=config.objective if recipe else None,
+            teacher=self.spec(config.teacher) if config.teacher else None,
+            teacher_norm=(config.teacher_norm or _usual_norm(config.objective)) if config.teacher else "eval",
+            margin_source=config.margin_source if config.teacher else "teacher",
+        )
+
+
+def _usual_norm(objective: Objective) -> Literal["eval", "batch"]:
+    """Overhaul's authors let the teacher normalise by batch statistics; everybody else freezes it."""
+    return "batch" if objective.overhaul is not None else "eval"
+
+
+def experiment_names(folder: Path) -> list[str]:
+    """The names of the experiments of a configuration folder, by their files; hidden files are none."""
+    files = (path for path in folder.glob("*.yaml") if not path.name.startswith("."))
+    return sorted(path.stem for path in files if path.name != "datasets.yaml")
+
+
+def load_experiment(path: Path, *, rehearsal: bool = False) -> Experiment:
+    """Read an experiment file with the recipes, the data set and the other experiments that it names.
+
+    With ``rehearsal``, everything that it says is shrunk to a few steps on generated images.
+
+    Raises:
+        UserError: something in it is wrong; one line says what, where, and what would be right.
+    """
+    experiment = _read_experiment(path, {}, rehearsal=False)
+    check_experiment(experiment)
+    return _read_experiment(path, {}, rehearsal=True) if rehearsal else experiment
+
+
+def load_experiments(folder: Path) -> dict[str, Experiment]:
+    """Read every experiment of a configuration folder.
+
+    Raises:
+        UserError: one of them is wrong.
+    """
+    linked: dict[str, Experiment] = {}
+    experiments = [
+        linked.get(name) or _read_experiment(folder / f"{name}.yaml", linked) for name in experiment_names(folder)
+    ]
+    for experiment in experiments:
+        check_experiment(experiment)
+    return {experiment.name: experiment for experiment in experiments}
+
+
+def _read_experiment(path: Path, linked: dict[str, Experiment], rehearsal: bool = False) -> Experiment:
+    """Read an experiment and remember it among the linked ones; what its runs say of other runs is not checked yet."""
+    raw = read_mapping(path)
+    if len(raw) != 1:
+        raise UserError(f"{path}: expected one top-level key, the experiment's name; found {len(raw)}")
+    (name,) = raw
+    if name != path.stem:
+        raise UserError(f"{path}: top-level key {name!r} must be the file's name, {path.stem!r}")
+    if name in RESERVED:
+        raise UserError(f"{path}: {name!r} is a folder of results/ and cannot name an experiment")
+    runs, overrides = _split_runs(path, name, raw[name])
+    config = validate(ExperimentConfig, {**raw[name], "runs": runs}, path, (name,))
+    dataset = load_dataset(path.parent / "datasets.yaml", config.dataset, f"{path}: {name}.dataset")
+    recipes = {
+        run: _merge_recipe(path, name, run, run_config.recipe, overrides[run])
+        for run, run_config in config.runs.items()
+        if run_config.recipe is not None
+    }
+    for run, run_config in config.runs.items():
+        check_run(f"{path}: {name}.runs.{run}", run_config, overrides[run], recipes.get(run))
+    preprocesses = {
+        run: validate(Preprocess, overrides[run]["preprocess"], path, (name, "runs", run, "preprocess"))
+        for run, run_config in config.runs.items()
+        if run_config.recipe is None and overrides[run].get("preprocess") is not None
+    }
+    experiment = Experiment(path, name, config, dataset, recipes, preprocesses, linked=linked)
+    if rehearsal:
+        from distillery.experiment.rehearsal import rehearsed
+
+        experiment = rehearsed(experiment)
+    linked[name] = experiment
+    return experiment
+
+
+def _split_runs(path: Path, name: str, body: object) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Separate each run's own keys from the recipe keys it overrides; leave what is misshapen to the schema."""
+    runs = body.get("runs") if isinstance(body, dict) else None
+    if not isinstance(body, dict) or not isinstance(runs, dict):
+        validate(ExperimentConfig, body, path, (name,))
+        raise AssertionError("the schema accepted an experiment without runs")
+    own: dict[str, Any] = {}
+    overrides: dict[str, dict[str, Any]] = {}
+    for run, keys in runs.items():
+        if not isinstance(keys, dict):
+            own[run], overrides[run] = keys, {}
+            continue
+        overrides[run] = {key: value for key, value in keys.items() if key in Recipe.model_fields}
+        own[run] = {key: value for key, value in keys.items() if key not in Recipe.model_fields}
+        for key in own[run]:
+            if key not in RunConfig.model_fields:
+                valid = [*RunConfig.model_fields, *Recipe.model_fields]
+                raise UserError(f"{path}: {name}.runs.{run}.{key}: unknown key {key!r}; {nearest(str(key), valid)}")
+    return own, overrides
+
+
+def load_dataset(path: Path, dataset: str, asked_by: str = "") -> Dataset:
+    """Read one line of datasets.yaml; ``asked_by`` says in an error who named it.
+
+    Raises:
+        UserError: there is no such line, or it is wrong.
+    """
+    raw = read_mapping(path)
+    if dataset not in raw:
+        raise UserError(f"{asked_by or path}: no data set {dataset!r}; {nearest(dataset, raw)}")
+    return validate(Dataset, raw[dataset], path, (dataset,))
+
+
+def _merge_recipe(path: Path, name: str, run: str, recipe: str, overrides: dict[str, Any]) -> Recipe:
+    recipe_path = path.parent / "recipes" / f"{recipe}.yaml"
+    if not recipe_path.is_file():
+        known = sorted(found.stem for found in recipe_path.parent.glob("*.yaml"))
+        raise UserError(f"{path}: {name}.runs.{run}.recipe: no file {recipe_path}; {nearest(recipe, known)}")
+    base = read_mapping(recipe_path)
+    merged = validate(Recipe, base, recipe_path)
+    if overrides:
+        merged = validate(Recipe, _deep_merge(base, overrides), path, (name, "runs", run))
+    return merged
+
+
+def _deep_merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Lay overrides over a recipe, mapping by mapping; a block that changes its `name` replaces the recipe's whole."""
+    merged = dict(base)
+    for key, value in overrides.items():
+        old = merged.get(key)
+        renamed = (
+            isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) != old.get("name")
+        )
+        merged[key] = (
+            _deep_merge(old, value) if isinstance(value, dict) and isinstance(old, dict) and not renamed else value
+        )
+    return merged

@@ -1,0 +1,329 @@
+"""What the workflow asks about experiments: which targets there are, what each result needs, and what decides it.
+
+Rules of ``workflow/`` see the configuration through a ``Plan`` only. An experiment is read when a target needs it, with
+those that its runs start from, so that a broken file in config/ stops nobody else. Paths are relative to the folder that
+Snakemake works in.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from distillery.errors import UserError
+from distillery.experiment.experiment import Experiment, experiment_names, load_dataset, load_experiment
+from distillery.experiment.ledger import EVALUATION, PREPARING, PROFILING, REPORTING, digest_of, entry, file_sha256
+from distillery.experiment.reading import nearest, read_mapping
+from distillery.experiment.rehearsal import rehearsed_dataset, representatives
+from distillery.experiment.schema.block import NAME_PATTERN
+from distillery.experiment.schema.dataset import HUB_PREFIX, Dataset
+from distillery.paths import dataset_folder, figure_folder, profile_path, run_folder, table_folder
+
+RESULTS = Path("results")
+REHEARSAL = RESULTS / "rehearsal"
+# What `--config key=value` may set.
+SWITCHES = ("experiments", "partial", "rehearsal")
+Kind = Literal["imported", "teacher", "student"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The experiments of a configuration folder, as the workflow sees them.
+
+    Args:
+        config: the folder with the experiments, ``recipes/`` and ``datasets.yaml``.
+        chosen: the experiments whose results Snakemake makes when it is given no target.
+        partial: assemble what there is, and make nothing.
+        rehearsal: every experiment shrunk to a few steps on generated images.
+        needed_files: tells which files fill the cells of some tables, by run (``reporting`` knows the columns).
+    """
+
+    config: Path
+    chosen: tuple[str, ...] = ("digits",)
+    partial: bool = False
+    rehearsal: bool = False
+    needed_files: Callable[..., Mapping[str, set[str]]] = lambda experiment, tables=None: {}
+    _read: dict[str, Experiment] = field(default_factory=dict, compare=False, repr=False)
+
+    # --- which targets there are -------------------------------------------------------------------------------------
+
+    def experiment(self, name: str) -> Experiment:
+        """One experiment, read and checked when it is first asked for.
+
+        Raises:
+            UserError: there is none of this name, or it is wrong.
+        """
+        if name not in self._read:
+            path = self.config / f"{name}.yaml"
+            if not path.is_file():
+                raise UserError(f"no experiment {path}; {nearest(name, experiment_names(self.config))}")
+            self._read[name] = load_experiment(path, rehearsal=self.rehearsal)
+        return self._read[name]
+
+    def names(self) -> list[str]:
+        """The names of all experiments, by their files: none is read."""
+        return [name for name in experiment_names(self.config) if re.fullmatch(NAME_PATTERN, name)]
+
+    def datasets(self) -> list[str]:
+        """The names of all data sets."""
+        return list(read_mapping(self.config / "datasets.yaml"))
+
+    def pattern(self, kind: Kind) -> str:
+        """A pattern for {experiment} before runs that are imported, that teach others, or that do neither.
+
+        The rules that make networks differ in machine and priority, so a path alone has to tell which one makes it. The
+        files are looked through without being checked: one that cannot be read has no targets, and says why only when
+        it is asked for.
+        """
+        pairs = [f"{name}/{run}" for name in self.names() for run, found in self._kinds(name).items() if found == kind]
+        # One name may be a teacher in one experiment and a student in another: {experiment} looks ahead at {run}.
+        return f"(?=(?:{any_of(pairs)})/)(?:{any_of(self.names())})"
+
+    def _kinds(self, name: str) -> dict[str, Kind]:
+        try:
+            content = yaml.load((self.config / f"{name}.yaml").read_text(encoding="utf-8"), Loader=_QuickLoader)
+            runs: dict[str, Any] = {run: keys for run, keys in content[name]["runs"].items() if isinstance(keys, dict)}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+            return {}
+        teachers = {keys.get("teacher") for keys in runs.values()}
+        # A rehearsal trains stand-ins for weights that come from elsewhere.
+        imported = {
+            run
+            for run, keys in runs.items()
+            if keys.get("recipe") is None and (not self.rehearsal or str(keys.get("weights")).startswith("run:"))
+        }
+        kinds: dict[str, Kind] = {}
+        for run in runs:
+            kinds[str(run)] = "imported" if run in imported else "teacher" if run in teachers else "student"
+        if self.rehearsal:
+            kinds |= dict.fromkeys(self._stand_ins(name, runs), "student")
+        return kinds
+
+    def _stand_ins(self, name: str, runs: Iterable[str]) -> list[str]:
+        try:
+            return [run for run in self.experiment(name).config.runs if run not in runs]
+        except UserError:
+            return []
+
+    # --- what a run is, and what it needs ----------------------------------------------------------------------------
+
+    def digest(self, experiment: str, run: str, seed: str | None = None) -> str:
+        """What decides a run's weights, as a hash; of the first seed where none is named."""
+        return self.experiment(experiment).spec(run, None if seed is None else int(seed)).digest
+
+    def evaluation(self, experiment: str, run: str, seed: str) -> str:
+        """What decides a run's metrics: the run, and how it is measured."""
+        return f"{self.digest(experiment, run, seed)}, evaluation {EVALUATION}"
+
+    def profiling(self, experiment: str, run: str) -> str:
+        """What decides a run's profile: the run, and how it is counted and timed."""
+        return f"{self.digest(experiment, run)}, profiling {PROFILING}"
+
+    def first_seed_files(self, experiment: str, run: str) -> list[str]:
+        """Weights and record of a run's first seed, which stands for all where only the architecture matters."""
+        return self._network(self.experiment(experiment), run)
+
+    def teacher_files(self, experiment: str, run: str) -> list[str]:
+        """Weights and record of the network that teaches a run; none if nobody does."""
+        read = self.experiment(experiment)
+        read.seeds(run)
+        teacher = read.teacher(run)
+        return self._network(read, teacher) if teacher else []
+
+    def initial_files(self, experiment: str, run: str) -> list[str]:
+        """Weights and record of the run whose weights a run imports or starts from.
+
+        Files from elsewhere are no inputs: the digest holds their bytes, wherever they lie.
+        """
+        origin = self.experiment(experiment).origin(run)
+        return self._network(*origin) if origin else []
+
+    def _network(self, experiment: Experiment, run: str) -> list[str]:
+        folder = run_folder(RESULTS, experiment.name, run, experiment.seeds(run)[0])
+        return [str(folder / "weights.safetensors"), str(folder / "run.json")]
+
+    # --- data sets ---------------------------------------------------------------------------------------------------
+
+    def manifest(self, experiment: str) -> str:
+        """The prepared data set of an experiment."""
+        return str(dataset_folder(RESULTS, self.experiment(experiment).config.dataset) / "manifest.json")
+
+    def dataset(self, name: str) -> Dataset:
+        """What datasets.yaml says about a data set; generated images in a rehearsal.
+
+        Raises:
+            UserError: there is no such data set, or it is wrong.
+        """
+        dataset = load_dataset(self.config / "datasets.yaml", name)
+        return rehearsed_dataset(name, dataset) if self.rehearsal else dataset
+
+    def preparing(self, name: str) -> str:
+        """What decides a prepared data set besides its raw images, as a hash."""
+        return digest_of({"dataset": entry(self.dataset(name)), "preparing": PREPARING})
+
+    def raw_images(self, name: str) -> list[str]:
+        """What DVC knows of the raw images: a small file that `dvc add data` changes when images were changed.
+
+        Images outside data/ are not watched; `snakemake --forcerun prepare_dataset` says that they changed.
+        """
+        return ["data.dvc"] if Path(self.dataset(name).path).is_relative_to("data") else []
+
+    def raw_images_of(self, experiment: str) -> list[str]:
+        """The same for the data set of an experiment and of all that its runs start from.
+
+        All that descends from the images asks for it, and not only the job that reads them: a failed job loses its
+        outputs, and Snakemake takes a missing intermediate file for no reason to run, so that old tables would pass.
+        """
+        read = self.experiment(experiment)
+        family = {other.config.dataset for other, _ in read.family(read.config.runs)} | {read.config.dataset}
+        return sorted({file for dataset in family for file in self.raw_images(dataset)})
+
+    def download(self, name: str) -> str:
+        """Where raw images are fetched from; empty where datasets.yaml knows nobody who has them."""
+        dataset = self.dataset(name)
+        remote = dataset.download is not None or dataset.path.startswith(HUB_PREFIX)
+        return dataset.model_dump_json(include={"path", "download"}) if remote else ""
+
+    def download_mark(self, name: str) -> list[str]:
+        """Says that raw images were fetched, which only some machines of a cluster can do."""
+        return [f"{dataset_folder(RESULTS, name)}.downloaded"] if self.download(name) else []
+
+    # --- tables and figures ------------------------------------------------------------------------------------------
+
+    def measurements(self, experiment: str, table: str | None = None) -> list[str]:
+        """The data set and the measurements behind the tables of an experiment, or behind one of them."""
+        read = self.experiment(experiment)
+        needed = self.needed_files(read, None if table is None else [self._table(read, table)])
+        return [self.manifest(experiment), *self._files(read, needed)]
+
+    def drawn(self, experiment: str) -> list[str]:
+        """The histories behind an experiment's figures, and the measurements behind the tables that are drawn."""
+        read = self.experiment(experiment)
+        histories = dict.fromkeys(read.trained(), {"history.csv"})
+        return self._files(read, histories) + self._files(read, self.needed_files(read, self._drawn_tables(read)))
+
+    def published(self, experiment: str, *, drawn: bool = False) -> list[str]:
+        """The ledger of published numbers, if there is one; for figures, if any shows them."""
+        ledger = self.config / "published" / f"{experiment}.csv"
+        wanted = not drawn or self._drawn_tables(self.experiment(experiment))
+        return [str(ledger)] if wanted and ledger.is_file() else []
+
+    def tabulating(self, experiment: str, table: str | None = None) -> list[str]:
+        """What decides tables besides measurements: their layout, and the runs behind them.
+
+        The runs' digests say after a failed training that the old tables are stale.
+        """
+        read = self.experiment(experiment)
+        names = list(read.config.tables) if table is None else [self._table(read, table)]
+        layout = [(name, entry(read.config.tables[name])) for name in names]
+        return [digest_of([layout, REPORTING]), *self._digests(read, self.needed_files(read, names))]
+
+    def drawing(self, experiment: str) -> list[str]:
+        """What decides figures besides measurements."""
+        read = self.experiment(experiment)
+        tables = self._drawn_tables(read)
+        layout = [(name, entry(read.config.tables[name])) for name in tables]
+        runs = [*read.trained(), *self.needed_files(read, tables)]
+        return [digest_of([layout, REPORTING]), *self._digests(read, runs)]
+
+    def all_results(self) -> list[str]:
+        """All that belongs to the chosen experiments.
+
+        Tables and figures would be enough to ask for, but a run that was deleted is to be made again too.
+        """
+        files: list[str] = []
+        for name in self.chosen:
+            read = self.experiment(name)
+            files += [str(table_folder(RESULTS) / f"{name}.md"), str(figure_folder(RESULTS, name))]
+            if not self.partial:
+                files += self._files(read, dict.fromkeys(read.config.runs, {"weights.safetensors"}))
+                files += self._files(read, dict.fromkeys(read.config.runs, {"metrics.json"}))
+                files += self._files(read, self.needed_files(read))
+        return list(dict.fromkeys(files))
+
+    def representatives(self) -> list[str]:
+        """The measurements of one run of each method and of each family of networks."""
+        experiments = [self.experiment(name) for name in self.names()]
+        files: list[str] = []
+        for name, run in representatives(experiments):
+            files += self._files(self.experiment(name), {run: {"metrics.json", "profile.json"}})
+        return files
+
+    def unless_partial(self, files: list[str]) -> list[str]:
+        """What tables and figures wait for; partial ones wait for nothing."""
+        return [] if self.partial else files
+
+    def found_if_partial(self, files: list[str]) -> list[str]:
+        """The hashes of what is there when tables are partial, so that they are made again when more is."""
+        hashes = {file: file_sha256(Path(file)) for file in files} if self.partial else {}
+        return [f"{file}: {found[:16]}" for file, found in hashes.items() if found is not None]
+
+    def _files(self, experiment: Experiment, needed: Mapping[str, set[str]]) -> list[str]:
+        """The paths of these files of runs: a profile for each run, all others for each seed."""
+        paths: list[Path] = []
+        for run, names in needed.items():
+            for name in sorted(names - {"profile.json"}):
+                paths += [run_folder(RESULTS, experiment.name, run, seed) / name for seed in experiment.seeds(run)]
+            if "profile.json" in names:
+                paths.append(profile_path(RESULTS, experiment.name, run))
+        return list(map(str, paths))
+
+    def _digests(self, experiment: Experiment, runs: Iterable[str]) -> list[str]:
+        members = [(run, seed) for run in dict.fromkeys(runs) for seed in experiment.seeds(run)]
+        return sorted(f"{run}/{seed}: {experiment.spec(run, seed).digest}" for run, seed in members)
+
+    def _table(self, experiment: Experiment, table: str) -> str:
+        tables = experiment.config.tables
+        if table not in tables:
+            where = f"{experiment.path}: {experiment.name}.tables"
+            raise UserError(f"{where}: no table {table!r}; {nearest(table, tables)}")
+        return table
+
+    def _drawn_tables(self, experiment: Experiment) -> list[str]:
+        return [name for name, table in experiment.config.tables.items() if table.figure is not None]
+
+
+class _QuickLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """PyYAML's fastest safe loader on this machine."""
+
+
+def any_of(names: Iterable[str]) -> str:
+    """A pattern that matches these names and nothing else."""
+    return "|".join(map(re.escape, sorted(names))) or "(?!)"
+
+
+def make_plan(
+    folder: Path, switches: Mapping[str, object], needed_files: Callable[..., Mapping[str, set[str]]]
+) -> Plan:
+    """The plan that Snakemake's command line asks for, by `--config key=value`.
+
+    Raises:
+        UserError: a key or a value is not known.
+    """
+    for key in switches:
+        if key not in SWITCHES:
+            raise UserError(f"--config {key}: unknown key {key!r}; {nearest(key, list(SWITCHES))}")
+    plan = Plan(
+        folder,
+        partial=_switch(switches, "partial"),
+        rehearsal=_switch(switches, "rehearsal"),
+        needed_files=needed_files,
+    )
+    asked = switches.get("experiments", "digits")
+    names = [str(name) for name in asked] if isinstance(asked, list) else str(asked).split(",")
+    names = plan.names() if names == ["all"] else names
+    for name in names:
+        if name not in plan.names():
+            path = folder / f"{name}.yaml"
+            raise UserError(f"--config experiments={asked}: no experiment {path}; {nearest(name, plan.names())}")
+    return replace(plan, chosen=tuple(names))
+
+
+def _switch(switches: Mapping[str, object], name: str) -> bool:
+    value = str(switches.get(name, False)).lower()
+    if value not in ("true", "false"):
+        raise UserError(f"--config {name}={switches[name]}: expected true or false")
+    return value == "true"

@@ -1,0 +1,70 @@
+"""A resolved run: everything that decides what its weights will be, and nothing else."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from distillery.experiment.ledger import ENGINE, IMPORTING, PREPARING, digest_of, entry, file_sha256
+from distillery.experiment.schema.block import Block
+from distillery.experiment.schema.objective import Objective
+from distillery.experiment.schema.recipe import Preprocess, Recipe
+from distillery.experiment.zoo import ZOO
+
+# What `weights` begins with that names a run, or a library's tag.
+RUN_PREFIX = "run:"
+TAG_PREFIXES = ("torchvision:", "timm:")
+
+
+class RunSpec(Block):
+    """Everything that decides what a run's weights will be.
+
+    Names of experiments, runs and machines are left out on purpose: renaming or moving never retrains.
+    """
+
+    dataset: str
+    model: str
+    model_args: dict[str, bool | int | float | str] = Field({})
+    seed: int
+    weights: str | None = None
+    initial: "RunSpec | None" = None  # the run whose weights these are, in place of `weights`
+    new_classifier: bool = False
+    preprocess: Preprocess | None = None
+    recipe: Recipe | None = None
+    objective: Objective | None = None
+    teacher: "RunSpec | None" = None
+    teacher_norm: Literal["eval", "batch"] = "eval"
+    margin_source: Literal["teacher", "pretrained"] = "teacher"
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file that `weights` names; None for tags and for runs without."""
+        if self.weights is None or self.weights.startswith(TAG_PREFIXES):
+            return None
+        return Path(self.weights)
+
+    @cached_property
+    def ledger(self) -> dict[str, Any]:
+        """The spec as plain data, with the arguments of its network, the bytes of its weights, and all integers."""
+        content: dict[str, Any] = entry(self)
+        content["preparing"] = PREPARING
+        if self.model in ZOO:
+            network = ZOO[self.model]
+            content["network"] = {**network.fixed, "numerics": network.numerics}
+        if self.weights_file is not None:
+            content["weights"] = {"sha256": file_sha256(self.weights_file) or f"no file {self.weights}"}
+        if self.weights is not None or self.initial is not None:
+            content["importing"] = IMPORTING
+        if self.initial is not None:
+            content["initial"] = self.initial.ledger
+        if self.teacher is not None:
+            content["teacher"] = self.teacher.ledger
+        if self.recipe is not None:
+            content["engine"] = ENGINE
+        return content
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hex digits that stand for the ledger."""
+        return digest_of(self.ledger)
