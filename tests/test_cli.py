@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from distillery import __version__
 from distillery.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +51,38 @@ def test_bad_input_gets_one_line_and_exit_code_2(workplace, monkeypatch, capsys,
     (line,) = err.splitlines()
     assert line.startswith("distillery: ")
     assert message in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ((), "distillery: Missing command; see distillery --help"),
+        (("train", "config/tiny.yaml"), "distillery: Missing argument 'run'; see distillery train --help"),
+        (("check", "a", "--sed", "4"), "distillery: No such option: --sed; see distillery check --help"),
+        (
+            ("train", "a", "b", "--workers", "-1"),
+            "distillery: Invalid value for '--workers': Input should be greater than or equal to 0; "
+            "see distillery train --help",
+        ),
+    ],
+)
+def test_misuse_gets_one_line_and_exit_code_2(capsys, arguments, line):
+    assert run(capsys, *arguments) == (2, "", f"{line}\n")
+
+
+def test_version_and_help_end_well(capsys):
+    assert run(capsys, "--version") == (0, f"distillery {__version__}\n", "")
+    code, out, _ = run(capsys, "train", "--help")
+    assert code == 0
+    assert "--checkpoint-seconds" in out
+
+
+def test_ctrl_c_ends_with_130(monkeypatch, capsys):
+    def interrupt(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("distillery.cli.load_experiment", interrupt)
+    assert run(capsys, "plot", "config/tiny.yaml") == (130, "", "")
 
 
 def test_a_misspelt_model_is_found_by_check(workplace, capsys):
