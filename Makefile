@@ -10,10 +10,10 @@ UV := $(or $(shell command -v uv),.uv/bin/uv)
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: .venv/.installed  ## real digits, from images to a judged table (4 minutes on 2 cores)
+demo: workflow/schemas  ## real digits, from images to a judged table (4 minutes on 2 cores)
 	@bash scripts/demo.sh
 
-demo-methods: .venv/.installed  ## every method on the digits (8 minutes on 2 cores)
+demo-methods: workflow/schemas  ## every method on the digits (8 minutes on 2 cores)
 	@bash scripts/demo.sh digits-methods
 
 # After each job, Snakemake looks for work anew one such timespan later, and again and again from then on: by default every
@@ -45,10 +45,10 @@ test-slurm: .venv/.installed  ## the workflow on a real Slurm cluster on this ma
 	bash tests/slurm/install.sh
 	TEST_SLURM=1 OMP_NUM_THREADS=1 pytest tests/slurm
 
-quick: .venv/.installed  ## the quick tests (under 2 minutes)
+quick: workflow/schemas  ## the quick tests (under 2 minutes)
 	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal -m "not slow"
 
-lint: .venv/.installed  ## style, types, workflow style
+lint: workflow/schemas  ## style, types, workflow style
 	ruff check .
 	ruff format --check .
 	mypy
@@ -76,4 +76,9 @@ clean:  ## remove the environment; keeps data/ and results/
 	$(UV) venv --quiet --allow-existing --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
 	$(UV) pip sync --quiet --compile-bytecode --python .venv --require-hashes requirements.txt
 	$(UV) pip install --quiet --python .venv --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# What editors check the files of config/ with.
+workflow/schemas: .venv/.installed $(shell find src/distillery/experiment -name '*.py')
+	@distillery schema
 	@touch $@
