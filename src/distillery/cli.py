@@ -32,6 +32,7 @@ ConfigDir = Annotated[Path, Option(help="Holds datasets.yaml, experiments and re
 Results = Annotated[Path, Option(help="Results folder.")]
 Workers = Annotated[int, Option(min=0, help="Processes that read images.")]
 Threads = Annotated[int | None, Option(min=1, help="CPU threads for the network; by default torch's choice.")]
+Rehearsal = Annotated[bool, Option("--rehearsal", help="A few steps on generated images instead.")]
 Partial = Annotated[bool, Option("--partial", help="Mark what is missing instead of refusing it.")]
 
 CONFIG_DIR, RESULTS = Path("config"), Path("results")
@@ -108,15 +109,19 @@ def download(dataset: Dataset, config_dir: ConfigDir = CONFIG_DIR) -> None:
 
 @app.command()
 def prepare(
-    dataset: Dataset, config_dir: ConfigDir = CONFIG_DIR, results: Results = RESULTS, workers: Workers = 2
+    dataset: Dataset,
+    config_dir: ConfigDir = CONFIG_DIR,
+    results: Results = RESULTS,
+    workers: Workers = 2,
+    rehearsal: Rehearsal = False,
 ) -> None:
     """Turn raw images into Arrow shards and a manifest."""
     from distillery.data.prepare import prepare_dataset
-    from distillery.experiment.experiment import load_dataset
+    from distillery.experiment.plan import Plan
     from distillery.paths import dataset_folder
 
-    line = load_dataset(config_dir / "datasets.yaml", dataset)
-    prepare_dataset(dataset, line, dataset_folder(results, dataset), workers)
+    plan = Plan(config_dir, rehearsal=rehearsal)
+    prepare_dataset(dataset, plan.dataset(dataset), dataset_folder(results, dataset), workers)
 
 
 @app.command()
@@ -160,6 +165,7 @@ def train(
     checkpoint_seconds: Annotated[float, Option(help="Time between checkpoints.")] = 60.0,
     expect_digest: Annotated[str | None, Option(help="Refuse to train if the run's digest is another.")] = None,
     requeue: Annotated[bool, Option("--requeue", help="Have Slurm start this job again after a warning.")] = False,
+    rehearsal: Rehearsal = False,
 ) -> int:
     """Train a run, or import its weights; continue where it was stopped."""
     from distillery.cluster.signals import STOPPED, Stopped, StopSignal
@@ -168,7 +174,7 @@ def train(
     if requeue:
         # A warning may come while torch is still being imported: the run then takes one step and saves it.
         stop.install(signal.SIGTERM, signal.SIGUSR1)
-    experiment = load_experiment(config)
+    experiment = load_experiment(config, rehearsal=rehearsal)
     seed = experiment.seeds(run)[0] if seed is None else seed
     digest = experiment.spec(run, seed).digest
     if expect_digest not in (None, digest):
@@ -206,6 +212,7 @@ def evaluate(
     results: Results = RESULTS,
     workers: Workers = 2,
     threads: Threads = None,
+    rehearsal: Rehearsal = False,
 ) -> None:
     """Measure a run, or any checkpoints side by side, on the validation images.
 
@@ -220,7 +227,7 @@ def evaluate(
         from distillery.evaluation.evaluate import evaluate_run
 
         _limit_threads(threads)
-        experiment, run = load_experiment(Path(what[0])), what[1]
+        experiment, run = load_experiment(Path(what[0]), rehearsal=rehearsal), what[1]
         seed = experiment.seeds(run)[0] if seed is None else seed
         metrics = evaluate_run(experiment, run, seed, results, workers=workers)
         print(", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if isinstance(value, float)))
@@ -248,12 +255,14 @@ def evaluate(
 
 
 @app.command()
-def profile(config: Config, run: Run, results: Results = RESULTS, threads: Threads = None) -> None:
+def profile(
+    config: Config, run: Run, results: Results = RESULTS, threads: Threads = None, rehearsal: Rehearsal = False
+) -> None:
     """Count parameters and operations of a run's network and time it on this machine."""
     from distillery.evaluation.profile import profile_run
 
     _limit_threads(threads)
-    facts = profile_run(load_experiment(config), run, results)
+    facts = profile_run(load_experiment(config, rehearsal=rehearsal), run, results)
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
 
 
@@ -277,11 +286,12 @@ def tabulate(
     table: Annotated[str | None, Argument(help="Only this table of the experiment; by default all.")] = None,
     partial: Partial = False,
     results: Results = RESULTS,
+    rehearsal: Rehearsal = False,
 ) -> None:
     """Write the tables of an experiment, or one of them alone."""
     from distillery.reporting.tables import tabulate_experiment, tabulate_table
 
-    experiment = load_experiment(config)
+    experiment = load_experiment(config, rehearsal=rehearsal)
     published = experiment.path.parent / "published" / f"{experiment.name}.csv"
     if table is None:
         tabulate_experiment(experiment, results, published, partial=partial)
@@ -290,13 +300,27 @@ def tabulate(
 
 
 @app.command()
-def plot(config: Config, partial: Partial = False, results: Results = RESULTS) -> None:
+def plot(config: Config, partial: Partial = False, results: Results = RESULTS, rehearsal: Rehearsal = False) -> None:
     """Draw the figures of an experiment."""
     from distillery.reporting.figures import plot_experiment
 
-    experiment = load_experiment(config)
+    experiment = load_experiment(config, rehearsal=rehearsal)
     published = experiment.path.parent / "published" / f"{experiment.name}.csv"
     plot_experiment(experiment, results, published, partial=partial)
+
+
+@app.command()
+def why(
+    target: Annotated[str, Argument(help="A file of results/, EXPERIMENT/RUN or EXPERIMENT.")],
+    config_dir: ConfigDir = CONFIG_DIR,
+    results: Results = RESULTS,
+    rehearsal: Rehearsal = False,
+) -> None:
+    """Say key by key what differs between a result's record and the present configuration, or that nothing does."""
+    from distillery.experiment.why import explain
+
+    for line in explain(target, config_dir, results, rehearsal=rehearsal):
+        print(line)
 
 
 @app.command()

@@ -3,15 +3,7 @@
 import pytest
 
 from distillery.experiment import load_experiment, load_experiments
-from distillery.experiment.rehearsal import (
-    BATCH,
-    EPOCHS,
-    LEARNING_RATE,
-    SIZE,
-    family,
-    representatives,
-    write_rehearsal,
-)
+from distillery.experiment.rehearsal import BATCH, EPOCHS, LEARNING_RATE, SIZE, family, rehearsed, representatives
 from distillery.experiment.schema.experiment import RunConfig
 from distillery.experiment.schema.recipe import Recipe
 
@@ -54,9 +46,8 @@ def experiment(tmp_path):
 
 
 @pytest.fixture
-def small(experiment, tmp_path):
-    write_rehearsal([experiment], tmp_path / "rehearsal")
-    return load_experiment(tmp_path / "rehearsal" / "config" / "big.yaml")
+def small(experiment):
+    return load_experiment(experiment.path, rehearsal=True)
 
 
 def test_every_run_with_its_network_and_objective(experiment, small):
@@ -93,23 +84,22 @@ def test_what_is_not_there_is_trained_instead_and_runs_stay_linked(small):
     assert "borrowed" not in small.recipes
 
 
-def test_files_that_are_right_are_left_alone(experiment, small):
-    files = {path: path.stat().st_mtime_ns for path in small.path.parent.rglob("*.yaml")}
-    write_rehearsal([experiment], small.path.parents[1])
-    assert {path: path.stat().st_mtime_ns for path in small.path.parent.rglob("*.yaml")} == files
+def test_linked_experiments_are_rehearsed_too(experiment):
+    experiment.path.with_name("other.yaml").write_text(
+        "other: {dataset: photos, runs: {copy: {model: resnet18, weights: 'run:big/plain'}}}\n"
+    )
+    other, _ = load_experiment(experiment.path.with_name("other.yaml"), rehearsal=True).origin("copy")
+    assert other.recipes["plain"].epochs == EPOCHS
 
 
-def test_every_experiment_of_this_repository_can_be_rehearsed(request, tmp_path):
-    experiments = load_experiments(request.config.rootpath / "config")
-    write_rehearsal(experiments.values(), tmp_path)
-    small = load_experiments(tmp_path / "config")
-    assert small.keys() == experiments.keys()
-    for name, experiment in small.items():
-        assert set(experiment.config.runs) >= set(experiments[name].config.runs)
-        assert {recipe.epochs for recipe in experiment.recipes.values()} == {EPOCHS}
-        for run in experiment.config.runs:
-            assert isinstance(experiment.config.runs[run], RunConfig)
-            assert experiment.spec(run).recipe is None or isinstance(experiment.spec(run).recipe, Recipe)
+def test_every_experiment_of_this_repository_can_be_rehearsed(request):
+    for name, experiment in load_experiments(request.config.rootpath / "config").items():
+        small = rehearsed(experiment)
+        assert set(small.config.runs) >= set(experiment.config.runs), name
+        assert {recipe.epochs for recipe in small.recipes.values()} == {EPOCHS}
+        for run in small.config.runs:
+            assert isinstance(small.config.runs[run], RunConfig)
+            assert small.spec(run).recipe is None or isinstance(small.spec(run).recipe, Recipe)
 
 
 def test_representatives_have_every_method_family_and_start_between_them(request):

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from distillery.cli import main
-from distillery.models import registry
 from distillery.experiment.zoo import ZOO, ZooEntry
+from distillery.models import registry
 from distillery.models.zoo.cifar_resnet import CifarResNet
 
 ROOT = Path(__file__).parents[2]

@@ -94,6 +94,10 @@ def test_house_style(pristine, command):
             ["--config", "experiments=digit"],
             "distillery: --config experiments=digit: no experiment config/digit.yaml; did you mean 'digits'",
         ),
+        (
+            ["--config", "rehersal=true"],
+            "distillery: --config rehersal: unknown key 'rehersal'; did you mean 'rehearsal'",
+        ),
     ],
 )
 def test_mistyped_target_gets_one_line(pristine, arguments, line):
@@ -103,7 +107,7 @@ def test_mistyped_target_gets_one_line(pristine, arguments, line):
     assert "Traceback" not in result.stdout
 
 
-def test_mistake_in_a_experiment_gets_one_line(fresh):
+def test_mistake_in_an_experiment_gets_one_line(fresh):
     fresh.replace("config/digits.yaml", "teacher: resnet20", "teacher: resnet21")
     result = fresh.run("snakemake", "--dry-run")
     assert result.returncode == 1

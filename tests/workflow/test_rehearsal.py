@@ -17,11 +17,11 @@ def real_files(checkout):
     }
 
 
-def test_a_experiment_is_rehearsed_beside_its_real_results(made):
+def test_an_experiment_is_rehearsed_beside_its_real_results(made):
     before = real_files(made)
     result = made.run("snakemake", TABLE, "--cores", "2", *REHEARSAL)
     assert result.returncode == 0, result.stdout
-    assert "Rehearsed: experiments, logs and tables are in results/rehearsal/" in result.stdout
+    assert "Rehearsed: tables, logs and results are in results/rehearsal/" in result.stdout
     real, rehearsed = (made.read(f"{folder}{TABLE}").splitlines() for folder in ("", "results/rehearsal/"))
     rows = [line.partition("|")[2].partition("|")[0].strip() for line in rehearsed]
     assert {"big", "small", "taught"} <= set(rows)

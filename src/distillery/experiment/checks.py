@@ -93,9 +93,7 @@ def _check_sampling(experiment: "Experiment", run: str) -> None:
     """Mixing pairs a batch's images; BAKE's partners share their anchor's batch and are the only repetitions."""
     bake, recipe = experiment.config.runs[run].objective.bake, experiment.recipes.get(run)
     if recipe is not None and recipe.mix is not None and (recipe.batch % 2 or not recipe.drop_last):
-        raise UserError(
-            f"{experiment.where(run)}.mix: needs an even `batch` and `drop_last: true`"
-        )
+        raise UserError(f"{experiment.where(run)}.mix: needs an even `batch` and `drop_last: true`")
     if bake is None or recipe is None or bake.partners == 0:
         return
     where = experiment.where(run)

@@ -22,7 +22,7 @@ RESERVED = ("datasets", "tables", "figures", "rehearsal", "work")
 class Experiment:
     """One experiment file, read, checked and ready to resolve its runs.
 
-    ``linked`` holds the experiments that were read together with this one, by name: those whose runs its runs start from.
+    ``linked`` holds the experiments that were read together with this one, by name: its runs start from runs of theirs.
     """
 
     path: Path

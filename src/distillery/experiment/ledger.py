@@ -2,8 +2,8 @@
 
 A run's digest holds its resolved spec with every default, a network's arguments, the bytes of imported weights, and an
 integer for each thing whose mathematics may change. Code itself is in no digest: a comment, a refactoring or an update
-makes nothing stale. Whoever changes what is computed raises the integer that stands beside it (``numerics`` of a term, an
-augmentation or a network, or one of those below); ``tests/test_numerics.py`` fails when one moves without the other.
+makes nothing stale. Whoever changes what is computed raises the integer that stands beside it (``numerics`` of a term,
+an augmentation or a network, or one of those below); ``tests/test_numerics.py`` fails when one moves alone.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ def digest_of(content: Any) -> str:  # noqa: ANN401
 
 
 def file_sha256(path: Path) -> str | None:
-    """The SHA-256 of a file's bytes, 64 hex digits; None if it cannot be read. Hashed again only when it has changed."""
+    """The SHA-256 of a file's bytes, 64 hex digits; None if it cannot be read. Hashed again when it has changed."""
     try:
         facts = path.stat()
         return _sha256(path, facts.st_mtime_ns, facts.st_size)

@@ -1,8 +1,8 @@
 """What the workflow asks about experiments: which targets there are, what each result needs, and what decides it.
 
 Rules of ``workflow/`` see the configuration through a ``Plan`` only. An experiment is read when a target needs it, with
-those that its runs start from, so that a broken file in config/ stops nobody else. Paths are relative to the folder that
-Snakemake works in.
+those that its runs start from, so that a broken file in config/ stops nobody else. Paths are relative to the folder
+that Snakemake works in.
 """
 
 import re
@@ -202,8 +202,8 @@ class Plan:
     def drawn(self, experiment: str) -> list[str]:
         """The histories behind an experiment's figures, and the measurements behind the tables that are drawn."""
         read = self.experiment(experiment)
-        histories = dict.fromkeys(read.trained(), {"history.csv"})
-        return self._files(read, histories) + self._files(read, self.needed_files(read, self._drawn_tables(read)))
+        measured = self.needed_files(read, self._drawn_tables(read))
+        return self._seed_files(read, read.trained(), "history.csv") + self._files(read, measured)
 
     def published(self, experiment: str, *, drawn: bool = False) -> list[str]:
         """The ledger of published numbers, if there is one; for figures, if any shows them."""
@@ -239,8 +239,8 @@ class Plan:
             read = self.experiment(name)
             files += [str(table_folder(RESULTS) / f"{name}.md"), str(figure_folder(RESULTS, name))]
             if not self.partial:
-                files += self._files(read, dict.fromkeys(read.config.runs, {"weights.safetensors"}))
-                files += self._files(read, dict.fromkeys(read.config.runs, {"metrics.json"}))
+                files += self._seed_files(read, read.config.runs, "weights.safetensors")
+                files += self._seed_files(read, read.config.runs, "metrics.json")
                 files += self._files(read, self.needed_files(read))
         return list(dict.fromkeys(files))
 
@@ -263,13 +263,17 @@ class Plan:
 
     def _files(self, experiment: Experiment, needed: Mapping[str, set[str]]) -> list[str]:
         """The paths of these files of runs: a profile for each run, all others for each seed."""
-        paths: list[Path] = []
+        files: list[str] = []
         for run, names in needed.items():
             for name in sorted(names - {"profile.json"}):
-                paths += [run_folder(RESULTS, experiment.name, run, seed) / name for seed in experiment.seeds(run)]
+                files += self._seed_files(experiment, [run], name)
             if "profile.json" in names:
-                paths.append(profile_path(RESULTS, experiment.name, run))
-        return list(map(str, paths))
+                files.append(str(profile_path(RESULTS, experiment.name, run)))
+        return files
+
+    def _seed_files(self, experiment: Experiment, runs: Iterable[str], name: str) -> list[str]:
+        members = [(run, seed) for run in runs for seed in experiment.seeds(run)]
+        return [str(run_folder(RESULTS, experiment.name, run, seed) / name) for run, seed in members]
 
     def _digests(self, experiment: Experiment, runs: Iterable[str]) -> list[str]:
         members = [(run, seed) for run in dict.fromkeys(runs) for seed in experiment.seeds(run)]

@@ -4,8 +4,8 @@ from collections import Counter
 from pathlib import Path
 
 from distillery.errors import UserError
-from distillery.experiment.reading import nearest, read_mapping, validate
 from distillery.experiment.experiment import load_experiments
+from distillery.experiment.reading import nearest, read_mapping, validate
 from distillery.experiment.schema.recipe import Recipe
 
 

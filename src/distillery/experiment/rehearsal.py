@@ -1,7 +1,7 @@
 """A rehearsal of an experiment: every run with its real network and objective, on a few small generated images.
 
-Whatever can go wrong with names, networks, objectives, files and tables goes wrong there, before a GPU-hour is spent; only
-the numbers mean nothing. Its results lie in a folder of their own.
+Whatever can go wrong with names, networks, objectives, files and tables goes wrong there, before a GPU-hour is spent;
+only the numbers mean nothing. Its results lie in a folder of their own.
 """
 
 import re
@@ -89,7 +89,9 @@ def rehearsed_recipe(recipe: Recipe, objective: Objective, model: str) -> Recipe
 
 def _short_schedule(schedule: dict[str, Any]) -> dict[str, Any]:
     short: dict[str, Any] = {"drops": [1], "every": 1, "restart_every": 1, "cooldown": 1, "min_lr": LEARNING_RATE / 100}
-    body = {key: short.get(key, value) if value is not None else None for key, value in schedule.items()}
+    body: dict[str, Any] = {
+        key: short.get(key, value) if value is not None else None for key, value in schedule.items()
+    }
     if body.get("warmup") is not None:
         short = {"epochs": 1, "lr": LEARNING_RATE / 10}
         body["warmup"] = {key: short.get(key, value) for key, value in body["warmup"].items()}

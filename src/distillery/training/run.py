@@ -159,7 +159,7 @@ def _facts(job: Job, preprocess: Preprocess) -> dict[str, Any]:
         "run": job.run,
         "seed": job.seed,
         "digest": job.spec.digest,
-        "spec": job.spec.model_dump(mode="json", exclude_defaults=True),
+        "spec": job.spec.ledger,
         "dataset": job.spec.dataset,
         "manifest_digest": job.manifest.digest,
         "classes": len(job.manifest.classes),

@@ -7,7 +7,7 @@ from torch import nn
 from distillery.distill.losses.partial_l2 import bn_margin
 from distillery.distill.networks import FeatureExtractor, Learner, Teacher
 from distillery.distill.objective import build_objective
-from distillery.distill.term import StepInputs, TermContext, StagePair
+from distillery.distill.term import StagePair, StepInputs, TermContext
 from distillery.experiment.schema.objective import Objective
 from distillery.models import create_model
 from distillery.models.taps import Taps, common_size, describe_pair, norm_affine, pair_stages, plan_taps

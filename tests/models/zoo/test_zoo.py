@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from distillery.errors import UserError
+from distillery.experiment.zoo import ZOO
 from distillery.models import create_model
 from distillery.models.pretrained.load import classifier_modules
 from distillery.models.taps import Taps, plan_taps
-from distillery.experiment.zoo import ZOO
 
 FACTS = json.loads((Path(__file__).parents[2] / "golden" / "arch_facts.json").read_text())
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from distillery.errors import UserError
 from distillery.experiment.reading import nearest
 from distillery.experiment.schema.recipe import Preprocess, Statistics
-from distillery.models.registry import bare_name
 from distillery.experiment.zoo import ZOO
+from distillery.models.registry import bare_name
 
 Published = tuple[dict[str, Tensor], Preprocess | None]
 

@@ -1,0 +1,95 @@
+"""Why a result is stale, or that it is not: the recorded ledger against the present one, key by key."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from distillery.errors import UserError
+from distillery.experiment.experiment import Experiment, experiment_names, load_experiment
+from distillery.experiment.ledger import differences
+from distillery.experiment.reading import nearest
+from distillery.paths import dataset_folder, profile_path, run_folder
+
+FORMS = "a file of results/, e.g. results/tables/digits.md, or EXPERIMENT/RUN, or EXPERIMENT"
+
+
+def explain(target: str, config: Path, results: Path, *, rehearsal: bool = False) -> Iterator[str]:
+    """Say for each run behind a target whether its results are those of the present configuration.
+
+    Args:
+        target: a result's path, ``EXPERIMENT/RUN[/seedK]`` or ``EXPERIMENT``.
+        config: the folder with the experiments.
+        results: the results folder.
+        rehearsal: compare with the rehearsal of the experiment.
+
+    Yields:
+        A line a run and seed, with the lines of what differs below it, indented.
+
+    Raises:
+        UserError: the target belongs to no experiment, run or seed.
+    """
+    name, run, seed, table = _parse(target, config, results)
+    experiment = load_experiment(config / f"{name}.yaml", rehearsal=rehearsal)
+    if run is not None:
+        chosen = [run]
+        experiment.spec(run, seed)
+    elif table is not None and table in experiment.config.tables:
+        chosen = list(experiment.config.tables[table].runs())
+    else:
+        chosen = list(experiment.config.runs)
+    family = experiment.family(chosen)
+    for other, member in sorted(family, key=lambda pair: pair not in [(experiment, each) for each in chosen]):
+        seeds = (seed,) if seed is not None and (other, member) == (experiment, run) else other.seeds(member)
+        if (other, member) not in [(experiment, each) for each in chosen]:
+            seeds = seeds[:1]  # others start from and learn from the first seed
+        for each in seeds:
+            yield from _explain_run(other, member, each, results)
+
+
+def _parse(target: str, config: Path, results: Path) -> tuple[str, str | None, int | None, str | None]:
+    """Experiment, run, seed and table that a target names."""
+    path = Path(target)
+    parts = list(path.relative_to(results).parts if path.is_relative_to(results) else path.parts)
+    if parts and parts[0] in ("tables", "figures") and len(parts) > 1:
+        name = Path(parts[1]).stem if len(parts) == 2 and parts[0] == "tables" else parts[1]
+        parts, table = [name], Path(parts[2]).stem if len(parts) > 2 else None
+    else:
+        table = None
+    name = Path(parts[-1]).stem if path.suffix == ".yaml" and path.parent == config else parts[0] if parts else ""
+    known = experiment_names(config)
+    if name not in known:
+        raise UserError(f"{target}: expected {FORMS}; no experiment {name!r}, {nearest(name, known)}")
+    if path.suffix == ".yaml" or len(parts) < 2:
+        return name, None, None, table
+    found = re.fullmatch(r"seed(\d+)", parts[2]) if len(parts) > 2 else None
+    return name, parts[1], int(found[1]) if found else None, table
+
+
+def _explain_run(experiment: Experiment, run: str, seed: int, results: Path) -> Iterator[str]:
+    folder, spec = run_folder(results, experiment.name, run, seed), experiment.spec(run, seed)
+    record = _read(folder / "run.json")
+    if record is None or not (folder / "weights.safetensors").is_file():
+        yield f"{folder}: not made yet"
+        return
+    reasons = differences(record.get("spec"), spec.ledger)
+    if not reasons and record.get("digest") != spec.digest:
+        reasons = [f"digest: {record.get('digest')} -> {spec.digest}"]
+    manifest = _read(dataset_folder(results, spec.dataset) / "manifest.json")
+    if manifest is not None and manifest.get("digest") != record.get("manifest_digest"):
+        reasons.append(f"images of {spec.dataset}: {record.get('manifest_digest')} -> {manifest.get('digest')}")
+    for path in (folder / "metrics.json", profile_path(results, experiment.name, run)):
+        measured = _read(path)
+        if measured is not None and measured.get("digest") != record.get("digest"):
+            reasons.append(f"{path.name}: measured another run (digest {measured.get('digest')})")
+    yield f"{folder}: {'stale' if reasons else f'up to date (digest {spec.digest})'}"
+    yield from (f"  {reason}" for reason in reasons)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
