@@ -1,0 +1,186 @@
+"""What results need, and what decides them, as the workflow asks."""
+
+import re
+
+import pytest
+
+from distillery.errors import UserError
+from distillery.experiment.plan import Plan, make_plan
+from distillery.reporting.measurements import needed_files
+
+ONE = """
+one:
+  dataset: few
+  seeds: [3, 4]
+  runs:
+    taken: {model: cifar_resnet8, weights: a.pth}
+    big: {model: cifar_resnet14, recipe: short, seeds: [0]}
+    small: {model: cifar_resnet8, recipe: short}
+    student: {model: cifar_resnet8, recipe: short, teacher: big, objective: {kd: {}}}
+    tuned: {model: cifar_resnet8, recipe: short, weights: "run:small"}
+  tables:
+    scores: {rows: [student, small], columns: [top1, params]}
+    fast: {rows: [small], columns: [top1, throughput], figure: pareto}
+"""
+RECIPE = "epochs: 1\nbatch: 2\noptimizer: {name: sgd, lr: 0.1}\nschedule: {name: constant}\npreprocess: {size: 8}\n"
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "config"
+    (folder / "recipes").mkdir(parents=True)
+    (folder / "published").mkdir()
+    (folder / "datasets.yaml").write_text(
+        "few: {path: data/few}\nfar: {path: hub:cifar10}\nother: {path: /elsewhere}\n"
+    )
+    (folder / "recipes" / "short.yaml").write_text(RECIPE)
+    (folder / "one.yaml").write_text(ONE)
+    (folder / "two.yaml").write_text(
+        "two: {dataset: other, runs: {copy: {model: cifar_resnet8, weights: 'run:one/big'}}}"
+    )
+    return folder
+
+
+@pytest.fixture
+def plan(config):
+    return make_plan(config, {"experiments": "one"}, needed_files)
+
+
+def made_by(plan, kind, path):
+    return re.match(f"(?:{plan.pattern(kind)})/", f"{path}/") is not None
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("one/taken", "imported"), ("one/big", "teacher"), ("one/small", "student"), ("one/student", "student"),
+     ("one/tuned", "student"), ("two/copy", "imported")],
+)  # fmt: skip
+def test_one_rule_makes_each_network(plan, path, kind):
+    assert [each for each in ("imported", "teacher", "student") if made_by(plan, each, path)] == [kind]
+
+
+def test_in_a_rehearsal_stand_ins_are_trained(config):
+    plan = make_plan(config, {"rehearsal": "true", "experiments": "one"}, needed_files)
+    assert made_by(plan, "student", "one/taken")
+    assert made_by(plan, "imported", "two/copy")
+    assert plan.raw_images("few") == []
+
+
+def test_a_run_needs_its_teacher_and_the_run_it_starts_from(plan):
+    assert plan.teacher_files("one", "student") == [
+        "results/one/big/seed0/weights.safetensors",
+        "results/one/big/seed0/run.json",
+    ]
+    assert plan.teacher_files("one", "small") == []
+    assert plan.initial_files("one", "tuned")[0] == "results/one/small/seed3/weights.safetensors"
+    assert plan.initial_files("two", "copy")[0] == "results/one/big/seed0/weights.safetensors"
+    assert plan.initial_files("one", "taken") == []
+
+
+def test_a_table_needs_its_own_runs_only(plan):
+    needed = plan.measurements("one", "fast")
+    assert needed[0] == "results/datasets/few/manifest.json"
+    assert "results/one/small/seed4/metrics.json" in needed
+    assert "results/one/small/profile.json" in needed
+    assert not [path for path in needed if "student" in path]
+    assert set(needed) < set(plan.measurements("one"))
+
+
+def test_all_results_of_an_experiment(plan):
+    files = plan.all_results()
+    assert files[:2] == ["results/tables/one.md", "results/figures/one"]
+    assert "results/one/taken/seed0/weights.safetensors" in files
+    assert "results/one/tuned/seed4/metrics.json" in files
+    assert len(files) == len(set(files))
+
+
+def test_figures_need_histories_and_the_tables_that_are_drawn(plan):
+    assert "results/one/tuned/seed3/history.csv" in plan.drawn("one")
+    assert "results/one/small/profile.json" in plan.drawn("one")
+    assert "results/one/taken/seed0/history.csv" not in plan.drawn("one")
+
+
+def test_a_partial_plan_waits_for_nothing_and_notes_what_is_there(config):
+    plan = make_plan(config, {"partial": True, "experiments": "one"}, needed_files)
+    files = plan.measurements("one")
+    assert plan.unless_partial(files) == []
+    assert plan.found_if_partial(files) == []
+    (config.parent / "results/one/small").mkdir(parents=True)
+    (config.parent / "results/one/small/profile.json").write_text("{}")
+    assert len(plan.found_if_partial(files)) == 1
+    assert plan.all_results() == ["results/tables/one.md", "results/figures/one"]
+
+
+def test_what_decides_a_table(plan, config):
+    before, alone = plan.tabulating("one"), plan.tabulating("one", "fast")
+    (config / "one.yaml").write_text(ONE.replace("columns: [top1, params]", "columns: [params, top1]"))
+    again = make_plan(config, {"experiments": "one"}, needed_files)
+    assert again.tabulating("one") != before
+    assert again.tabulating("one", "fast") == alone
+    assert again.drawing("one") == plan.drawing("one")
+
+
+def test_raw_images_in_data_are_watched(plan):
+    assert plan.raw_images("few") == plan.raw_images_of("one") == plan.raw_images_of("two") == ["data.dvc"]
+    assert plan.raw_images("other") == []
+
+
+def test_downloads_are_for_data_sets_that_somebody_has(plan):
+    assert plan.download_mark("far") == ["results/datasets/far.downloaded"]
+    assert plan.download_mark("few") == []
+
+
+def test_what_decides_a_data_set(plan, config):
+    before = plan.preparing("few")
+    (config / "datasets.yaml").write_text("few: {path: data/few, on_corrupt: stop}\n")
+    assert plan.preparing("few") == before
+    (config / "datasets.yaml").write_text("few: {path: data/few, on_corrupt: skip}\n")
+    assert plan.preparing("few") != before
+
+
+def test_a_ledger_is_an_input_where_there_is_one(plan, config):
+    assert plan.published("one") == []
+    (config / "published" / "one.csv").write_text("run\n")
+    assert plan.published("one") == plan.published("one", drawn=True) == [str(config / "published" / "one.csv")]
+
+
+def test_broken_and_hidden_files_stop_no_other_experiment(config):
+    (config / "half.yaml").write_text("half:\n  runs: {a: [")
+    (config / ".hidden.yaml").write_text("\0")
+    (config / "a b.yaml").write_text("a b: {}")
+    plan = make_plan(config, {"experiments": "one"}, needed_files)
+    assert plan.names() == ["half", "one", "two"]
+    assert plan.all_results()
+    assert made_by(plan, "teacher", "one/big")
+    with pytest.raises(UserError, match=r"half\.yaml"):
+        plan.experiment("half")
+
+
+@pytest.mark.parametrize(
+    ("switches", "message"),
+    [
+        ({"rehersal": "true"}, r"--config rehersal: unknown key 'rehersal'; did you mean 'rehearsal'\?"),
+        ({"partial": "yes"}, "--config partial=yes: expected true or false"),
+        ({"experiments": "on"}, "--config experiments=on: no experiment .*on.yaml; did you mean 'one'"),
+    ],
+)
+def test_a_mistyped_switch_is_refused(config, switches, message):
+    with pytest.raises(UserError, match=message):
+        make_plan(config, switches, needed_files)
+
+
+def test_unknown_names_are_said_with_what_they_may_mean(plan):
+    for call, message in (
+        (lambda: plan.digest("one", "smal"), "no run 'smal'; did you mean 'small'"),
+        (lambda: plan.digest("one", "small", "7"), "no seed 7; valid: 3, 4"),
+        (lambda: plan.measurements("one", "fats"), "no table 'fats'; did you mean 'fast'"),
+        (lambda: plan.experiment("oen"), "no experiment .*did you mean 'one'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
+
+
+def test_all_names_every_experiment(config):
+    assert make_plan(config, {"experiments": "all"}, needed_files).chosen == ("one", "two")
+    assert Plan(config).chosen == ("digits",)

@@ -1,0 +1,96 @@
+"""What `distillery why` answers, on results with records of an older configuration."""
+
+import json
+
+import pytest
+
+from distillery.errors import UserError
+from distillery.experiment import load_experiment
+from distillery.experiment.why import explain
+
+ONE = """
+one:
+  dataset: few
+  runs:
+    big: {model: cifar_resnet14, recipe: short}
+    small: {model: cifar_resnet8, recipe: short, seeds: [0, 1]}
+    student: {model: cifar_resnet8, recipe: short, teacher: big, objective: {ce: {}, kd: {}}}
+  tables:
+    scores: {rows: [small], columns: [top1]}
+"""
+RECIPE = "epochs: 1\nbatch: 2\noptimizer: {name: sgd, lr: 0.1}\nschedule: {name: constant}\npreprocess: {size: 8}\n"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config" / "recipes").mkdir(parents=True)
+    (tmp_path / "config" / "datasets.yaml").write_text("few: {path: data/few}\n")
+    (tmp_path / "config" / "recipes" / "short.yaml").write_text(RECIPE)
+    (tmp_path / "config" / "one.yaml").write_text(ONE)
+    experiment = load_experiment(tmp_path / "config" / "one.yaml")
+    for run, seed in experiment.members():
+        folder, spec = tmp_path / "results" / "one" / run / f"seed{seed}", experiment.spec(run, seed)
+        folder.mkdir(parents=True)
+        (folder / "weights.safetensors").touch()
+        record = {"digest": spec.digest, "spec": spec.ledger, "manifest_digest": "m"}
+        (folder / "run.json").write_text(json.dumps(record))
+        (folder / "metrics.json").write_text(json.dumps({"digest": spec.digest}))
+    manifest = tmp_path / "results" / "datasets" / "few" / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text(json.dumps({"digest": "m"}))
+    return tmp_path
+
+
+def explained(place, target):
+    return list(
+        explain(target, place.joinpath("config").relative_to(place), place.joinpath("results").relative_to(place))
+    )
+
+
+def test_nothing_differs(place):
+    lines = explained(place, "results/one/student/seed0/metrics.json")
+    assert [line.partition(":")[0] for line in lines] == ["results/one/student/seed0", "results/one/big/seed0"]
+    assert all("up to date (digest " in line for line in lines)
+
+
+def test_what_differs_is_named_key_by_key_also_above(place):
+    (place / "config" / "one.yaml").write_text(ONE.replace("recipe: short}", "recipe: short, optimizer: {lr: 0.2}}", 1))
+    assert explained(place, "one/student") == [
+        "results/one/student/seed0: stale",
+        "  teacher.recipe.optimizer.lr: 0.1 -> 0.2",
+        "results/one/big/seed0: stale",
+        "  recipe.optimizer.lr: 0.1 -> 0.2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("target", "runs"),
+    [
+        ("results/tables/one/scores.md", {"small/seed0", "small/seed1"}),
+        ("results/tables/one.md", {"big/seed0", "small/seed0", "small/seed1", "student/seed0"}),
+        ("results/figures/one", {"big/seed0", "small/seed0", "small/seed1", "student/seed0"}),
+        ("config/one.yaml", {"big/seed0", "small/seed0", "small/seed1", "student/seed0"}),
+        ("one/small/seed1", {"small/seed1"}),
+        ("results/one/big/profile.json", {"big/seed0"}),
+    ],
+)
+def test_targets(place, target, runs):
+    assert {line.partition(":")[0].removeprefix("results/one/") for line in explained(place, target)} == runs
+
+
+def test_other_images_another_measurement_and_missing_results_are_named(place):
+    (place / "results/datasets/few/manifest.json").write_text(json.dumps({"digest": "n"}))
+    (place / "results/one/big/seed0/metrics.json").write_text(json.dumps({"digest": "old"}))
+    (place / "results/one/small/seed0/weights.safetensors").unlink()
+    assert explained(place, "one/big")[1:] == [
+        "  images of few: m -> n",
+        "  metrics.json: measured another run (digest old)",
+    ]
+    assert explained(place, "one/small/seed0") == ["results/one/small/seed0: not made yet"]
+
+
+@pytest.mark.parametrize("target", ["two/small", "one/smal", "one/small/seed7", ""])
+def test_what_is_no_target_is_refused(place, target):
+    with pytest.raises(UserError):
+        explained(place, target)
