@@ -1,11 +1,11 @@
 """Read YAML strictly and say what is wrong in one line: file, key, value, and what would be right."""
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -96,79 +96,69 @@ def _is_mapping_for_word(fault: Any) -> bool:  # noqa: ANN401
     return fault["type"] == "literal_error" and isinstance(fault["input"], Mapping)
 
 
+# What pydantic says less plainly.
+_MESSAGES = {
+    "string_pattern_mismatch": "is not a plain name; use letters, digits and . _ - only, letter or digit first",
+    "dict_type": "is not valid; expected a mapping of keys",
+    "model_type": "is not valid; expected a mapping of keys",
+    "model_attributes_type": "is not valid; expected a mapping of keys",
+    "tuple_type": "is not valid; expected a list",
+    "list_type": "is not valid; expected a list",
+}
+
+
 def _describe(fault: Any, model: type[BaseModel], data: object, prefix: tuple[str, ...]) -> str:  # noqa: ANN401
     location = _written_location(fault, data)
     key = ".".join([*prefix, *map(str, location)]) or "the file"
-    value = _shown(fault.get("input"))
-    kind = fault["type"]
+    kind, value, context = fault["type"], fault.get("input"), fault.get("ctx", {})
     if kind == "extra_forbidden":
-        valid = [name for block in _blocks_at(model, fault["loc"][:-1])[:1] for name in block.model_fields]
+        valid = [name for block in _blocks(model, fault["loc"][:-1])[:1] for name in block.model_fields]
         return f"{key}: unknown key {str(location[-1])!r}; {nearest(str(location[-1]), valid)}"
     if kind == "missing":
         return f"{key}: missing; this key is required"
     if kind == "union_tag_not_found":
-        return f"{key}: missing `name`; valid: {', '.join(sorted(_names(_blocks_at(model, fault['loc']))))}"
+        names = {name for block in _blocks(model, fault["loc"]) for name in _tags(block)}
+        return f"{key}: missing `name`; valid: {', '.join(sorted(names))}"
     if kind == "union_tag_invalid":
-        tag, expected = fault["ctx"]["tag"], fault["ctx"]["expected_tags"].replace("'", "").split(", ")
-        return f"{key}.name: unknown name {tag!r}; {nearest(tag, expected)}"
-    if kind == "literal_error" and isinstance(fault.get("input"), str):
-        expected = fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
-        return f"{key}: {value} is not valid; {nearest(fault['input'], expected)}"
-    if kind == "string_pattern_mismatch":
-        return f"{key}: {value} is not a plain name; use letters, digits and . _ - only, letter or digit first"
-    if kind in ("dict_type", "model_type", "model_attributes_type"):
-        return f"{key}: {value} is not valid; expected a mapping of keys"
-    if kind in ("tuple_type", "list_type"):
-        return f"{key}: {value} is not valid; expected a list"
+        valid = context["expected_tags"].replace("'", "").split(", ")
+        return f"{key}.name: unknown name {context['tag']!r}; {nearest(context['tag'], valid)}"
+    if kind == "literal_error" and isinstance(value, str):
+        valid = context["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        return f"{key}: {_shown(value)} is not valid; {nearest(value, valid)}"
     message = fault["msg"].removeprefix("Value error, ")
-    return f"{key}: {value} is not valid; {message[0].lower()}{message[1:]}"
+    return f"{key}: {_shown(value)} {_MESSAGES.get(kind, f'is not valid; {message[0].lower()}{message[1:]}')}"
 
 
 def _written_location(fault: Any, data: object) -> list[int | str]:  # noqa: ANN401
     """Keep the parts of a fault's location that the user wrote; pydantic adds the tags of unions and key markers."""
-    location = fault["loc"]
-    if fault["type"] in ("extra_forbidden", "missing"):
-        return [*_written_location({"loc": location[:-1], "type": None}, data), location[-1]]
+    absent = fault["type"] in ("extra_forbidden", "missing")
     written: list[int | str] = []
-    for part in location:
+    for part in fault["loc"][:-1] if absent else fault["loc"]:
         inside_mapping = isinstance(data, Mapping) and part in data
-        inside_list = isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data)
+        inside_list = isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
         if inside_mapping or inside_list:
             data = data[part]  # type: ignore[index]
             written.append(part)
-    return written
+    return [*written, fault["loc"][-1]] if absent else written
 
 
-def _blocks_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[type[BaseModel]]:
-    """Find the classes that are legal at a location, by walking the annotations."""
-    candidates: list[Any] = [model]
-    for part in location:
-        candidates = [found for annotation in candidates for found in _step(annotation, part)]
-    return [found for candidate in candidates for found in _classes(candidate)]
-
-
-def _step(annotation: Any, part: int | str) -> list[Any]:  # noqa: ANN401
-    found: list[Any] = []
-    for block in _classes(annotation):
-        if part in block.model_fields:
-            found.append(block.model_fields[str(part)].annotation)
-        name = block.model_fields.get("name")
-        if name is not None and part in getattr(name.annotation, "__args__", ()):
-            found.append(block)
-    if not found and hasattr(annotation, "__args__"):
-        found.extend(annotation.__args__)
-    return found
-
-
-def _classes(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401
+def _blocks(annotation: Any, location: Sequence[int | str] = ()) -> list[type[BaseModel]]:  # noqa: ANN401
+    """The classes that may stand at a location below an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [found for inner in getattr(annotation, "__args__", ()) for found in _classes(inner)]
+        if not location:
+            return [annotation]
+        part, *rest = location
+        if part in annotation.model_fields:
+            return _blocks(annotation.model_fields[str(part)].annotation, rest)
+        # What pydantic puts into a location for the member of a union that it tried.
+        return _blocks(annotation, rest) if part in (*_tags(annotation), annotation.__name__) else []
+    inside = location[1:] if get_origin(annotation) in (dict, list, tuple) else location
+    return [block for inner in get_args(annotation) for block in _blocks(inner, inside)]
 
 
-def _names(blocks: list[type[BaseModel]]) -> list[str]:
-    """The values of the `name` keys that tell the classes of a union apart."""
-    return [str(block.model_fields["name"].annotation.__args__[0]) for block in blocks]  # type: ignore[union-attr]
+def _tags(block: type[BaseModel]) -> tuple[str, ...]:
+    """The values of the `name` key that tells the classes of a union apart."""
+    return get_args(block.model_fields["name"].annotation) if "name" in block.model_fields else ()
 
 
 def _shown(value: object) -> str:
