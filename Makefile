@@ -11,14 +11,14 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: workflow/schemas  ## real digits, from images to a judged table (4 minutes on 2 cores)
-	@bash scripts/demo.sh
+	@python scripts/demo.py
 
 demo-methods: workflow/schemas  ## every method on the digits (8 minutes on 2 cores)
-	@bash scripts/demo.sh digits-methods
+	@python scripts/demo.py digits-methods
 
 # After each job, Snakemake looks for work anew one such timespan later, and again and again from then on: by default every
 # second, which after some hundred jobs keeps a core busy.
-REHEARSE := snakemake --cores all --keep-going --max-jobs-per-timespan 1000/30s --quiet rules --config rehearsal=true
+REHEARSE := snakemake --cores all --keep-going --max-jobs-per-timespan 1000/30s --config rehearsal=true
 
 rehearse: .venv/.installed  ## every experiment with its real networks, on a few generated images
 	$(REHEARSE) experiments=all

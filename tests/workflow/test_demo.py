@@ -15,7 +15,6 @@ EXPERIMENT = "results/tables/tiny.md"
 
 
 def demo(checkout) -> tuple[str, ...]:
-    # scripts/demo.sh would put the environment of this repository's root first, which a clone does not have.
     return (sys.executable, str(checkout.folder / "scripts" / "demo.py"), "tiny")
 
 
@@ -102,7 +101,7 @@ def test_dvc_makes_the_experiment_and_records_it(recorded_copy):
     (recorded_copy.folder / EXPERIMENT).unlink()
     result = recorded_copy.run("dvc", "repro")
     assert result.returncode == 0, result.stdout
-    assert ": assemble the tables of tiny" in result.stdout
+    assert "assemble the tables of tiny" in result.stdout
     assert recorded_copy.planned("--config", "experiments=tiny") == set()
     assert recorded_copy.run("dvc", "status", "--quiet").returncode == 0
 
@@ -131,6 +130,6 @@ def test_a_mistake_in_the_configuration_is_shown(made):
     made.replace("config/tiny.yaml", "teacher: big", "teacher: bug")
     result = made.run(*demo(made))
     assert result.returncode == 1
-    greeting, line = result.stdout.splitlines()
-    assert greeting == "Making results/tables/tiny.md and its figures."
+    assert "Traceback" not in result.stdout
+    line = result.stdout.splitlines()[-1]
     assert line.startswith("distillery: config/tiny.yaml: tiny.runs.taught.teacher: no run 'bug'")
