@@ -1,6 +1,9 @@
-"""Where everything lies under the results folder; the workflow's rules spell the same paths."""
+"""Where everything lies under the results folder."""
 
 from pathlib import Path
+
+# The usual one; commands take another by --results.
+RESULTS = Path("results")
 
 
 def dataset_folder(results: Path, dataset: str) -> Path:

@@ -183,15 +183,15 @@ def spoil_weights(path):
 SPOILS = {
     "another data set": (
         lambda path: spoil_record(path, manifest_digest="0" * 64),
-        r"run\.json: made from other images than tiny now holds .*make it anew with: distillery train",
+        r"run\.json: made from other images than tiny now holds .*make it again with: distillery train",
     ),
     "another configuration": (
         lambda path: spoil_record(path, digest="0" * 16),
-        r"run\.json: made from another configuration \(digest 0{16}, but \S+ now gives \w{16}\); make it anew",
+        r"run\.json: made from another configuration \(digest 0{16}, but \S+ now gives \w{16}\); make it again",
     ),
-    "a lost key": (lambda path: spoil_record(path, statistics=None), r"run\.json: lacks 'statistics'; make it anew"),
-    "no JSON": (lambda path: (path / "run.json").write_text("{"), r"run\.json: cannot be read .*; make it anew"),
-    "no mapping": (lambda path: (path / "run.json").write_text("[]"), r"run\.json: lacks 'digest'; make it anew"),
+    "a lost key": (lambda path: spoil_record(path, statistics=None), r"run\.json: lacks 'statistics'; make it again"),
+    "no JSON": (lambda path: (path / "run.json").write_text("{"), r"run\.json: cannot be read: .*; make it again"),
+    "no mapping": (lambda path: (path / "run.json").write_text("[]"), r"run\.json: not a mapping .*; make it again"),
     "lost weights": (lambda path: (path / "weights.safetensors").unlink(), r"weights\.safetensors: no such file"),
     "broken weights": (spoil_weights, r"weights\.safetensors: weights that are NaN or infinite: fc\.bias"),
 }

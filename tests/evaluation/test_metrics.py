@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
-from distillery.evaluation.metrics import evaluate_model
+from distillery.evaluation.metrics import METRICS, Metric, evaluate_model
 
 CPU = torch.device("cpu")
 
@@ -141,6 +141,16 @@ def test_nothing_is_kept_for_gradients():
     scores, labels = random_scores(4, 3)
     evaluate_model(predict, batches(scores, labels, [4]), 3, CPU)
     assert not seen[0].requires_grad
+
+
+def test_a_metric_is_one_entry(monkeypatch):
+    def add(sums, batch):
+        sums += (batch.logits_BC.softmax(1) - torch.nn.functional.one_hot(batch.labels_B, 10)).square().sum()
+
+    monkeypatch.setitem(METRICS, "brier", Metric(add, lambda sums, images: sums.item() / images))
+    scores, labels = random_scores(300, 10)
+    expected = (scores.softmax(1) - torch.nn.functional.one_hot(labels, 10)).square().sum(1).mean()
+    assert measure(scores, labels, [128, 172])["brier"] == pytest.approx(expected.item(), rel=1e-6)
 
 
 WORKER = """

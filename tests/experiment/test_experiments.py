@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from distillery.experiment import load_experiments
+from distillery.experiment.schema.columns import COLUMNS
 from distillery.experiment.schema.experiment import head_cells
 from distillery.models.registry import create_model, is_model
-from distillery.reporting.columns import COLUMNS
 from distillery.reporting.content import gather, read_ledger
 from distillery.reporting.published import load_published
 

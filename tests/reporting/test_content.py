@@ -38,7 +38,7 @@ def test_the_best_is_the_highest_or_the_lowest_as_the_metric_has_it(desk, conten
 def test_a_teacher_in_the_table_does_not_compete(desk, content):
     desk.write_results()
     assert best(content(), "top1") == {"small-kd"}
-    # Without its pupil it is a row like others.
+    # Without its student it is a row like others.
     assert best(content(rows=("big", "small")), "top1") == {"big"}
 
 
@@ -96,7 +96,7 @@ def test_a_gain_over_an_error_is_that_over_the_accuracy(desk, content):
     desk.write_results()
     desk.write_ledger("small,error1,8.50,,,,here", "small,gain,-0.10,,,,here")
     entry = content(("gain",)).entries["small", "gain"]
-    assert entry.published.best_before + entry.published.value == entry.published.top1.value
+    assert entry.published.best_before + entry.published.value == entry.published.beside.value
     assert str(entry.published.best_before) == "91.60"
 
 

@@ -5,9 +5,9 @@ import re
 import pytest
 from pydantic import ValidationError
 
+from distillery.experiment.schema.columns import Summary
 from distillery.experiment.schema.experiment import Table
 from distillery.reporting.content import Content, Entry
-from distillery.reporting.summary import Summary
 from distillery.reporting.tables import lay_out
 
 GRID = {

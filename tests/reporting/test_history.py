@@ -42,7 +42,7 @@ def test_what_has_diverged_or_is_left_empty_is_nan(history):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("", "row 1: no column 'epoch'"),
         ("epoch,train_loss\n1,2\n", "row 1: no column 'val_top1'"),
@@ -52,12 +52,12 @@ def test_what_has_diverged_or_is_left_empty_is_nan(history):
         ("\xff", "cannot be read: it is not UTF-8 text"),
     ],
 )
-def test_a_damaged_history_is_named(history, text, told):
+def test_a_damaged_history_is_named(history, text, expected):
     path = history(text)
     with pytest.raises(UserError) as caught:
         read_history(path, "distillery train me")
     line = str(caught.value)
-    assert line.startswith(f"{path}: {told}")
+    assert line.startswith(f"{path}: {expected}")
     assert line.endswith("with: distillery train me")
 
 
@@ -74,5 +74,5 @@ def test_seeds_of_different_length_are_refused(desk):
     for seed in (0, 1, 2):
         desk.write_history("small", seed, ROWS[: 1 if seed == 2 else 2])
     path = run_folder(desk.results, "toy", "small", 2) / "history.csv"
-    with pytest.raises(UserError, match=re.escape(f"{path}: ends at epoch 1, but seed 0 at 2; make it anew with")):
+    with pytest.raises(UserError, match=re.escape(f"{path}: ends at epoch 1, but seed 0 at 2; make it again with")):
         read_histories(desk.experiment, "small", desk.results)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from distillery.experiment.schema.columns import COLUMNS
 from distillery.paths import table_folder
 from distillery.reporting.measurements import read_measurements
 from distillery.reporting.tables import tabulate_experiment
@@ -27,7 +28,7 @@ def test_the_experiment_opens_with_its_data_and_seeds(experiment):
     ]
 
 
-def test_images_in_both_splits_are_told(desk, experiment):
+def test_images_in_both_splits_are_reported(desk, experiment):
     desk.write_manifest(overlap=1)
     assert "**1 validation image is also among the training images.**" in experiment()
     desk.write_manifest(overlap=1234)
@@ -93,7 +94,7 @@ def test_a_gain_is_explained_where_there_is_one(desk, experiment):
     heads, _, *rows = [line.split("|") for line in text.splitlines() if line.startswith("|")][:5]
     heads = [head.strip() for head in heads]
     gains = {row[1].strip(): row[heads.index("Gain (points)")].strip() for row in rows}
-    top1 = read_measurements(desk.experiment, desk.results)["small"].summary("top1")
+    top1 = COLUMNS["top1"].value(read_measurements(desk.experiment, desk.results)["small"])
     assert gains == {"big": "–", "small": f"{top1.mean - 90.9:.2f} ± {top1.std:.2f}", "small-kd": "–"}
 
 

@@ -5,9 +5,9 @@ import re
 import pytest
 
 from distillery.errors import UserError
+from distillery.experiment.schema.columns import COLUMNS, Summary
 from distillery.paths import profile_path, run_folder
-from distillery.reporting.measurements import Measured, read_measurements
-from distillery.reporting.summary import Summary
+from distillery.reporting.measurements import Measured, needed_files, read_measurements
 
 
 def read(desk):
@@ -17,19 +17,19 @@ def read(desk):
 def test_values_come_from_every_seed(desk):
     desk.write_results()
     small = read(desk)["small"]
-    assert small.summary("top1") == Summary(91.0, 1.0, 3)
-    assert small.summary("error1") == Summary(9.0, 1.0, 3)
-    assert small.summary("error5").mean == pytest.approx(1.0)
-    assert small.summary("params") == Summary(77850, None, 1)
-    assert small.summary("latency") == Summary(1.25, None, 1)
+    assert COLUMNS["top1"].value(small) == Summary(91.0, 1.0, 3)
+    assert COLUMNS["error1"].value(small) == Summary(9.0, 1.0, 3)
+    assert COLUMNS["error5"].value(small).mean == pytest.approx(1.0)
+    assert COLUMNS["params"].value(small) == Summary(77850, None, 1)
+    assert COLUMNS["latency"].value(small) == Summary(1.25, None, 1)
     assert (small.selection, small.images) == ("last", 360)
 
 
-def test_a_run_without_teacher_agrees_with_nobody(desk):
+def test_a_run_without_teacher_has_no_agreement(desk):
     desk.write_results()
     runs = read(desk)
-    assert runs["small"].summary("agreement") is None
-    assert runs["small-kd"].summary("agreement") == Summary(95.0, 0.0, 3)
+    assert COLUMNS["agreement"].value(runs["small"]) is None
+    assert COLUMNS["agreement"].value(runs["small-kd"]) == Summary(95.0, 0.0, 3)
 
 
 def test_what_no_table_shows_is_not_asked_for(desk):
@@ -41,8 +41,8 @@ def test_what_no_table_shows_is_not_asked_for(desk):
 
 
 def test_what_is_not_known_of_a_run_is_none():
-    assert Measured().summary("top1") is None
-    assert Measured().summary("params") is None
+    assert COLUMNS["top1"].value(Measured()) is None
+    assert COLUMNS["params"].value(Measured()) is None
 
 
 def fault(desk):
@@ -83,32 +83,53 @@ def test_what_was_measured_before_the_run_changed_is_refused(desk):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
-        ('{"top1":', "cannot be read: not valid JSON; make it anew with: distillery evaluate"),
-        ("[1]", "not a mapping of names to values; make it anew with"),
-        ("\udcff", "cannot be read: not valid JSON"),
+        ('{"top1":', "cannot be read: not valid JSON; make it again with: distillery evaluate"),
+        ("[1]", "not a mapping of names to values; make it again with"),
+        ("\udcff", "cannot be read: it is not UTF-8 text"),
     ],
 )
-def test_a_damaged_file_is_named(desk, text, told):
+def test_a_damaged_file_is_named(desk, text, expected):
     desk.write_results()
     path = run_folder(desk.results, "toy", "small", 0) / "metrics.json"
     path.write_text(text, errors="surrogateescape")
     line = fault(desk)
     assert line.startswith(f"{path}: ")
-    assert told in line
+    assert expected in line
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "expected"),
     [
-        ({"top1": 101.0}, "top1: 101.0 is not valid; input should be less than or equal to 100"),
-        ({"nll": None}, "nll: None is not valid"),
+        ({"top1": 101.0}, "top1: 101.0 is not valid; expected a number from 0 to 100"),
+        ({"nll": None}, "nll: None is not valid; expected a number not below 0"),
+        ({"top1": float("nan")}, "top1: nan is not valid"),
         ({"images": 0}, "images: 0 is not valid"),
         ({"selection": "lucky"}, "selection: 'lucky' is not valid; valid: best, imported, last"),
     ],
 )
-def test_an_impossible_value_is_named(desk, values, told):
+def test_an_impossible_value_is_named(desk, values, expected):
     desk.write_results()
     desk.write_metrics("small", 0, **values)
-    assert told in fault(desk)
+    assert expected in fault(desk)
+
+
+def test_a_key_that_a_file_lacks_is_missed_only_where_a_table_shows_it(desk):
+    desk.write_results()
+    path = run_folder(desk.results, "toy", "small", 0) / "metrics.json"
+    path.write_text(path.read_text().replace('"ece"', '"other"'))
+    read(desk)
+    desk.write_experiment(desk.text.replace("params, size", "ece"))
+    assert fault(desk).startswith(f"{path}: lacks 'ece'; make it again with: distillery evaluate ")
+
+
+def test_the_files_that_tables_need_follow_from_their_columns(desk):
+    files = needed_files(desk.experiment, ["methods"])
+    assert files == {run: {"run.json", "metrics.json", "profile.json"} for run in ("big", "small", "small-kd")}
+    assert needed_files(desk.experiment, ["speed"])["small"] == {"run.json", "profile.json"}
+    alone = desk.text.replace("rows: [big, small, small-kd]", "rows: [small-kd]")
+    desk.write_experiment(alone)
+    assert set(needed_files(desk.experiment, ["methods"])) == {"small-kd"}
+    desk.write_experiment(alone.replace("nll", "size_ratio"))
+    assert needed_files(desk.experiment, ["methods"])["big"] == {"run.json", "profile.json"}

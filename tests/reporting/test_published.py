@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from distillery.errors import UserError
-from distillery.reporting.columns import COLUMNS
+from distillery.experiment.schema.columns import COLUMNS
 from distillery.reporting.published import HEADER, Published, load_published
 
 ROOT = Path(__file__).parents[2]
@@ -67,9 +67,9 @@ def test_a_gain_stands_beside_the_top1_of_its_table(ledger):
     head = HEAD.replace("source", "source,table")
     rows = "small,gain,0.6,,,,here,methods\nsmall,top1,76.10,,,best,here,methods\nsmall,top1,80,,,,there,\n"
     gain = load_published(ledger(head + rows))[0]
-    assert (str(gain.best_before), gain.selection, gain.top1.row) == ("75.50", "best", 3)
+    assert (str(gain.best_before), gain.selection, gain.beside.row) == ("75.50", "best", 3)
     line = (
-        "row 2, metric: small has a gain without the top1 that was gained; add a row with its top1 and table 'methods'"
+        "row 2, metric: small has a gain without the top1 that it led to; add a row with its top1 and table 'methods'"
     )
     with pytest.raises(UserError, match=re.escape(line)):
         load_published(ledger(head + rows.replace("best,here,methods", "best,here,other")))

@@ -8,9 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from distillery.reporting.columns import COLUMNS
+from distillery.experiment.schema.columns import COLUMNS, Summary, summarize
 from distillery.reporting.published import Published
-from distillery.reporting.summary import Summary, summarize
 from distillery.reporting.verdict import judge, noise
 
 

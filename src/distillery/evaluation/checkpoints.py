@@ -1,7 +1,7 @@
 """Measure any weights side by side: files that were not trained here, published ones, and finished runs."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,24 +12,21 @@ from distillery.data.arrow import ArrowImages
 from distillery.data.manifest import Manifest, load_manifest
 from distillery.errors import UserError
 from distillery.evaluation.evaluate import SPLIT, measure
+from distillery.evaluation.metrics import METRICS
 from distillery.evaluation.restore import ReadyNetwork, default_device, read_record
+from distillery.experiment.schema.columns import COLUMNS
 from distillery.experiment.schema.recipe import Preprocess
 from distillery.models import check_input, create_model
 from distillery.models.normalize import Normalize, resolve_statistics
 from distillery.models.pretrained.load import import_weights
 from distillery.models.weights import load_weights
 
-# Headings and formats of a row's values.
-COLUMNS = {
-    "model": ("Model", ""),
-    "weights": ("Weights", ""),
-    "parameters": ("Params", ","),
-    "images": ("Images", ","),
-    "top1": ("Top-1 (%)", ".2f"),
-    "top5": ("Top-5 (%)", ".2f"),
-    "nll": ("NLL", ".3f"),
-    "ece": ("ECE (%)", ".2f"),
-    "agreement": ("Agreement (%)", ".2f"),
+# Headings and formats of what else a row says.
+ABOUT: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "model": ("Model", str),
+    "weights": ("Weights", str),
+    "parameters": ("Params", "{:,}".format),
+    "images": ("Images", "{:,}".format),
 }
 
 
@@ -42,7 +39,7 @@ class Checkpoint(ReadyNetwork):
 
     @property
     def parameters(self) -> int:
-        """How many numbers were learned."""
+        """How many numbers training adjusts."""
         return sum(parameter.numel() for parameter in self.network.parameters())
 
 
@@ -67,8 +64,8 @@ def evaluate_checkpoints(
         device: where networks run; by default the GPU where there is one.
 
     Returns:
-        A row a checkpoint: ``model``, ``weights``, ``parameters``, ``images``, ``top1``, ``top5``, ``nll``, ``ece``;
-        with a teacher also ``agreement`` (None for itself).
+        A row a checkpoint: ``model``, ``weights``, ``parameters``, ``images`` and the metrics; those that compare with
+        a teacher if there is one (None for itself).
 
     Raises:
         UserError: a checkpoint cannot be read or does not fit the model, the data set or its images.
@@ -80,15 +77,15 @@ def evaluate_checkpoints(
     def load(item: str) -> Checkpoint:
         return load_checkpoint(item, manifest, device, preprocess, model_args or {})
 
-    def row(checkpoint: Checkpoint, taught_by: Checkpoint | None) -> dict[str, Any]:
+    def row(checkpoint: Checkpoint, compared_with: Checkpoint | None) -> dict[str, Any]:
         measured = measure(
-            checkpoint, taught_by, images, len(manifest.classes), workers, device, Path(checkpoint.source).name
+            checkpoint, compared_with, images, len(manifest.classes), workers, device, Path(checkpoint.source).name
         )
         if not math.isfinite(measured["nll"]):
             raise UserError(f"{checkpoint.source}: the network's scores are NaN or infinite")
         about = {"model": checkpoint.model, "weights": checkpoint.source, "parameters": checkpoint.parameters}
-        agreement = {} if teacher is None else {"agreement": None}
-        return about | agreement | measured | {"images": int(measured["images"])}
+        known = {name: measured.get(name) for name, metric in METRICS.items() if teacher or not metric.needs_teacher}
+        return about | {"images": int(measured["images"])} | known
 
     loaded = None if teacher is None else load(teacher)
     # Every file is read before the first is measured: a mistake in the last shows at once.
@@ -101,11 +98,21 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
     """Lay out what `evaluate_checkpoints` measured for people."""
     from tabulate import tabulate
 
-    columns = [(key, head, form) for key, (head, form) in COLUMNS.items() if key in rows[0]]
-    cells = [["–" if row[key] is None else format(row[key], form) for key, _, form in columns] for row in rows]
-    align = ["right" if form else "left" for _, _, form in columns]
-    heads = [head for _, head, _ in columns]
+    columns = [_column(key) for key in rows[0]]
+    cells = [
+        ["–" if row[key] is None else show(row[key]) for key, (_, show) in zip(row, columns, strict=True)]
+        for row in rows
+    ]
+    align = ["left" if show is str else "right" for _, show in columns]
+    heads = [head for head, _ in columns]
     return tabulate(cells, headers=heads, tablefmt="github", colalign=align, disable_numparse=True)
+
+
+def _column(key: str) -> tuple[str, Callable[[Any], str]]:
+    """The heading of a row's value and how it is printed: a metric as the column of its name, if there is one."""
+    if key in COLUMNS:
+        return COLUMNS[key].heading, COLUMNS[key].show
+    return ABOUT.get(key, (key, "{:.3f}".format))
 
 
 def load_checkpoint(
@@ -114,7 +121,7 @@ def load_checkpoint(
     """Build a network for a data set with the weights that ``MODEL=WEIGHTS``, or a run's folder, names.
 
     Raises:
-        UserError: it names neither; the weights cannot be read or do not fit; or nobody says how to prepare images.
+        UserError: it names neither; the weights cannot be read or do not fit; or nothing says how to prepare images.
     """
     if (Path(item) / "run.json").is_file():
         return _load_run(Path(item), manifest, device)

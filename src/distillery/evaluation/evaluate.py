@@ -13,7 +13,7 @@ from distillery.data.loader import eval_loader
 from distillery.data.manifest import load_manifest
 from distillery.data.transforms import eval_transform
 from distillery.errors import UserError
-from distillery.evaluation.metrics import evaluate_model
+from distillery.evaluation.metrics import METRICS, evaluate_model
 from distillery.evaluation.restore import ReadyNetwork, default_device, restore_run
 from distillery.experiment import Experiment
 from distillery.experiment.schema.recipe import Preprocess
@@ -46,7 +46,7 @@ def evaluate_run(
     images = ArrowImages(data_folder, manifest, SPLIT)
     measured = measure(finished, teacher, images, len(manifest.classes), workers, device, f"{run}/seed{seed}")
     if not math.isfinite(measured["nll"]):
-        raise UserError(f"{finished.weights}: the network's scores are NaN or infinite; train it anew")
+        raise UserError(f"{finished.weights}: the network's scores are NaN or infinite; train it again")
     metrics = {
         "run": run,
         "seed": seed,
@@ -55,11 +55,7 @@ def evaluate_run(
         "selection": finished.record["selection"],
         "selection_split": finished.record.get("selection_split"),
         "epoch": finished.record["epoch"],
-        "top1": measured["top1"],
-        "top5": measured["top5"],
-        "nll": measured["nll"],
-        "ece": measured["ece"],
-        "agreement": measured.get("agreement"),
+        **{name: measured.get(name) for name in METRICS},
         "teacher": teacher_name,
         "digest": finished.record["digest"],
         "weights_sha256": finished.weights_sha256,

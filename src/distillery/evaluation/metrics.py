@@ -4,17 +4,20 @@ All of it is sums over images, kept in float64 on the device and added over proc
 between, and the order of images, batches and processes cannot matter. A metrics library would do as well but takes
 longer to import than a small network takes to evaluate; the tests hold these numbers against one.
 
-B batch, C classes, M bins.
+An entry of ``METRICS`` is all that a metric is; with a column of its name it may stand in tables.
+
+B batch, C classes, K the highest scores, M bins.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+TOP = 5
 BINS = 15
 
 Predict = Callable[[Tensor], Tensor]
@@ -34,6 +37,67 @@ class LabelledImages(Protocol):
     @property
     def indices(self) -> Tensor:
         """Positions in the split."""
+
+
+class Predictions(NamedTuple):
+    """What a network says of a batch, and what is right; ``best_BK`` are the classes of its highest scores."""
+
+    logits_BC: Tensor
+    labels_B: Tensor
+    best_BK: Tensor
+    teacher_logits_BC: Tensor | None
+
+
+class Metric(NamedTuple):
+    """A number made of sums over images.
+
+    ``add`` counts a batch into the float64 sums of this ``shape``, which begin with zeros; ``result`` turns the sums
+    over all images, on the CPU, and the number of images into the metric.
+    """
+
+    add: Callable[[Tensor, Predictions], object]
+    result: Callable[[Tensor, float], float]
+    shape: tuple[int, ...] = ()
+    needs_teacher: bool = False
+
+
+def _percent(total: Tensor, images: float) -> float:
+    return 100 * total.item() / images
+
+
+def _mean(total: Tensor, images: float) -> float:
+    return total.item() / images
+
+
+def _add_agreements(total: Tensor, batch: Predictions) -> None:
+    assert batch.teacher_logits_BC is not None
+    total += (batch.best_BK[:, 0] == batch.teacher_logits_BC.argmax(dim=1)).sum()
+
+
+def _add_to_bins(total_3M: Tensor, batch: Predictions) -> None:
+    """Count images, confidence and correct ones of each bin; bin m holds the confidences in (m / M, (m + 1) / M]."""
+    best_B1 = batch.best_BK[:, :1]
+    confidence_B = batch.logits_BC.double().softmax(dim=1).gather(1, best_B1).squeeze(1)
+    correct_B = (best_B1.squeeze(1) == batch.labels_B).double()
+    bin_B = (confidence_B * BINS).ceil().long().clamp(1, BINS) - 1
+    total_3M.index_add_(1, bin_B, torch.stack([torch.ones_like(confidence_B), confidence_B, correct_B]))
+
+
+def _calibration_error(total_3M: Tensor, images: float) -> float:
+    _, confidence_M, correct_M = total_3M.unbind()
+    return 100 * (confidence_M - correct_M).abs().sum().item() / images
+
+
+METRICS = {
+    "top1": Metric(lambda total, batch: total.add_((batch.best_BK[:, 0] == batch.labels_B).sum()), _percent),
+    "top5": Metric(lambda total, batch: total.add_((batch.best_BK == batch.labels_B[:, None]).sum()), _percent),
+    "nll": Metric(
+        lambda total, batch: total.add_(F.cross_entropy(batch.logits_BC.double(), batch.labels_B, reduction="sum")),
+        _mean,
+    ),
+    "ece": Metric(_add_to_bins, _calibration_error, shape=(3, BINS)),
+    "agreement": Metric(_add_agreements, _percent, needs_teacher=True),
+}
 
 
 @torch.no_grad()
@@ -62,62 +126,33 @@ def evaluate_model(
         Calibration of Modern Neural Networks, equation 3) over 15 bins of equal width, in percent. ``agreement``, with
         a teacher: images on which both predict the same class, in percent.
     """
-    sums = _Sums(num_classes, device)
+    metrics = {name: metric for name, metric in METRICS.items() if teacher_predict or not metric.needs_teacher}
+    sums = {name: torch.zeros(metric.shape, dtype=torch.float64, device=device) for name, metric in metrics.items()}
+    images = torch.zeros((), dtype=torch.float64, device=device)
     for batch, teacher_batch in _pairs(loader, teacher_loader):
         logits_BC = predict(_on(batch.images, device)).float()
         teacher_logits_BC = None
         if teacher_predict is not None:
             teacher_logits_BC = teacher_predict(_on(teacher_batch.images, device)).float()
-        sums.add(logits_BC, _on(batch.labels, device), teacher_logits_BC)
-    measured = sums.metrics()
-    if teacher_predict is None:
-        del measured["agreement"]
-    return measured
+        best_BK = logits_BC.topk(min(TOP, num_classes), dim=1).indices
+        predictions = Predictions(logits_BC, _on(batch.labels, device), best_BK, teacher_logits_BC)
+        images += len(best_BK)
+        for name, metric in metrics.items():
+            metric.add(sums[name], predictions)
+    total, *totals = _over_processes([images, *sums.values()])
+    count: float = total.item()
+    assert count > 0, "nothing to evaluate"
+    found = {name: metric.result(sums, count) for (name, metric), sums in zip(metrics.items(), totals, strict=True)}
+    return {"images": count, **found}
 
 
-class _Sums:
-    """The sums that all metrics are made of."""
-
-    def __init__(self, num_classes: int, device: torch.device) -> None:
-        self.top = min(5, num_classes)
-        # images, correct, correct among the top, negative log-likelihood, agreeing with the teacher
-        self.scalars = torch.zeros(5, dtype=torch.float64, device=device)
-        # images, confidence and correct of each bin
-        self.bins_3M = torch.zeros(3, BINS, dtype=torch.float64, device=device)
-
-    def add(self, logits_BC: Tensor, labels_B: Tensor, teacher_logits_BC: Tensor | None) -> None:
-        """Count one batch."""
-        best_BK = logits_BC.topk(self.top, dim=1).indices
-        hits_BK = best_BK == labels_B[:, None]
-        correct_B = hits_BK[:, 0].double()
-        nll = F.cross_entropy(logits_BC.double(), labels_B, reduction="sum")
-        agree_B = torch.zeros_like(correct_B)
-        if teacher_logits_BC is not None:
-            agree_B = (best_BK[:, 0] == teacher_logits_BC.argmax(dim=1)).double()
-        images = torch.full_like(nll, len(labels_B))
-        self.scalars += torch.stack([images, correct_B.sum(), hits_BK.sum().double(), nll, agree_B.sum()])
-        confidence_B = logits_BC.double().softmax(dim=1).gather(1, best_BK[:, :1]).squeeze(1)
-        # Bin m holds the confidences in (m / M, (m + 1) / M].
-        bin_B = (confidence_B * BINS).ceil().long().clamp(1, BINS) - 1
-        self.bins_3M.index_add_(1, bin_B, torch.stack([torch.ones_like(confidence_B), confidence_B, correct_B]))
-
-    def metrics(self) -> dict[str, float]:
-        """Add the sums over processes and turn them into means."""
-        total = torch.cat([self.scalars, self.bins_3M.flatten()])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(total)
-        total = total.cpu()
-        images, correct, among_top, nll, agreeing = total[: len(self.scalars)].tolist()
-        assert images > 0, "nothing to evaluate"
-        _, confidence_M, correct_M = total[len(self.scalars) :].view(3, BINS)
-        return {
-            "images": images,
-            "top1": 100 * correct / images,
-            "top5": 100 * among_top / images,
-            "nll": nll / images,
-            "ece": 100 * (confidence_M - correct_M).abs().sum().item() / images,
-            "agreement": 100 * agreeing / images,
-        }
+def _over_processes(sums: list[Tensor]) -> list[Tensor]:
+    """Add each of some float64 sums over all processes, at once; they come back on the CPU."""
+    flat = torch.cat([part.flatten() for part in sums])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(flat)
+    parts = torch.split(flat.cpu(), [part.numel() for part in sums])
+    return [part.view(like.shape) for part, like in zip(parts, sums, strict=True)]
 
 
 def _pairs(

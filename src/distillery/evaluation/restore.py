@@ -1,6 +1,5 @@
 """Take a finished run from the results folder, ready to predict, whether it was trained or imported."""
 
-import json
 from dataclasses import dataclass
 from hashlib import file_digest
 from pathlib import Path
@@ -10,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from distillery.data.manifest import Manifest
-from distillery.errors import UserError
 from distillery.experiment import Experiment
 from distillery.experiment.schema.recipe import Preprocess
 from distillery.models import check_input, create_model
 from distillery.models.normalize import Normalize
 from distillery.models.weights import load_weights
 from distillery.paths import run_folder
+from distillery.results import command, read_json, unusable
 
 
 @dataclass(frozen=True)
@@ -67,10 +66,11 @@ def restore_run(
     folder = run_folder(results, experiment.name, run, seed)
     record = finished_record(experiment, run, seed, results)
     if manifest is not None and record["manifest_digest"] != manifest.digest:
-        raise UserError(
-            f"{folder / 'run.json'}: made from other images than {spec.dataset} now holds (manifest digest "
-            f"{record['manifest_digest'][:16]}, now {manifest.digest[:16]}); "
-            f"make it anew with: {_command(experiment, run, seed, results)}"
+        raise unusable(
+            folder / "run.json",
+            f"made from other images than {spec.dataset} now holds (manifest digest "
+            f"{record['manifest_digest'][:16]}, now {manifest.digest[:16]})",
+            command("train", experiment.path, run, seed, results),
         )
     preprocess = Preprocess.model_validate(record["preprocess"])
     network = create_model(spec.model, record["classes"], **spec.model_args)
@@ -93,20 +93,17 @@ def finished_record(experiment: Experiment, run: str, seed: int, results: Path) 
         UserError: the run was not made yet or was made from another configuration, or the file is damaged.
     """
     spec = experiment.spec(run, seed)
-    command = _command(experiment, run, seed, results)
+    made_by = command("train", experiment.path, run, seed, results)
     path = run_folder(results, experiment.name, run, seed) / "run.json"
-    record = read_record(path, command)
+    record = read_record(path, made_by)
     if record["digest"] != spec.digest:
-        raise UserError(
-            f"{path}: made from another configuration (digest {record['digest']}, but {experiment.path} now gives "
-            f"{spec.digest}); make it anew with: {command}"
+        raise unusable(
+            path,
+            f"made from another configuration (digest {record['digest']}, but {experiment.path} now gives "
+            f"{spec.digest})",
+            made_by,
         )
     return record
-
-
-def _command(experiment: Experiment, run: str, seed: int, results: Path) -> str:
-    elsewhere = "" if results == Path("results") else f" --results {results}"
-    return f"distillery train {experiment.path} {run} --seed {seed}{elsewhere}"
 
 
 def default_device() -> torch.device:
@@ -114,20 +111,11 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def read_record(path: Path, command: str = "distillery train") -> dict[str, Any]:
-    """Read a run.json; ``command`` is what makes it.
+def read_record(path: Path, made_by: str = "distillery train") -> dict[str, Any]:
+    """Read a run.json; ``made_by`` is the command that makes it.
 
     Raises:
         UserError: it is missing, damaged or incomplete.
     """
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; first make it with: {command}") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); make it anew with: {command}") from None
     needed = ("digest", "spec", "manifest_digest", "classes", "preprocess", "statistics", "selection", "epoch")
-    lacking = [key for key in needed if not isinstance(record, dict) or key not in record]
-    if lacking:
-        raise UserError(f"{path}: lacks {lacking[0]!r}; make it anew with: {command}")
-    return record
+    return read_json(path, made_by, needed)

@@ -1,18 +1,16 @@
 """What a table says, before it is laid out: values, the best of each column, published numbers, verdicts."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from dataclasses import dataclass
 from pathlib import Path
 
 from distillery.errors import UserError
 from distillery.experiment import Experiment
 from distillery.experiment.reading import nearest
+from distillery.experiment.schema.columns import COLUMNS, METRICS, Summary
 from distillery.experiment.schema.experiment import Table
-from distillery.reporting.columns import COLUMNS
 from distillery.reporting.measurements import Measured
 from distillery.reporting.published import Published, load_published
-from distillery.reporting.summary import Summary
 from distillery.reporting.verdict import Verdict, judge
 
 
@@ -52,7 +50,7 @@ class Content:
     @property
     def scored(self) -> bool:
         """Whether any column depends on the weights, and so on seeds and on the choice of an epoch."""
-        return any(COLUMNS[metric].file == "metrics.json" for metric in self.table.columns)
+        return any(COLUMNS[metric].file == METRICS for metric in self.table.columns)
 
     @property
     def judged(self) -> list[str]:
@@ -95,34 +93,28 @@ def gather(experiment: Experiment, name: str, table: Table, runs: Mapping[str, M
     competing = [run for run in dict.fromkeys(table.runs()) if run not in teachers.values()]
     entries: dict[tuple[str, str], Entry] = {}
     for metric in dict.fromkeys(table.columns):
+        column = COLUMNS[metric]
         numbers = {run: _published(ledger, name, run, metric) for run in table.runs()}
-        summaries = {run: _summary(runs.get(run, Measured()), metric, numbers[run]) for run in table.runs()}
+        summaries = {
+            run: column.value(runs.get(run, Measured()), runs.get(teachers[run] or ""), numbers[run])
+            for run in table.runs()
+        }
         best = _best(metric, [summaries[run] for run in competing])
         for run, summary in summaries.items():
             number, measured = numbers[run], runs.get(run, Measured())
             verdict = None if number is None else _judge(measured, summary, number)
-            is_best = run in competing and summary is not None and COLUMNS[metric].show(summary.mean) == best
-            without = (COLUMNS[metric].taught and teachers[run] is None) or (metric == "gain" and number is None)
+            is_best = run in competing and summary is not None and column.show(summary.mean) == best
+            without = (column.needs_teacher and teachers[run] is None) or (column.beside and number is None)
             gap = summary is None and not without and not measured.holds(metric)
             entries[run, metric] = Entry(run, metric, summary, is_best, gap, number, verdict)
     return Content(name, table, entries, teachers, runs)
 
 
-def _summary(measured: Measured, metric: str, number: Published | None) -> Summary | None:
-    """One column's value of a run; a gain is its top-1 less what the ledger says was best before."""
-    if metric != "gain":
-        return measured.summary(metric)
-    top1 = measured.summary("top1")
-    if top1 is None or number is None:
-        return None
-    # In decimals, 81.04 - 80.4 is 0.64.
-    return replace(top1, mean=float(Decimal(str(top1.mean)) - number.best_before))
-
-
 def _judge(measured: Measured, summary: Summary | None, number: Published) -> Verdict:
     """Compare a value with the published one; of a gain, the top-1 behind each, for they differ by as much."""
-    if number.top1 is not None:
-        summary, number = measured.summary("top1"), number.top1
+    if number.beside is not None:
+        number = number.beside
+        summary = COLUMNS[number.metric].value(measured)
     return judge(COLUMNS[number.metric], summary, measured.selection, measured.images, number)
 
 

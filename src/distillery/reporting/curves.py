@@ -1,4 +1,4 @@
-"""Learning curves: what the trained runs of an experiment told after each epoch."""
+"""Learning curves: what the trained runs of an experiment reported after each epoch."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -84,7 +84,7 @@ def learning_curves(experiment: Experiment, results: Path, *, partial: bool = Fa
 
 
 def draw(curves: list[Curve], quantity: Quantity) -> "Figure":
-    """All runs in one picture as long as seven colours tell them apart; beyond that, a panel for each."""
+    """All runs in one picture as long as seven colours keep them apart; beyond that, a panel for each."""
     return _overlay(curves, quantity) if len(curves) <= len(COLOURS) else _panels(curves, quantity)
 
 

@@ -4,7 +4,6 @@ Learning curves of the trained runs, and what tables ask for by `figure`: a heat
 images a second with the Pareto front.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from distillery.reporting.heat_map import draw_heat_map
 from distillery.reporting.measurements import read_measurements, tables_with_figures
 from distillery.reporting.pareto import draw_pareto
 from distillery.reporting.style import house_style, save
+from distillery.results import remove_others
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ def plot_experiment(experiment: Experiment, results: Path, published: Path, *, p
         folder = figure_folder(results, experiment.name)
         folder.mkdir(parents=True, exist_ok=True)
         files = [file for name, figure in figures.items() for file in save(figure, folder, name)]
-    _remove_former(folder, keep=files)
+    remove_others(folder, (".svg", ".png"), keep=files)
     return files
 
 
@@ -52,11 +52,3 @@ def _draw(content: Content) -> dict[str, "Figure"]:
     draw = {"heat_map": draw_heat_map, "pareto": draw_pareto}[content.table.figure or ""]
     figure = draw(content)
     return {} if figure is None else {f"{content.name}_{content.table.figure}": figure}
-
-
-def _remove_former(folder: Path, keep: Iterable[Path]) -> None:
-    """Remove figures that the experiment no longer has; they would pass for current ones."""
-    kept = set(keep)
-    for path in folder.iterdir():
-        if path.suffix in (".svg", ".png") and path not in kept:
-            path.unlink()

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from distillery.experiment.schema.columns import COLUMNS
 from distillery.experiment.schema.experiment import head_cells
-from distillery.reporting.columns import COLUMNS
 from distillery.reporting.content import Content
 from distillery.reporting.legend import NOT_RUN
 from distillery.reporting.style import INK, OTHERS
@@ -30,18 +30,18 @@ def draw_heat_map(content: Content) -> "Figure | None":
     grid, metric = content.table.grid, content.table.columns[0]
     assert grid is not None
     runs = list(grid.down.values())
-    taught = [[run is not None and run not in content.teachers.values() for run in row] for row in runs]
+    students = [[run is not None and run not in content.teachers.values() for run in row] for row in runs]
     values = np.array([[_value(content, run, metric) for run in row] for row in runs])
     if np.isnan(values).all():
         return None
-    coloured = np.ma.masked_where(np.isnan(values) | ~np.array(taught), values)
+    coloured = np.ma.masked_where(np.isnan(values) | ~np.array(students), values)
     figure = Figure(figsize=(2.6 + CELL_WIDTH * len(grid.across), 1.0 + CELL_HEIGHT * len(runs)), layout="constrained")
     axes = figure.subplots()
     better_down = COLUMNS[metric].better == "lower"
     image = axes.imshow(coloured, cmap="Blues_r" if better_down else "Blues", aspect="auto")
     for row, names in enumerate(runs):
         for column, run in enumerate(names):
-            shade = _shade(image, values[row, column], better_down) if taught[row][column] else 0.0
+            shade = _shade(image, values[row, column], better_down) if students[row][column] else 0.0
             _write(axes, content, (column, row), run, metric, "white" if shade > DARK else INK)
     axes.set_xticks(range(len(grid.across)), grid.across)
     axes.set_yticks(range(len(runs)), [_heading(heading) for heading in grid.down])

@@ -1,4 +1,4 @@
-"""Read history.csv: what a run told after each epoch."""
+"""Read history.csv: what a run reported after each epoch."""
 
 import csv
 import io
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from distillery.errors import UserError
 from distillery.experiment import Experiment
 from distillery.paths import run_folder
+from distillery.results import command, read_text, unusable
 
 NEEDED = ("epoch", "train_loss", "val_top1")
 
@@ -21,53 +22,43 @@ def read_histories(experiment: Experiment, run: str, results: Path) -> list[dict
     Raises:
         UserError: a file is missing or damaged, or the seeds were trained for different numbers of epochs.
     """
-    elsewhere = "" if results == Path("results") else f" --results {results}"
     histories: list[dict[str, NDArray[np.float64]]] = []
     for seed in experiment.seeds(run):
         path = run_folder(results, experiment.name, run, seed) / "history.csv"
-        command = f"distillery train {experiment.path} {run} --seed {seed}{elsewhere}"
-        history = read_history(path, command)
+        made_by = command("train", experiment.path, run, seed, results)
+        history = read_history(path, made_by)
         first = histories[0] if histories else history
         if not np.array_equal(history["epoch"], first["epoch"]):
-            raise UserError(
-                f"{path}: ends at epoch {history['epoch'][-1]:.0f}, but seed {experiment.seeds(run)[0]} at "
-                f"{first['epoch'][-1]:.0f}; make it anew with: {command}"
-            )
+            ends = f"ends at epoch {history['epoch'][-1]:.0f}, but seed {experiment.seeds(run)[0]} at "
+            raise unusable(path, f"{ends}{first['epoch'][-1]:.0f}", made_by)
         histories.append(history)
     return histories
 
 
 def has_histories(experiment: Experiment, run: str, results: Path) -> bool:
-    """Whether every seed of a trained run has told of its epochs."""
+    """Whether every seed of a trained run has reported its epochs."""
     return all(
         (run_folder(results, experiment.name, run, seed) / "history.csv").is_file() for seed in experiment.seeds(run)
     )
 
 
-def read_history(path: Path, command: str) -> dict[str, NDArray[np.float64]]:
+def read_history(path: Path, made_by: str) -> dict[str, NDArray[np.float64]]:
     """Read one history as columns (E,); what is infinite or left empty is NaN, so that a curve has a gap there.
 
     Raises:
         UserError: the file is missing or damaged; the line says which command makes it.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; first make it with: {command}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"{path}: cannot be read: {reason}; make it anew with: {command}") from None
-    header, *rows = [*csv.reader(io.StringIO(text))] or [[]]
+    header, *rows = [*csv.reader(io.StringIO(read_text(path, made_by)))] or [[]]
     for name in NEEDED:
         if name not in header:
-            raise UserError(f"{path}: row 1: no column {name!r}; make it anew with: {command}")
+            raise unusable(path, f"row 1: no column {name!r}", made_by)
     if not rows:
-        raise UserError(f"{path}: has no epochs yet; finish it with: {command}")
+        raise UserError(f"{path}: has no epochs yet; finish it with: {made_by}")
     numbers = [[_number(cell) for cell in cells] for cells in rows]
     for row, (cells, values) in enumerate(zip(rows, numbers, strict=True), start=2):
         if len(cells) != len(header) or None in values:
             wrong = next((cell for cell, value in zip(cells, values, strict=True) if value is None), ",".join(cells))
-            raise UserError(f"{path}: row {row}: {wrong!r} is not valid; make it anew with: {command}")
+            raise unusable(path, f"row {row}: {wrong!r} is not valid", made_by)
     return {name: np.array([row[index] for row in numbers], dtype=float) for index, name in enumerate(header)}
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from distillery.data.manifest import Manifest
 from distillery.experiment import Experiment
-from distillery.reporting.columns import COLUMNS
+from distillery.experiment.schema.columns import COLUMNS
 from distillery.reporting.content import Content, Entry
 from distillery.reporting.markup import escape_markdown
 from distillery.reporting.measurements import Measured, needed_files
@@ -32,9 +32,6 @@ _NOISE = (
     "known on one side stands for both. Where none is known, accuracies get that of independent images, "
     "√(p (1 − p) / images), which is more than networks really differ by, and other measures get none."
 )
-_EXACT = "Parameters, operations and size are *reproduced* if they equal the published ones by the digits printed."
-
-_GAINS = "A gain is judged as the top-1 behind it; what was best before is the published top-1 less the published gain."
 
 
 def introduce(
@@ -119,10 +116,7 @@ def _verdicts(entries: Sequence[Entry]) -> list[str]:
     exceptions = {"not comparable", "not run"} - {entry.verdict.finding for entry in judged if entry.verdict}
     rules = [rule for finding, rule in _FINDING_RULES.items() if finding not in exceptions]
     rules.append(_NOISE)
-    if any(COLUMNS[entry.metric].better is None for entry in judged):
-        rules.append(_EXACT)
-    if any(entry.metric == "gain" for entry in judged):
-        rules.append(_GAINS)
+    rules += dict.fromkeys(rule for entry in judged if (rule := COLUMNS[entry.metric].verdict_rule))
     return ["- **Verdict.** Difference is ours minus published.", *(f"  - {rule}" for rule in rules)]
 
 

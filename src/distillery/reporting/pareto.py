@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from distillery.experiment.schema.columns import COLUMNS
 from distillery.experiment.schema.experiment import head_cells
-from distillery.reporting.columns import COLUMNS
 from distillery.reporting.content import Content
 from distillery.reporting.style import COLOURS, INK
 
@@ -74,14 +74,13 @@ def pareto_front(points: list[Point]) -> list[Point]:
 
 
 def _panels(content: Content) -> Iterator[tuple[str, list[Point]]]:
-    accuracy = next(metric for metric in content.table.columns if metric in ("top1", "error1"))
-    speeds = [metric for metric in content.table.columns if metric.endswith("throughput")]
+    (accuracy,) = content.table.columns_along("accuracy")
+    speeds = content.table.columns_along("speed")
+    share_wrong = COLUMNS[accuracy].better == "lower"
     for source in ("measured", "published"):
         for speed in speeds:
             points = [
-                Point(
-                    _label(content, run), found[speed], found[accuracy] if accuracy == "top1" else 100 - found[accuracy]
-                )
+                Point(_label(content, run), found[speed], 100 - found[accuracy] if share_wrong else found[accuracy])
                 for run in content.table.rows
                 if (found := _numbers(content, run, source)).keys() >= {speed, accuracy}
             ]

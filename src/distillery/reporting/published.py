@@ -1,7 +1,8 @@
-"""The ledger of published numbers, config/published/<experiment>.csv; its README tells how to write it."""
+"""The ledger of published numbers, config/published/<experiment>.csv; its README says how to write it."""
 
 import csv
 import io
+import math
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Literal, get_args
 
 from distillery.errors import UserError
 from distillery.experiment.reading import nearest
-from distillery.reporting.columns import COLUMNS
+from distillery.experiment.schema.columns import COLUMNS
 
 HEADER = ("run", "metric", "value", "std", "n", "selection", "source")
 OPTIONAL = ("table",)
@@ -22,7 +23,7 @@ class Published:
 
     ``std`` is a sample standard deviation over ``n`` runs; ``n`` and ``selection`` are None where the source is silent.
     ``row`` is the line of the ledger, for error messages. ``table`` is the only table that shows it, if not all do.
-    A gain knows the ``top1`` that stands beside it, and has its spread and selection.
+    A gain knows the top-1 ``beside`` it, and has its spread and selection.
     """
 
     run: str
@@ -34,13 +35,13 @@ class Published:
     source: str
     row: int
     table: str = ""
-    top1: "Published | None" = None
+    beside: "Published | None" = None
 
     @property
     def best_before(self) -> Decimal:
         """The best top-1 (%) that was published for the network before, for a gain."""
-        assert self.top1 is not None
-        return self.top1.value - self.value
+        assert self.beside is not None
+        return self.beside.value - self.value
 
     @property
     def rounding(self) -> float:
@@ -79,19 +80,25 @@ def load_published(path: Path) -> list[Published]:
             raise UserError(f"{path}: row {row}: {number.run} has its {number.metric} in row {seen[key]} already")
         seen[key] = row
         found.append(number)
-    return [_beside_top1(path, number, found) if number.metric == "gain" else number for number in found]
+    return [_with_neighbour(path, number, found) for number in found]
 
 
-def _beside_top1(path: Path, gain: Published, numbers: list[Published]) -> Published:
+def _with_neighbour(path: Path, number: Published, numbers: list[Published]) -> Published:
     """Give a gain the top-1 of its run and table, without which it says nothing of what was best before."""
-    for number in numbers:
-        if (number.run, number.table) == (gain.run, gain.table) and number.metric in ("top1", "error1"):
-            top1 = number.in_column("top1")
-            return replace(gain, std=top1.std, n=top1.n, selection=top1.selection, top1=top1)
-    table = f"table {gain.table!r}" if gain.table else "no table"
+    wanted = COLUMNS[number.metric].beside
+    if wanted is None:
+        return number
+    for other in numbers:
+        if (other.run, other.table) == (number.run, number.table) and wanted in (
+            other.metric,
+            COLUMNS[other.metric].complement,
+        ):
+            beside = other.in_column(wanted)
+            return replace(number, std=beside.std, n=beside.n, selection=beside.selection, beside=beside)
+    table = f"table {number.table!r}" if number.table else "no table"
     raise UserError(
-        f"{path}: row {gain.row}, metric: {gain.run} has a gain without the top1 that was gained; add a row with "
-        f"its top1 and {table}"
+        f"{path}: row {number.row}, metric: {number.run} has a {number.metric} without the {wanted} that it led to; "
+        f"add a row with its {wanted} and {table}"
     )
 
 
@@ -140,14 +147,13 @@ def _parse(path: Path, row: int, cells: dict[str, str]) -> Published:
                 column, "name the run of the experiment" if column == "run" else "say where the number is printed"
             )
     value = _decimal(cells["value"])
-    limit = 100 if COLUMNS[metric].share or metric in ("ece", "gain") else None
-    least = -100 if metric == "gain" else 0
-    if value is None or value < least or (limit is not None and value > limit):
-        span = f"from {least} to {limit}" if limit else "not below 0"
+    least, most = COLUMNS[metric].bounds
+    if value is None or not least <= value <= most:
+        span = f"from {least:g} to {most:g}" if math.isfinite(most) else f"not below {least:g}"
         raise fault("value", f"expected a number {span}, with the digits it was printed with, e.g. 76.10")
     for column in ("std", "n", "selection"):
-        if metric == "gain" and cells[column]:
-            raise fault(column, "leave it empty; a gain has that of the top1 beside it")
+        if COLUMNS[metric].beside and cells[column]:
+            raise fault(column, f"leave it empty; a {metric} has that of the {COLUMNS[metric].beside} beside it")
     std, n = None, None
     if cells["n"]:
         if not cells["n"].isdecimal() or int(cells["n"]) < 1:

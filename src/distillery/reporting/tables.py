@@ -9,13 +9,14 @@ from distillery.data.manifest import FILE_NAME, Manifest, load_manifest
 from distillery.errors import UserError
 from distillery.experiment import Experiment
 from distillery.experiment.reading import nearest
+from distillery.experiment.schema.columns import COLUMNS, METRICS
 from distillery.experiment.schema.experiment import Grid, head_cells
 from distillery.paths import dataset_folder, table_folder
-from distillery.reporting.columns import COLUMNS
 from distillery.reporting.content import Content, Entry, gather, read_ledger
 from distillery.reporting.legend import NOT_RUN, SELECTIONS, introduce, legend
 from distillery.reporting.markup import LATEX_HEAD, Cell, Sheet, escape_markdown, to_latex, to_markdown
 from distillery.reporting.measurements import Measured, Profile, read_measurements
+from distillery.results import remove_others
 
 NOTHING = "–"
 CSV_HEADER = (
@@ -74,7 +75,7 @@ def tabulate_experiment(experiment: Experiment, results: Path, published: Path, 
         write_text(path, text)
     # Snakemake declares the folder as an output, so it has to exist even for an experiment without tables.
     (folder / experiment.name).mkdir(parents=True, exist_ok=True)
-    _remove_former(folder / experiment.name, keep=files)
+    remove_others(folder / experiment.name, (".md", ".tex", ".csv"), keep=files)
     return list(files)
 
 
@@ -100,7 +101,7 @@ def tabulate_table(
 
 
 def lay_out(content: Content) -> Sheet:
-    """One row a run, one column a metric; beside them what tells how far the numbers can be trusted and compared.
+    """One row a run, one column a metric; beside them what says how far the numbers can be trusted and compared.
 
     A grid has its own two settings instead, and the metrics of a run together in its cell.
     """
@@ -191,7 +192,7 @@ def _notes(content: Content) -> tuple[str, ...]:
     if not machines:
         return ()
     text = f"Measured on {' and '.join(machines)}, float32"
-    if any(column.endswith("throughput") for column in content.table.columns):
+    if content.table.columns_along("speed"):
         batches = dict.fromkeys(str(profile.throughput_batch) for profile in profiles)
         text += f"; images a second in batches of {' or '.join(batches)}"
     return (f"{text}.",)
@@ -199,8 +200,8 @@ def _notes(content: Content) -> tuple[str, ...]:
 
 def _machines(profile: Profile, columns: Iterable[str]) -> list[str]:
     """What the times of some columns were taken on."""
-    by_column = {"cpu_throughput": (profile.cpu, profile.cpu_threads)}
-    used = [by_column.get(column, (profile.device, profile.threads)) for column in columns if COLUMNS[column].timed]
+    keys = [machine for column in columns if (machine := COLUMNS[column].machine) is not None]
+    used = [(profile.value(name), profile.value(threads)) for name, threads in keys]
     return [_machine(name, threads) for name, threads in used if name is not None]
 
 
@@ -268,7 +269,7 @@ def _record(content: Content, entry: Entry) -> dict[str, Any]:
     record["teacher"] = content.teachers[entry.run]
     if entry.summary is not None:
         record |= {"mean": entry.summary.mean, "std": entry.summary.std, "n": entry.summary.n}
-        if COLUMNS[entry.metric].file == "metrics.json":
+        if COLUMNS[entry.metric].file == METRICS:
             record["selection"] = content.runs[entry.run].selection
     if entry.published is not None and entry.verdict is not None:
         record |= {
@@ -282,11 +283,3 @@ def _record(content: Content, entry: Entry) -> dict[str, Any]:
             "source": entry.published.source,
         }
     return record
-
-
-def _remove_former(folder: Path, keep: Iterable[Path]) -> None:
-    """Remove tables that the experiment no longer has; they would pass for current ones."""
-    kept = set(keep)
-    for path in folder.iterdir():
-        if path.suffix in (".md", ".tex", ".csv") and path not in kept:
-            path.unlink()

@@ -4,9 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from distillery.reporting.columns import Column
+from distillery.experiment.schema.columns import Column, Summary
 from distillery.reporting.published import Published
-from distillery.reporting.summary import Summary
 
 Finding = Literal["reproduced", "within noise", "not reproduced", "not comparable", "not run"]
 

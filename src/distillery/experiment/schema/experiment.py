@@ -1,10 +1,11 @@
 """What an experiment file may say: runs, and the tables over them."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from distillery.experiment.schema.block import Block, Name, Seeds
+from distillery.experiment.schema.columns import COLUMNS
 from distillery.experiment.schema.objective import CrossEntropyOptions, Objective
 
 
@@ -34,24 +35,10 @@ class RunConfig(Block):
     seeds: Seeds | None = Field(None, description="instead of the experiment's seeds")
 
 
-Column = Literal[
-    "top1",
-    "top5",
-    "error1",
-    "error5",
-    "gain",
-    "nll",
-    "ece",
-    "agreement",
-    "params",
-    "macs",
-    "size",
-    "size_ratio",
-    "latency",
-    "throughput",
-    "gpu_throughput",
-    "cpu_throughput",
-]
+if TYPE_CHECKING:
+    ColumnName = str
+else:
+    ColumnName = Literal[tuple(COLUMNS)]
 
 
 def head_cells(heading: str) -> tuple[str, ...]:
@@ -101,7 +88,7 @@ class Table(Block):
     heading: str = Field("", description="above the rows' labels; `|` splits it and them over columns")
     rows: Rows = Field({}, description="runs, one a row, or a mapping of runs to their labels")
     grid: Grid | None = Field(None, description="instead of rows")
-    columns: tuple[Column, ...]
+    columns: tuple[ColumnName, ...]
     figure: Literal["heat_map", "pareto"] | None = Field(
         None, description="draw a grid's first column as a heat map, or accuracy against speed with the Pareto front"
     )
@@ -110,9 +97,11 @@ class Table(Block):
     def _drawable(self) -> Self:
         if self.figure == "heat_map" and self.grid is None:
             raise ValueError("a heat map needs a `grid`")
-        accuracy, speed = {"top1", "error1"} & set(self.columns), [c for c in self.columns if c.endswith("throughput")]
-        if self.figure == "pareto" and (self.grid is not None or len(accuracy) != 1 or not speed):
-            raise ValueError("a Pareto front needs `rows`, and the columns top1 or error1 and a throughput")
+        accuracies, speeds = self.columns_along("accuracy"), self.columns_along("speed")
+        if self.figure == "pareto" and (self.grid is not None or len(accuracies) != 1 or not speeds):
+            one = " or ".join(name for name, column in COLUMNS.items() if column.axis == "accuracy")
+            other = " or ".join(name for name, column in COLUMNS.items() if column.axis == "speed")
+            raise ValueError(f"a Pareto front needs `rows`, and the columns {one} and {other}")
         return self
 
     @model_validator(mode="after")
@@ -122,6 +111,10 @@ class Table(Block):
         for label in self.rows.values():
             _check_cells(label, "heading", self.heading)
         return self
+
+    def columns_along(self, axis: Literal["accuracy", "speed"]) -> list[str]:
+        """Its columns, each once, that may be drawn along an axis of a Pareto front."""
+        return [name for name in dict.fromkeys(self.columns) if COLUMNS[name].axis == axis]
 
     def runs(self) -> tuple[str, ...]:
         """The runs it shows."""

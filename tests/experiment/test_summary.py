@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillery.reporting.summary import Summary, summarize
+from distillery.experiment.schema.columns import Summary, summarize
 
 
 def test_known_values():
