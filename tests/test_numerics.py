@@ -1,0 +1,248 @@
+"""What is computed and the integers that stand for it move together.
+
+A run's digest holds an integer ``numerics`` for each thing whose mathematics may change, and no code. So whoever changes
+what is computed has to raise the integer, or old results pass for new ones; and whoever raises it makes all runs stale.
+``tests/numerics.json`` keeps each integer with outputs on fixed inputs:
+
+    RECORD=1 pytest tests/test_numerics.py     # after an integer was raised, or something new came
+
+Outputs are kept as a few sums and compared to five digits: processors round differently, changes of mathematics show.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distillery.data.augment.lighting import add_shifts
+from distillery.data.orders import flow_sample, partner_order, repeated_order, shuffled_order
+from distillery.data.prepare import prepare_dataset
+from distillery.data.transforms import eval_transform, train_transform
+from distillery.evaluation.metrics import evaluate_model
+from distillery.experiment import ledger
+from distillery.experiment.schema.augmentation import Augmentation
+from distillery.experiment.schema.dataset import Dataset
+from distillery.experiment.schema.recipe import Preprocess, Recipe
+from distillery.experiment.zoo import ZOO
+from distillery.models import create_model
+from distillery.randomness import seed_generators
+from distillery.training.optim import learning_rate, total_epochs
+
+FILE = Path(__file__).with_name("numerics.json")
+
+
+# --- the rule -------------------------------------------------------------------------------------------------------
+
+
+def fault(name, kept, numerics, outputs):
+    """What is wrong with an integer and its outputs, given those that were kept; None if nothing is."""
+    if kept is None:
+        return f"{name}: has no record yet; RECORD=1 pytest {Path(__file__).name}"
+    same = len(kept["outputs"]) == len(outputs) and all(
+        math.isclose(ours, theirs, rel_tol=1e-5, abs_tol=1e-6)
+        for ours, theirs in zip(outputs, kept["outputs"], strict=True)
+    )
+    if same and kept["numerics"] == numerics:
+        return None
+    if kept["numerics"] == numerics:
+        return f"{name}: computes something else than before; raise its `numerics` (now {numerics}), or undo the change"
+    if same:
+        return f"{name}: `numerics` went from {kept['numerics']} to {numerics}, but nothing else is computed; undo it"
+    return f"{name}: changed together with its `numerics`; RECORD=1 pytest {Path(__file__).name}"
+
+
+@pytest.mark.parametrize(
+    ("numerics", "outputs", "expected"),
+    [
+        (1, [1.0, 2.0], None),
+        (1, [1.000001, 2.0], None),
+        (1, [1.1, 2.0], "raise its `numerics`"),
+        (1, [1.0], "raise its `numerics`"),
+        (2, [1.0, 2.0], "undo it"),
+        (2, [1.1, 2.0], "changed together"),
+    ],
+)
+def test_one_may_not_move_without_the_other(numerics, outputs, expected):
+    found = fault("kd", {"numerics": 1, "outputs": [1.0, 2.0]}, numerics, outputs)
+    assert (found is None) if expected is None else expected in found
+
+
+def test_what_is_new_needs_a_record():
+    assert "has no record yet" in fault("rkd", None, 1, [1.0])
+
+
+def check(name, numerics, *values):
+    """Compare outputs with those that were kept; with RECORD, keep what is new or was raised."""
+    kept = json.loads(FILE.read_text()) if FILE.exists() else {}
+    outputs = [sum_ for value in values for sum_ in sums(value)]
+    found = fault(name, kept.get(name), numerics, outputs)
+    if found is not None and "RECORD" in os.environ and "RECORD=1" in found:
+        kept[name] = {"numerics": numerics, "outputs": [float(f"{output:.8g}") for output in outputs]}
+        lines = [f"  {json.dumps(key)}: {json.dumps(entry)}" for key, entry in sorted(kept.items())]
+        FILE.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        found = None
+    assert found is None, found
+
+
+def sums(value):
+    """A few sums that see every number of a tensor and its place."""
+    flat = torch.as_tensor(np.asarray(value, dtype=np.float64) if not torch.is_tensor(value) else value)
+    flat = flat.detach().double().flatten()
+    places = torch.arange(len(flat), dtype=torch.float64)
+    return [flat.sum().item(), (flat * torch.cos(1.7 * places)).sum().item(), flat.abs().sum().item()]
+
+
+# --- what is computed -----------------------------------------------------------------------------------------------
+
+
+def picture(height=20, width=30):
+    generator = np.random.Generator(np.random.Philox(key=height * 1000 + width))
+    coarse = generator.integers(0, 256, (3, height // 4 + 1, width // 4 + 1))
+    return torch.from_numpy(np.kron(coarse, np.ones((1, 4, 4)))[:, :height, :width].astype(np.uint8))
+
+
+AUGMENTATIONS = {
+    "random_crop": {"padding": 4, "mode": "reflect"},
+    "random_resized_crop": {},
+    "random_resized_crop dali": {"rule": "dali"},
+    "random_resized_crop bake": {"rule": "bake"},
+    "horizontal_flip": {},
+    "rotation": {"degrees": 20},
+    "grayscale": {"p": 0.5},
+    "color_jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
+    "rand_augment": {},
+    "lighting": {},
+}
+
+
+def test_every_augmentation_has_a_record():
+    names = {block.model_fields["name"].annotation.__args__[0] for block in Augmentation.__args__[0].__args__}
+    assert {name.partition(" ")[0] for name in AUGMENTATIONS} == names
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmentation(name):
+    recipe = recipe_of(augment=[{"name": name.partition(" ")[0], **AUGMENTATIONS[name]}], preprocess={"size": 16})
+    transform = train_transform(recipe.preprocess, recipe.augment, (0.5, 0.5, 0.5))
+    made = []
+    for index in range(8):
+        seed_generators(0, "augment", index)
+        image = transform(picture())
+        shift = transform.draw_shift()
+        made.append(image if shift is None else add_shifts(image[None], shift[None])[0])
+    check(f"augmentation {name}", recipe.augment[0].numerics, torch.stack([image.float() for image in made]))
+
+
+def recipe_of(**keys):
+    body = {
+        "epochs": 6,
+        "batch": 8,
+        "optimizer": {"name": "sgd", "lr": 0.1},
+        "schedule": {"name": "constant"},
+        "preprocess": {"size": 8},
+    }
+    return Recipe.model_validate(body | keys)
+
+
+@pytest.mark.parametrize(
+    "keys", [{"size": 16}, {"size": 16, "resize": 18, "interpolation": "bicubic"}, {"size": 16, "rule": "bake"}]
+)
+def test_preprocess(keys):
+    preprocess = Preprocess.model_validate(keys)
+    image = eval_transform(preprocess)(picture())
+    check(f"preprocess {' '.join(map(str, keys.values()))}", preprocess.numerics, image.float())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ZOO)
+def test_network(name):
+    size = ZOO[name].input_size
+    torch.manual_seed(0)
+    network = create_model(name, 10).eval()
+    with torch.no_grad():
+        logits = network(picture(size, size)[None].float() / 255)
+    check(f"network {name}", ZOO[name].numerics, logits)
+
+
+SCHEDULES = [
+    {"name": "step", "drops": [2, 4], "warmup": {"name": "ratio", "epochs": 2, "extends": True}},
+    {"name": "step", "every": 2, "warmup": {"name": "stepwise", "epochs": 1}},
+    {"name": "cosine", "min_lr": 0.001, "cooldown": 2, "warmup": {"name": "absolute", "epochs": 2, "lr": 0.01}},
+    {"name": "cosine", "restart_every": 3},
+]
+
+
+def test_engine():
+    """Schedules, optimizers, and the orders of images."""
+    recipes = [recipe_of(schedule=schedule) for schedule in SCHEDULES]
+    rates = [
+        learning_rate(recipe, epoch, step, 3)
+        for recipe in recipes
+        for epoch in range(total_epochs(recipe))
+        for step in range(3)
+    ]
+    labels = np.arange(60) % 7
+    orders = [order(epoch) for order in (shuffled_order(60, 3), repeated_order(60, 3, 2)) for epoch in range(2)]
+    orders += [partner_order(labels, 3, 2)(1), flow_sample(60, 3, 1, 20)]
+    trained = [weights_after(optimizer) for optimizer in OPTIMIZERS]
+    check("engine", ledger.ENGINE, rates, *orders, *trained)
+
+
+OPTIMIZERS = [
+    {"name": "sgd", "lr": 0.1, "weight_decay": 0.01, "nesterov": True},
+    {"name": "adamw", "lr": 0.01, "weight_decay": 0.1},
+]
+
+
+def weights_after(optimizer):
+    """A small network's weights after three steps."""
+    from distillery.training.optim import build_optimizer
+
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
+    steps = build_optimizer(recipe_of(optimizer=optimizer).optimizer, network)
+    images = torch.linspace(-1, 1, 20).reshape(5, 4)
+    for _ in range(3):
+        network(images).square().sum().backward()
+        steps.step()
+        steps.zero_grad()
+    return torch.cat([parameter.flatten() for parameter in network.parameters()])
+
+
+def test_preparing(tmp_path):
+    from PIL import Image
+
+    for split, count in (("train", 6), ("val", 3)):
+        for label in ("ape", "bee"):
+            for number in range(count):
+                path = tmp_path / "raw" / split / label / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                image = picture(16 + number, 16 + len(label))
+                Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    dataset = Dataset.model_validate({"path": str(tmp_path / "raw"), "holdout": 0.34})
+    manifest = prepare_dataset("few", dataset, tmp_path / "few", workers=1)
+    statistics = [*manifest.statistics.mean, *manifest.statistics.std]
+    counts = [split.images for split in manifest.splits.values()]
+    check("preparing", ledger.PREPARING, statistics, counts, [int(manifest.digest[:8], 16)])
+
+
+def test_evaluation():
+    from types import SimpleNamespace
+
+    def predict(images):
+        return images.float().flatten(1)[:, :12] / 40
+
+    batches = [
+        SimpleNamespace(
+            images=torch.stack([picture(8, 8).roll(index + number, 2) for index in range(5)]),
+            labels=torch.arange(5) + number,
+            indices=torch.arange(5) + 5 * number,
+        )
+        for number in range(3)
+    ]
+    measured = evaluate_model(predict, batches, 12, torch.device("cpu"), lambda images: predict(images).flip(1))
+    check("evaluation", ledger.EVALUATION, [measured[name] for name in sorted(measured)])
