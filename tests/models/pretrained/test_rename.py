@@ -10,8 +10,7 @@ from tests.models.conftest import same
 
 from distillery.errors import UserError
 from distillery.models import create_model
-from distillery.models.pretrained.checkpoint import translate
-from distillery.models.pretrained.load import import_weights
+from distillery.models.pretrained.load import fit_names, import_weights
 
 PREACT = {
     "stem.conv.weight": "conv1.weight",
@@ -72,10 +71,10 @@ NAMES = [
 
 @pytest.mark.parametrize(("name", "names"), NAMES)
 def test_names_of_published_code_bases_are_known(name, names):
-    own = {here: torch.zeros(()) for here in create_model(name, 10).state_dict()}
+    network = create_model(name, 10)
     for here, there in names.items():
-        assert here in own
-        assert list(translate({there: torch.zeros(())}, own)) == [here]
+        assert here in network.state_dict()
+        assert list(fit_names({there: torch.zeros(())}, network, name)) == [here]
 
 
 def test_shortcuts_are_found_under_either_name(tmp_path):
@@ -180,18 +179,19 @@ EFFICIENTNETS += ["torchvision:efficientnet_b3", "torchvision:efficientnet_b7"]
 def test_every_weight_of_efficientnet_pytorch_finds_its_place(name):
     """All of them run their layers in one order, so that the n-th weight is the n-th."""
     with torch.device("meta"):
-        own = create_model(name, 7).state_dict()
+        network = create_model(name, 7)
         theirs = {there: torch.zeros(shape) for there, shape in efficientnet_pytorch(name[-2:], 7).items()}
-    found = translate(theirs, own)
+    own, found = network.state_dict(), fit_names(theirs, network, name)
     assert list(found) == list(own)
     assert [value.shape for value in found.values()] == [value.shape for value in own.values()]
 
 
 def test_blocks_that_the_network_does_not_have_keep_their_names():
     with torch.device("meta"):
-        own = create_model("tf_efficientnet_b0", 7).state_dict()
+        network = create_model("tf_efficientnet_b0", 7)
         theirs = {there: torch.zeros(shape) for there, shape in efficientnet_pytorch("b1", 7).items()}
-    left = {name.rpartition("._")[0] for name in translate(theirs, own) if name not in own}
+    found = fit_names(theirs, network, "tf_efficientnet_b0")
+    left = {name.rpartition("._")[0] for name in found if name not in network.state_dict()}
     assert {f"_blocks.{number}" for number in range(16, 23)} <= left
 
 

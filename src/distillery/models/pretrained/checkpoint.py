@@ -2,8 +2,10 @@
 
 import argparse
 import pickle
-from collections.abc import Collection, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,6 @@ import torch
 from torch import Tensor
 
 from distillery.errors import UserError
-from distillery.models.pretrained.rename import UNUSED, block_paths, proposals
 from distillery.models.weights import COUNTERS, StateDict, check_exists
 
 # Under which key training scripts keep the weights in a checkpoint. Averaged weights come first, because they are the
@@ -30,6 +31,9 @@ NESTS = (
     "network",
     "weights",
 )
+
+# Names that different code bases give to the same part.
+SYNONYMS = (("fc", "linear", "classifier", "head"), ("downsample", "shortcut"))
 
 # What DataParallel, torch.compile and Lightning put in front of every name.
 WRAPPERS = ("module.", "_orig_mod.", "model.")
@@ -90,15 +94,29 @@ def unwrap(state: StateDict, own: Collection[str]) -> StateDict:
     return state
 
 
+def substitute(state: StateDict, rules: Iterable[tuple[str, str | Callable[[re.Match[str]], str]]]) -> StateDict:
+    """Rename weights by regular expressions, each applied to what those before it made; no name is taken twice."""
+    renamed: StateDict = {}
+    for name, value in state.items():
+        new = name
+        for pattern, replacement in rules:
+            new = re.sub(pattern, replacement, new)
+        renamed[name if new in state or new in renamed else new] = value
+    return renamed
+
+
 def translate(state: StateDict, own: Mapping[str, Tensor]) -> StateDict:
-    """Rename what the model does not know to what it misses, where the namings of other code bases propose that."""
-    translated, blocks = {}, block_paths(own)
+    """Rename what the model does not know to a synonym that it misses."""
+    translated = {}
     for name, value in state.items():
         if name not in own:
-            if UNUSED.match(name):
-                continue
-            name = next((here for here in proposals(name, blocks) if here in own and here not in state), name)
+            name = next((here for here in _synonyms(name) if here in own and here not in state), name)
         # A linear layer that is a 1 x 1 convolution here.
         unsqueezed = name in own and own[name].shape == (*value.shape, 1, 1)
         translated[name] = value[..., None, None] if unsqueezed else value
     return translated
+
+
+def _synonyms(name: str) -> Iterator[str]:
+    choices = [next((group for group in SYNONYMS if part in group), (part,)) for part in name.split(".")]
+    return (".".join(choice) for choice in product(*choices))

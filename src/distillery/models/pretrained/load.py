@@ -2,15 +2,19 @@
 
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 
 from distillery.experiment.schema.recipe import Preprocess
+from distillery.models.pretrained import efficientnet
 from distillery.models.pretrained.checkpoint import read_checkpoint, translate, unwrap
 from distillery.models.pretrained.hub import timm_weights, torchvision_weights
 from distillery.models.weights import StateDict, copy_weights, read_safetensors
+from distillery.models.zoo import ZOO
 
 
 def import_weights(
@@ -46,21 +50,27 @@ def import_weights(
     else:
         path = Path(source)
         found = read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
-        state = _fit_names(found, model)
+        state = fit_names(found, model, name)
     copy_weights(model, state, source, without=classifier_modules(model) if new_classifier else ())
     return preprocess
 
 
-def _fit_names(found: StateDict, model: nn.Module) -> StateDict:
-    """Give the weights of a file the names that they have in the model, as far as these can be known."""
+def fit_names(found: StateDict, model: nn.Module, name: str) -> StateDict:
+    """Give the weights of a file the names that they have in the model ``name``, as far as these can be known."""
     own = model.state_dict()
-    state = translate(unwrap(found, own), own)
-    # timm keeps the namings of the original implementations beside its networks.
+    bare = unwrap(found, own)
+    if name in ZOO:
+        module = import_module(ZOO[name].builder.partition(":")[0])
+    else:
+        module = efficientnet if type(model).__name__ == "EfficientNet" else ModuleType("no names of others")
+    ours = getattr(module, "checkpoint_filter_fn", lambda state, model: state)
+    state = translate(ours(bare, model), own)
+    # timm keeps the names of the original implementations beside its networks.
     rename = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if rename is None or own.keys() <= state.keys():
         return state
     try:
-        renamed: StateDict = rename(dict(unwrap(found, own)), model)
+        renamed: StateDict = rename(dict(bare), model)
     # It is made for files of known networks; whatever it makes of others, the message about the names says it better.
     except Exception:
         return state

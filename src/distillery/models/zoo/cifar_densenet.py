@@ -3,6 +3,7 @@
 B batch, C channels, H and W height and width.
 """
 
+import re
 from collections import OrderedDict
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from distillery.errors import UserError
 from distillery.models.initialisation import draw_as_torch
+from distillery.models.pretrained.checkpoint import substitute
+from distillery.models.weights import StateDict
 
 
 class DenseLayer(nn.Module):
@@ -95,3 +98,25 @@ def _transition(channels: int) -> nn.Sequential:
         pool=nn.AvgPool2d(2, 2),
     )
     return nn.Sequential(parts)
+
+
+def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
+    """Rename the weights of the networks without bottlenecks of densenet-pytorch and of pytorch-classification.
+
+    Of layers with a bottleneck only the first half has a name here, so that they are refused: pytorch-cifar's join what
+    they add in front of their input, not behind it.
+    """
+
+    def layer(found: re.Match[str]) -> str:
+        return f"features.denseblock{found[1]}.denselayer{int(found[2]) + 1}.{found[3].replace('bn', 'norm')}."
+
+    return substitute(
+        state_dict,
+        (
+            (r"^(?:block|dense)(\d)\.(?:layer\.)?(\d+)\.(bn1|conv1)\.", layer),
+            (r"^trans(\d)\.bn1\.", r"features.transition\1.norm."),
+            (r"^trans(\d)\.conv1\.", r"features.transition\1.conv."),
+            (r"^conv1\.", "features.conv0."),
+            (r"^bn1?\.", "features.norm4."),
+        ),
+    )

@@ -4,12 +4,17 @@ Layers, widths and strides are those of pytorch-cifar by Kuang Liu, and weights 
 rule. docs/models.md tells where that collection has weights beside these.
 """
 
+import re
+
 from torch import nn
 from torchvision.models.efficientnet import EfficientNet, MBConvConfig
 from torchvision.models.mobilenetv2 import MobileNetV2
 from torchvision.models.shufflenetv2 import ShuffleNetV2
 
 from distillery.models.initialisation import draw_as_torch
+from distillery.models.pretrained import efficientnet
+from distillery.models.pretrained.checkpoint import substitute
+from distillery.models.weights import StateDict
 
 # Expansion, kernel, stride, inputs, outputs, layers.
 EFFICIENTNET_B0 = (
@@ -63,3 +68,33 @@ def cifar_shufflenet_v2(num_classes: int) -> ShuffleNetV2:
     network.maxpool = nn.Identity()
     draw_as_torch(network)
     return network
+
+
+# pytorch-cifar's names of EfficientNet's layers, and those of EfficientNet-PyTorch.
+LAYERS = {
+    "conv1": "_expand_conv",
+    "bn1": "_bn0",
+    "conv2": "_depthwise_conv",
+    "bn2": "_bn1",
+    "se.se1": "_se_reduce",
+    "se.se2": "_se_expand",
+    "conv3": "_project_conv",
+    "bn3": "_bn2",
+}
+
+
+def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
+    """Rename the weights of pytorch-cifar's EfficientNetB0; its first block holds an expansion that it never uses."""
+    if not isinstance(model, EfficientNet):
+        return state_dict
+    used = {name: value for name, value in state_dict.items() if not re.match(r"layers\.0\.(conv1|bn1)\.", name)}
+    named_alike = substitute(
+        used,
+        (
+            (r"^layers\.(\d+)\.(.+)(?=\.)", lambda found: f"_blocks.{found[1]}.{LAYERS.get(found[2], found[2])}"),
+            (r"^conv1\.", "_conv_stem."),
+            (r"^bn1\.", "_bn0."),
+            (r"^linear\.", "_fc."),
+        ),
+    )
+    return efficientnet.checkpoint_filter_fn(named_alike, model)

@@ -9,6 +9,9 @@ from collections import OrderedDict
 from torch import nn
 from torchvision.models.vgg import VGG, make_layers
 
+from distillery.models.pretrained.checkpoint import substitute
+from distillery.models.weights import StateDict
+
 CHANNELS = (64, 128, 256, 512, 512)
 
 # Depth: convolutions in each of the five groups.
@@ -36,3 +39,8 @@ def cifar_vgg(num_classes: int, depth: int) -> VGG:
         if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)
     return network
+
+
+def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
+    """Rename the weights of CRD, whose groups stand alone."""
+    return substitute(state_dict, ((r"^(block\d)\.", r"features.\1."),))
