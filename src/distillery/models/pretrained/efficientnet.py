@@ -7,52 +7,33 @@ from torch import nn
 from distillery.models.weights import StateDict
 
 # Where timm and torchvision keep an EfficientNet's blocks, which EfficientNet-PyTorch counts through.
-BLOCK = re.compile(r"blocks\.\d+\.\d+|features\.\d+\.\d+\.block")
+BLOCK = re.compile(r"(blocks)\.\d+\.\d+|(features)\.\d+\.\d+\.block")
 
-TIMM = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-TORCHVISION = {
-    "_conv_stem": "features.0.0",
-    "_bn0": "features.0.1",
-    "_conv_head": "features.8.0",
-    "_bn1": "features.8.1",
-    "_fc": "classifier.1",
+ENDS = ("_conv_stem", "_bn0", "_conv_head", "_bn1", "_fc")
+ENDS_HERE = {
+    "blocks": ("conv_stem", "bn1", "conv_head", "bn2", "classifier"),
+    "features": ("features.0.0", "features.0.1", "features.8.0", "features.8.1", "classifier.1"),
 }
 
-# The layers of a block there, in timm and in torchvision. The blocks of the first stage do not expand.
-PLAIN_LAYERS = {
-    "_depthwise_conv": ("conv_dw", "0.0"),
-    "_bn1": ("bn1", "0.1"),
-    "_se_reduce": ("se.conv_reduce", "1.fc1"),
-    "_se_expand": ("se.conv_expand", "1.fc2"),
-    "_project_conv": ("conv_pw", "2.0"),
-    "_bn2": ("bn2", "2.1"),
-}
-LAYERS = {
-    "_expand_conv": ("conv_pw", "0.0"),
-    "_bn0": ("bn1", "0.1"),
-    "_depthwise_conv": ("conv_dw", "1.0"),
-    "_bn1": ("bn2", "1.1"),
-    "_se_reduce": ("se.conv_reduce", "2.fc1"),
-    "_se_expand": ("se.conv_expand", "2.fc2"),
-    "_project_conv": ("conv_pwl", "3.0"),
-    "_bn2": ("bn3", "3.1"),
+# The layers of a block, in one order; those of the first stage do not expand and lack the first two.
+LAYERS = ("_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_se_reduce", "_se_expand", "_project_conv", "_bn2")
+LAYERS_HERE = {
+    "blocks": ("conv_pw", "bn1", "conv_dw", "bn2", "se.conv_reduce", "se.conv_expand", "conv_pwl", "bn3"),
+    "blocks.0": ("conv_dw", "bn1", "se.conv_reduce", "se.conv_expand", "conv_pw", "bn2"),
+    "features": ("0.0", "0.1", "1.0", "1.1", "2.fc1", "2.fc2", "3.0", "3.1"),
+    "features.1": ("0.0", "0.1", "1.fc1", "1.fc2", "2.0", "2.1"),
 }
 
 
 def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     """Rename what has a place in the model."""
-    blocks = list(dict.fromkeys(found[0] for name in model.state_dict() if (found := BLOCK.match(name))))
-    return {_rename(name, blocks): value for name, value in state_dict.items()}
-
-
-def _rename(name: str, blocks: list[str]) -> str:
-    layer, _, weight = name.rpartition(".")
-    of_timm = blocks[0].startswith("blocks")
-    counted = re.fullmatch(r"_blocks\.(\d+)\.(.+)", layer)
-    if counted is None:
-        return f"{(TIMM if of_timm else TORCHVISION).get(layer, layer)}.{weight}"
-    block = dict(enumerate(blocks)).get(int(counted[1]), "")
-    layers = PLAIN_LAYERS if block.startswith(("blocks.0.", "features.1.")) else LAYERS
-    if not block or counted[2] not in layers:
-        return name
-    return f"{block}.{layers[counted[2]][0 if of_timm else 1]}.{weight}"
+    found = [BLOCK.match(name) for name in model.state_dict()]
+    paths = {match[0]: match[1] or match[2] for match in found if match}
+    here: dict[str, str] = {}
+    for number, (path, root) in enumerate(paths.items()):
+        layers = LAYERS_HERE.get(".".join(path.split(".")[:2]), LAYERS_HERE[root])
+        pairs = zip(LAYERS[-len(layers) :], layers, strict=True)
+        here |= {f"_blocks.{number}.{theirs}": f"{path}.{layer}" for theirs, layer in pairs}
+        here |= zip(ENDS, ENDS_HERE[root], strict=True)
+    parts = {name: name.rpartition(".") for name in state_dict}
+    return {f"{here.get(layer, layer)}{dot}{weight}": state_dict[name] for name, (layer, dot, weight) in parts.items()}

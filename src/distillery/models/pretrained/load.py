@@ -4,7 +4,6 @@ import sys
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -59,10 +58,7 @@ def fit_names(found: StateDict, model: nn.Module, name: str) -> StateDict:
     """Give the weights of a file the names that they have in the model ``name``, as far as these can be known."""
     own = model.state_dict()
     bare = unwrap(found, own)
-    if name in ZOO:
-        module = import_module(ZOO[name].builder.partition(":")[0])
-    else:
-        module = efficientnet if type(model).__name__ == "EfficientNet" else ModuleType("no names of others")
+    module = import_module(ZOO[name].builder.partition(":")[0]) if name in ZOO else efficientnet
     ours = getattr(module, "checkpoint_filter_fn", lambda state, model: state)
     state = translate(ours(bare, model), own)
     # timm keeps the names of the original implementations beside its networks.

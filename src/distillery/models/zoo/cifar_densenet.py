@@ -110,13 +110,11 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     def layer(found: re.Match[str]) -> str:
         return f"features.denseblock{found[1]}.denselayer{int(found[2]) + 1}.{found[3].replace('bn', 'norm')}."
 
-    return substitute(
-        state_dict,
-        (
-            (r"^(?:block|dense)(\d)\.(?:layer\.)?(\d+)\.(bn1|conv1)\.", layer),
-            (r"^trans(\d)\.bn1\.", r"features.transition\1.norm."),
-            (r"^trans(\d)\.conv1\.", r"features.transition\1.conv."),
-            (r"^conv1\.", "features.conv0."),
-            (r"^bn1?\.", "features.norm4."),
-        ),
+    rules = (
+        (r"^(?:block|dense)(\d)\.(?:layer\.)?(\d+)\.(bn1|conv1)\.", layer),
+        (r"^trans(\d)\.bn1\.", r"features.transition\1.norm."),
+        (r"^trans(\d)\.conv1\.", r"features.transition\1.conv."),
+        (r"^conv1\.", "features.conv0."),
+        (r"^bn1?\.", "features.norm4."),
     )
+    return substitute(state_dict, rules)

@@ -70,17 +70,8 @@ def cifar_shufflenet_v2(num_classes: int) -> ShuffleNetV2:
     return network
 
 
-# pytorch-cifar's names of EfficientNet's layers, and those of EfficientNet-PyTorch.
-LAYERS = {
-    "conv1": "_expand_conv",
-    "bn1": "_bn0",
-    "conv2": "_depthwise_conv",
-    "bn2": "_bn1",
-    "se.se1": "_se_reduce",
-    "se.se2": "_se_expand",
-    "conv3": "_project_conv",
-    "bn3": "_bn2",
-}
+# pytorch-cifar's names of the layers of EfficientNet's blocks.
+LAYERS = ("conv1", "bn1", "conv2", "bn2", "se.se1", "se.se2", "conv3", "bn3")
 
 
 def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
@@ -88,13 +79,11 @@ def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     if not isinstance(model, EfficientNet):
         return state_dict
     used = {name: value for name, value in state_dict.items() if not re.match(r"layers\.0\.(conv1|bn1)\.", name)}
-    named_alike = substitute(
-        used,
-        (
-            (r"^layers\.(\d+)\.(.+)(?=\.)", lambda found: f"_blocks.{found[1]}.{LAYERS.get(found[2], found[2])}"),
-            (r"^conv1\.", "_conv_stem."),
-            (r"^bn1\.", "_bn0."),
-            (r"^linear\.", "_fc."),
-        ),
+    layers = dict(zip(LAYERS, efficientnet.LAYERS, strict=True))
+    rules = (
+        (r"^layers\.(\d+)\.(.+)(?=\.)", lambda found: f"_blocks.{found[1]}.{layers.get(found[2], found[2])}"),
+        (r"^conv1\.", "_conv_stem."),
+        (r"^bn1\.", "_bn0."),
+        (r"^linear\.", "_fc."),
     )
-    return efficientnet.checkpoint_filter_fn(named_alike, model)
+    return efficientnet.checkpoint_filter_fn(substitute(used, rules), model)

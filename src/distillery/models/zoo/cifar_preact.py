@@ -87,14 +87,12 @@ def cifar_bake_resnet18(num_classes: int) -> CifarPreactResNet:
 def checkpoint_filter_fn(state_dict: StateDict, model: nn.Module) -> StateDict:
     """Rename the weights of pytorch-cifar and BAKE (``layer1.0.bn1``) and of CRD (``block1.layer.0.bn1``)."""
     first_norm = "stem.norm." if "stem.norm.weight" in model.state_dict() else "norm."
-    return substitute(
-        state_dict,
-        (
-            (r"^(?:layer|block)(\d)\.(?:layer\.)?(\d+)", lambda found: f"stages.{int(found[1]) - 1}.blocks.{found[2]}"),
-            (r"^(stages\.\d\.blocks\.\d+)\.bn(\d)\.", r"\1.norm\2."),
-            (r"^(stages\.\d\.blocks\.\d+)\.(?:shortcut\.0|convShortcut)\.", r"\1.downsample.conv."),
-            (r"^conv1\.", "stem.conv."),
-            (r"^bn1\.", first_norm),
-            (r"^(?:linear|fc)\.", "head.fc."),
-        ),
+    rules = (
+        (r"^(?:layer|block)(\d)\.(?:layer\.)?(\d+)", lambda found: f"stages.{int(found[1]) - 1}.blocks.{found[2]}"),
+        (r"^(stages\.\d\.blocks\.\d+)\.bn(\d)\.", r"\1.norm\2."),
+        (r"^(stages\.\d\.blocks\.\d+)\.(?:shortcut\.0|convShortcut)\.", r"\1.downsample.conv."),
+        (r"^conv1\.", "stem.conv."),
+        (r"^bn1\.", first_norm),
+        (r"^(?:linear|fc)\.", "head.fc."),
     )
+    return substitute(state_dict, rules)
