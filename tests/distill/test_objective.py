@@ -14,10 +14,10 @@ from torch import nn
 from distillery.distill.losses.overhaul import connector
 from distillery.distill.losses.partial_l2 import bn_margin
 from distillery.distill.objective import build_objective
-from distillery.distill.registry import TERMS
-from distillery.distill.term import Outputs, StagePair, StepInputs, TermContext
+from distillery.distill.step import Outputs, StepInputs
+from distillery.distill.term import StagePair, TermContext
 from distillery.errors import UserError
-from distillery.experiment.schema.objective import Objective
+from distillery.experiment.schema.objective import TERMS, Objective
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -8,7 +8,7 @@ import torch
 from distillery.errors import UserError
 from distillery.experiment import load_experiment
 from distillery.randomness import seed_generators
-from distillery.training import build
+from distillery.training import inputs
 from distillery.training.job import Job, Machine
 from distillery.training.run import make_run
 
@@ -45,13 +45,13 @@ def test_a_last_batch_too_small_for_its_parts_is_refused(workplace):
 
 def test_validation_keeps_its_loader_from_epoch_to_epoch(workplace, monkeypatch):
     made = []
-    original = build.eval_loader
+    original = inputs.eval_loader
 
     def count(*arguments, **options):
         made.append(options)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(build, "eval_loader", count)
+    monkeypatch.setattr(inputs, "eval_loader", count)
     train(workplace)
     assert len(json.loads((workplace.results / "tiny/small/seed0/run.json").read_text())["sessions"]) == 1
     assert len(made) == 1
@@ -64,7 +64,7 @@ def test_lit_images_train_and_are_mixed_as_the_floats_they_are(workplace):
     path.write_text(recipe + "augment: [{name: lighting, std: 0.5}]\nmix: {mixup: 0.8}\n")
     train(workplace)
     assert len((workplace.results / "tiny/small/seed0/history.csv").read_text().splitlines()) == 3
-    mix = build._mixer(load_experiment(workplace.experiment).recipes["small"], 3)
+    mix = inputs.build_mix(load_experiment(workplace.experiment).recipes["small"], 3)
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 2, 0])
     mixed = []

@@ -28,33 +28,46 @@ class Batch(NamedTuple):
     """Images uint8 (B, 3, H, W), labels long (B,), the images' sample ids long (B,).
 
     ``shifts``, float32 (B, 3), are what lighting adds to red, green and blue; they are added on the device, where the
-    images become floats.
+    images become floats. ``view`` holds a second augmentation of the images, where one was asked for.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
     shifts: Tensor | None = None
+    view: Tensor | None = None
+    view_shifts: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """Copy the batch to a device, and light its images there."""
         moved = [None if part is None else part.to(device, non_blocking=non_blocking) for part in self]
-        images, labels, indices, shifts = moved
+        images, labels, indices, shifts, view, view_shifts = moved
         assert images is not None
         assert labels is not None
         assert indices is not None
-        return Batch(images if shifts is None else add_shifts(images, shifts), labels, indices)
+        return Batch(_lit(images, shifts), labels, indices, view=None if view is None else _lit(view, view_shifts))
+
+
+def _lit(images: Tensor, shifts: Tensor | None) -> Tensor:
+    return images if shifts is None else add_shifts(images, shifts)
 
 
 def train_loader(
-    images: ArrowImages, transform: Transform, batches: GlobalBatches, seed: int, workers: int, pin_memory: bool
+    images: ArrowImages,
+    transform: Transform,
+    batches: GlobalBatches,
+    seed: int,
+    workers: int,
+    pin_memory: bool,
+    second_view: bool = False,
 ) -> "DataLoader[Batch]":
-    """Load this rank's part of each batch of ``batches``, augmented.
+    """Load this rank's part of each batch of ``batches``, augmented, once or twice.
 
     Before a sample is augmented, the generators are seeded from its address (seed, "augment", epoch, index, copy), so
-    neither workers nor restarts can change it. The process's own generators are left as they were.
+    neither workers nor restarts can change it; for a second view, from (seed, "augment-view", ...), so that it does not
+    change the first. The process's own generators are left as they were.
     """
-    return _loader(TrainImages(images, transform, seed), batches, workers, pin_memory, persistent=True)
+    return _loader(TrainImages(images, transform, seed, second_view), batches, workers, pin_memory, persistent=True)
 
 
 def eval_loader(
@@ -82,16 +95,20 @@ def eval_loader(
 class TrainImages(Dataset[Batch]):
     """Augmented batches by their samples' addresses."""
 
-    def __init__(self, images: ArrowImages, transform: Transform, seed: int) -> None:
-        self._images, self._transform, self._seed = images, transform, seed
+    def __init__(self, images: ArrowImages, transform: Transform, seed: int, second_view: bool = False) -> None:
+        self._images, self._transform, self._seed, self._second_view = images, transform, seed, second_view
 
     def __getitem__(self, samples: Sequence[Sample]) -> Batch:
+        indices = [sample.index for sample in samples]
         with generators_kept():
-            loaded = [self._load(sample) for sample in samples]
-        return assemble(self._images, [sample.index for sample in samples], loaded)
+            batch = assemble(self._images, indices, [self._load(sample, "augment") for sample in samples])
+            if not self._second_view:
+                return batch
+            second = assemble(self._images, indices, [self._load(sample, "augment-view") for sample in samples])
+        return batch._replace(view=second.images, view_shifts=second.shifts)
 
-    def _load(self, sample: Sample) -> tuple[Tensor, Tensor | None]:
-        seed_sample(self._seed, sample)
+    def _load(self, sample: Sample, stream: str) -> tuple[Tensor, Tensor | None]:
+        seed_sample(self._seed, sample, stream)
         return self._transform.decode(self._images.encoded(sample.index)), self._transform.draw_shift()
 
 
@@ -106,12 +123,12 @@ class EvalImages(Dataset[Batch]):
         return assemble(self._images, indices, loaded)
 
 
-def seed_sample(seed: int, sample: Sample) -> None:
+def seed_sample(seed: int, sample: Sample, stream: str = "augment") -> None:
     """Seed the CPU's generators by a sample's address, right before its augmentation draws from them.
 
     As ``randomness.seed_generators``, less the GPUs' generators, which would take most of a sample's time.
     """
-    key = address_key(seed, "augment", *sample)
+    key = address_key(seed, stream, *sample)
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)
     torch.default_generator.manual_seed(key)

@@ -1,4 +1,4 @@
-"""What a student is trained for: a weighted sum of named terms, each a file of its own, listed in terms.py.
+"""What a student is trained for: a weighted sum of named terms, each a file of its own in losses/.
 
-Nothing heavy is imported here, so that the list can be read without torch.
+Their list, with options that can be read without torch, is experiment/schema/objective.py.
 """

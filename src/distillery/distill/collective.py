@@ -1,22 +1,53 @@
-"""How a term talks to the other processes of a run, without knowing about processes.
+"""How a term talks to the other processes of a run, without knowing about processes. Nothing here carries gradients."""
 
-Terms are given a ``Collective``; alone, nothing is exchanged. The training room supplies one that speaks for all ranks.
-"""
-
+import torch
+import torch.distributed as dist
 from torch import Tensor
 
 
 class Collective:
     """A run of one process: everything is already here."""
 
-    def gather(self, tensor: Tensor) -> tuple[Tensor, slice]:
-        """Concatenate every rank's rows, shape (B, ...), without gradient; say which rows are one's own."""
+    def all_gather(self, tensor: Tensor) -> tuple[Tensor, slice]:
+        """Concatenate every rank's rows, shape (B, ...), in the order of the ranks; say which rows are one's own."""
         return tensor.detach(), slice(0, len(tensor))
 
-    def sum(self, tensor: Tensor) -> Tensor:
-        """Add up a tensor over the ranks, without gradient."""
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Add up a tensor over the ranks."""
         return tensor.detach()
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """The first rank's tensor."""
         return tensor
+
+
+class ProcessGroup(Collective):
+    """The processes of a run, by torch.distributed's default group."""
+
+    @torch.no_grad()
+    def all_gather(self, tensor: Tensor) -> tuple[Tensor, slice]:
+        """Concatenate every rank's rows; ranks may hold unequal numbers of them."""
+        counts = [torch.zeros(1, dtype=torch.long, device=tensor.device) for _ in range(dist.get_world_size())]
+        dist.all_gather(counts, torch.tensor([len(tensor)], device=tensor.device))
+        rows = [int(count) for count in counts]
+        padded = tensor.new_zeros(max(rows), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        parts = [torch.empty_like(padded) for _ in rows]
+        dist.all_gather(parts, padded)
+        start = sum(rows[: dist.get_rank()])
+        own = slice(start, start + len(tensor))
+        return torch.cat([part[:count] for part, count in zip(parts, rows, strict=True)]), own
+
+    @torch.no_grad()
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Add up over the ranks."""
+        total = tensor.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    @torch.no_grad()
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """The first rank's tensor."""
+        sent = tensor.clone()
+        dist.broadcast(sent, src=0)
+        return sent

@@ -1,70 +1,66 @@
 """The contract of an objective's terms.
 
-B batch, C classes, D features, S/T student/teacher channels, H W pixels.
+A term's options, what it needs to see and its hooks stand in experiment/schema/objective.py; what it computes, here.
+
+B batch, C classes, S/T student/teacher channels, H W pixels.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor, nn
 
 from distillery.distill.collective import Collective
-from distillery.distill.precision import at_least_float32
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What a network gave for one batch of images.
-
-    ``stages`` holds a feature map (B, channels, H, W) for the end of each paired stage, before its activation.
-    ``embedding_BD`` is what entered the last linear layer. Both are there only for objectives that ask for them.
-    """
-
-    logits_BC: Tensor
-    stages: tuple[Tensor, ...] = ()
-    embedding_BD: Tensor | None = None
-
-    def widened(self) -> "Outputs":
-        """The same in float32 at least."""
-        embedding_BD = None if self.embedding_BD is None else at_least_float32(self.embedding_BD)
-        return Outputs(at_least_float32(self.logits_BC), tuple(map(at_least_float32, self.stages)), embedding_BD)
-
-
-@dataclass(frozen=True)
-class StepInputs:
-    """All that a term may look at in one training step.
-
-    ``target`` holds class indices, shape (B,), or soft targets, shape (B, C). ``teacher`` carries no gradient.
-    ``batch_fraction`` is the size of the step's global batch over the nominal one: below 1 for an epoch's last batch.
-    """
-
-    student: Outputs
-    target: Tensor
-    teacher: Outputs | None = None
-    batch_fraction: float = 1.0
-
-    def widened(self) -> "StepInputs":
-        """The same in float32 at least."""
-        teacher = None if self.teacher is None else self.teacher.widened()
-        return StepInputs(self.student.widened(), self.target, teacher, self.batch_fraction)
+from distillery.distill.step import StepInputs
+from distillery.models.composite import Head
 
 
 @dataclass(frozen=True)
 class StagePair:
-    """One stage as a term meets it: the channels of both networks, and the teacher's margins if it has any."""
+    """One stage as a term meets it.
+
+    Attributes:
+        student_channels: of the student's map, 0 if no term asks for its stages.
+        teacher_channels: of the teacher's, likewise.
+        teacher_margin: (1, T, 1, 1); None unless asked for, or where no batch norm feeds the stage.
+        size: height and width at which both are compared.
+    """
 
     student_channels: int
     teacher_channels: int
     teacher_margin: Tensor | None
+    size: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True)
 class TermContext:
-    """What a term is told about the run before training begins."""
+    """What a term is told about the run before training begins.
+
+    Attributes:
+        stages: the paired stages.
+        collective: all processes of the run.
+        student_features: width of the student's embedding, 0 if no term asks for it.
+        teacher_features: of the teacher's, likewise.
+        student_classifier: the student's last linear layer, if asked for; trained with the student.
+        teacher_classifier: the teacher's, frozen.
+        labels: class of every training image.
+        classes: how many classes there are.
+        seed: the run's seed, for addressed draws.
+    """
 
     stages: tuple[StagePair, ...] = ()
     collective: Collective = field(default_factory=Collective)
+    student_features: int = 0
+    teacher_features: int = 0
+    student_classifier: nn.Module | None = None
+    teacher_classifier: nn.Module | None = None
+    labels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    classes: int = 0
+    seed: int = 0
 
 
 # Asked for at most so many training images, it gives them as inputs: prepared as for evaluation, both networks in
@@ -75,19 +71,35 @@ CalibrationBatches = Callable[[int], Iterable[StepInputs]]
 class Term(nn.Module, ABC):
     """One summand of an objective.
 
-    A term is a module, so that what it trains and remembers is optimised, moved, wrapped by DDP and checkpointed with
-    the student. It knows tensors only: no files, no processes, no configuration.
+    A term is a module, so that what it trains and remembers (parameters and buffers) is optimised, moved, wrapped by
+    DDP and checkpointed with the student. It knows tensors only: no files, no processes, no configuration.
+
+    ``own_buffers`` names buffers that the term itself keeps equal on all ranks, so that DDP need not send them.
     """
 
+    own_buffers: ClassVar[tuple[str, ...]] = ()
+
     def setup(self, context: TermContext) -> None:
-        """Build what depends on the run's networks; called once, before the optimizer is built."""
+        """Build what depends on the run's networks and images; called once, before the optimizer is built."""
+
+    def head(self, context: TermContext) -> Head | None:
+        """Build parts that are deployed with the student and give its logits, or None; called after ``setup``.
+
+        The options name the class, so that a finished run can be restored.
+        """
+        return None
 
     @abstractmethod
     def forward(self, inputs: StepInputs) -> Tensor:
         """Return the term's value, a scalar: the mean over the batch.
 
         Terms are called outside autocast with float32 tensors at least, so none has to mind the network's precision.
+        A step may call it several times, on one micro-batch each; what it remembers must not change before
+        ``end_step``.
         """
 
     def begin_epoch(self, epoch: int, calibration_batches: CalibrationBatches) -> None:
         """Act before an epoch's first step, on calibration batches where they are needed."""
+
+    def end_step(self) -> None:
+        """Act after an optimizer step, whose micro-batches ``forward`` has seen: here a term updates its memory."""

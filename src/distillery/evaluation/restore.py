@@ -12,6 +12,7 @@ from distillery.data.manifest import Manifest
 from distillery.experiment import Experiment
 from distillery.experiment.schema.recipe import Preprocess
 from distillery.models import check_input, create_model
+from distillery.models.composite import with_head
 from distillery.models.normalize import Normalize
 from distillery.models.weights import load_weights
 from distillery.paths import run_folder
@@ -74,6 +75,7 @@ def restore_run(
         )
     preprocess = Preprocess.model_validate(record["preprocess"])
     network = create_model(spec.model, record["classes"], **spec.model_args)
+    network = with_head(network, record, preprocess.size, spec.model)
     load_weights(network, folder / "weights.safetensors")
     check_input(network, spec.model, preprocess.size, record["classes"])
     statistics = record["statistics"]

@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from distillery.errors import UserError
+from distillery.errors import UserError, located
 from distillery.experiment.reading import nearest
 from distillery.experiment.schema.experiment import RunConfig
+from distillery.experiment.schema.objective import terms_with_teacher
 from distillery.experiment.schema.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def _check_teacher(experiment: "Experiment", run: str) -> None:
     runs = experiment.config.runs
     config = runs[run]
     where = experiment.where(run)
-    learns = [name for name, options in config.objective.terms().items() if options.needs_teacher]
+    learns = [name for name, options in config.objective.terms().items() if options.needs.teacher]
     if config.teacher is None:
         if learns:
             raise UserError(f"{where}.teacher: missing; the objective's term {learns[0]!r} learns from a teacher")
@@ -65,7 +66,8 @@ def _check_teacher(experiment: "Experiment", run: str) -> None:
         raise UserError(f"{where}.teacher: no run {config.teacher!r}; {nearest(config.teacher, runs)}")
     if not learns:
         raise UserError(
-            f"{where}.teacher: no term of the objective uses {config.teacher!r}; add kd, mgd or overhaul, or remove it"
+            f"{where}.teacher: no term of the objective uses {config.teacher!r}; "
+            f"add {', '.join(terms_with_teacher()[:-1])} or {terms_with_teacher()[-1]}, or remove it"
         )
     teacher = runs[config.teacher]
     if config.margin_source == "pretrained" and (teacher.recipe is None or teacher.weights is None):
@@ -90,19 +92,11 @@ def _check_descent(experiment: "Experiment", run: str) -> None:
 
 
 def _check_sampling(experiment: "Experiment", run: str) -> None:
-    """Mixing pairs a batch's images; BAKE's partners share their anchor's batch and are the only repetitions."""
-    bake, recipe = experiment.config.runs[run].objective.bake, experiment.recipes.get(run)
-    if recipe is not None and recipe.mix is not None and (recipe.batch % 2 or not recipe.drop_last):
-        raise UserError(f"{experiment.where(run)}.mix: needs an even `batch` and `drop_last: true`")
-    if bake is None or recipe is None or bake.partners == 0:
+    """Mixing pairs a batch's images, and terms may ask for batches of their own."""
+    recipe, where = experiment.recipes.get(run), experiment.where(run)
+    if recipe is None:
         return
-    where = experiment.where(run)
-    if recipe.batch % (bake.partners + 1):
-        group = bake.partners + 1
-        raise UserError(
-            f"{where}.batch: {recipe.batch} is no multiple of {group}, an image and its {group - 1} partners"
-        )
-    if recipe.repeats > 1:
-        raise UserError(
-            f"{where}.repeats: {recipe.repeats} cannot go with BAKE's partners; set repeats: 1 or partners: 0"
-        )
+    if recipe.mix is not None and (recipe.batch % 2 or not recipe.drop_last):
+        raise UserError(f"{where}.mix: needs an even `batch` and `drop_last: true`")
+    with located(where):
+        experiment.config.runs[run].objective.check(recipe)

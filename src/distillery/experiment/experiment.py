@@ -3,14 +3,13 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from distillery.errors import UserError
 from distillery.experiment.checks import check_experiment, check_run
 from distillery.experiment.reading import nearest, read_mapping, validate
 from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.experiment import ExperimentConfig, RunConfig
-from distillery.experiment.schema.objective import Objective
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.experiment.spec import RUN_PREFIX, RunSpec
 
@@ -139,14 +138,9 @@ class Experiment:
             recipe=recipe,
             objective=config.objective if recipe else None,
             teacher=self.spec(config.teacher) if config.teacher else None,
-            teacher_norm=(config.teacher_norm or _usual_norm(config.objective)) if config.teacher else "eval",
+            teacher_norm=(config.teacher_norm or config.objective.default_teacher_norm()) if config.teacher else "eval",
             margin_source=config.margin_source if config.teacher else "teacher",
         )
-
-
-def _usual_norm(objective: Objective) -> Literal["eval", "batch"]:
-    """Overhaul's authors let the teacher normalise by batch statistics; everybody else freezes it."""
-    return "batch" if objective.overhaul is not None else "eval"
 
 
 def experiment_names(folder: Path) -> list[str]:

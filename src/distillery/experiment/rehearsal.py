@@ -12,7 +12,7 @@ from typing import Any
 from distillery.experiment.experiment import Experiment
 from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.experiment import RunConfig
-from distillery.experiment.schema.objective import CrossEntropyOptions, Objective
+from distillery.experiment.schema.objective import PLAIN, Objective
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.experiment.spec import RUN_PREFIX
 
@@ -48,12 +48,11 @@ def rehearsed(experiment: Experiment) -> Experiment:
             recipes[run] = rehearsed_recipe(plain, config.objective, config.model)
         if elsewhere and config.recipe is not None:
             name = _stand_in(config)
-            objective = Objective(ce=CrossEntropyOptions())
             plain = _plain_recipe(experiment.recipes[run].preprocess)
             runs[name] = RunConfig.model_validate(
                 {"model": config.model, "model_args": config.model_args, "recipe": "stand-in"}
             )
-            recipes[name] = rehearsed_recipe(plain, objective, config.model)
+            recipes[name] = rehearsed_recipe(plain, PLAIN, config.model)
             runs[run] = runs[run].model_copy(update={"weights": f"{RUN_PREFIX}{name}"})
     return replace(
         experiment,
@@ -75,8 +74,10 @@ def rehearsed_dataset(name: str, dataset: Dataset) -> Dataset:
 def rehearsed_recipe(recipe: Recipe, objective: Objective, model: str) -> Recipe:
     """A recipe as a rehearsal follows it: all its parts, for a few steps."""
     body = recipe.model_dump(exclude_unset=True)
-    bake = objective.bake
-    body |= {"epochs": EPOCHS, "batch": BATCH if bake is None else BATCH // 2 * (bake.partners + 1)}
+    batch = BATCH
+    for term in objective.terms().values():
+        batch = term.rehearsal_batch(batch)
+    body |= {"epochs": EPOCHS, "batch": batch}
     body["optimizer"]["lr"] = LEARNING_RATE
     body["schedule"] = _short_schedule(body["schedule"])
     if not FIXED_SIZE.search(model):
@@ -137,8 +138,7 @@ def representatives(experiments: Iterable[Experiment]) -> list[tuple[str, str]]:
     for experiment in experiments:
         for run in experiment.trained():
             config = experiment.config.runs[run]
-            options = config.objective.terms()
-            method = tuple((name, getattr(block, "reducer", None)) for name, block in options.items())
+            method = frozenset((name, term.variant()) for name, term in config.objective.terms().items())
             start = "from weights" if config.weights is not None else "from scratch"
             new = {method, family(config.model), start} - seen
             if new:

@@ -1,17 +1,23 @@
-"""How a network begins: with weights drawn at random, or with those that its run's line names."""
+"""How networks begin: with weights drawn at random, or those that a run's line names, or as a finished teacher."""
 
+import json
 from dataclasses import dataclass
 
+from lightning_fabric import Fabric
 from torch import nn
 
-from distillery.errors import located
-from distillery.evaluation.restore import finished_record
+from distillery.errors import UserError, located
+from distillery.evaluation.restore import FinishedRun, finished_record, restore_run
 from distillery.experiment.schema.recipe import Preprocess
 from distillery.models import create_model
 from distillery.models.initialisation import draw_classifier
 from distillery.models.pretrained.load import import_weights
 from distillery.paths import run_folder
+from distillery.training.inputs import Validate
 from distillery.training.job import Job
+
+# A teacher that scores this many points less than when it was evaluated was not loaded as it was trained.
+TEACHER_TOLERANCE = 0.5
 
 
 @dataclass(frozen=True)
@@ -53,3 +59,30 @@ def begin_network(job: Job) -> nn.Module:
         with located(job.where):
             draw_classifier(network, recipe.classifier_std)
     return network
+
+
+def finished_teacher(job: Job, fabric: Fabric, validate: Validate) -> FinishedRun | None:
+    """Load the teacher and measure it before anybody learns from it.
+
+    Raises:
+        UserError: it was not made yet, or scores less than when it was evaluated.
+    """
+    name = job.experiment.teacher(job.run)
+    if name is None:
+        return None
+    finished = restore_run(
+        job.experiment, name, job.experiment.seeds(name)[0], job.results, fabric.device, job.manifest
+    )
+    measured = validate(finished.predict, finished.preprocess)["top1"]
+    fabric.print(f"{job.name}: teacher {name} scores {measured:.2f} % top-1 on the validation images")
+    metrics = finished.weights.with_name("metrics.json")
+    if metrics.exists():
+        recorded = json.loads(metrics.read_text(encoding="utf-8"))
+        expected = recorded["top1"]
+        # Metrics of weights that were replaced since say nothing about these.
+        if recorded["weights_sha256"] == finished.weights_sha256 and measured < expected - TEACHER_TOLERANCE:
+            raise UserError(
+                f"{finished.weights}: this teacher scores {measured:.2f} % top-1 on the validation images, but "
+                f"{expected:.2f} % stands in {metrics}; train or import it anew"
+            )
+    return finished

@@ -5,7 +5,7 @@ It knows no method by name: whatever a run is trained for is inside its learner.
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,20 +17,23 @@ from torch import Tensor, nn
 from distillery.cluster.signals import StopSignal
 from distillery.data.loader import Batch
 from distillery.data.samplers import GlobalBatches
-from distillery.distill.networks import Learner, Teacher
+from distillery.distill.student import Learner
+from distillery.distill.teacher import Teacher
 from distillery.distill.term import CalibrationBatches
 from distillery.errors import UserError
 from distillery.experiment.schema.recipe import Recipe
 from distillery.models.weights import save_weights
 from distillery.randomness import seed_generators
-from distillery.training.checkpoint import CheckpointFolder, TrainState
+from distillery.training.checkpoint import CheckpointFolder, TrainState, note_session, state_of
+from distillery.training.epoch_sums import EpochSums, over_ranks
+from distillery.training.inputs import Mix
 from distillery.training.metric_logger import MetricLogger
 from distillery.training.optim import learning_rate, total_epochs
 
 
 @dataclass
 class Training:
-    """Everything a run works with; built once by ``training.run``."""
+    """Everything a run works with, as ``training.build`` makes it."""
 
     name: str
     fabric: Fabric
@@ -39,7 +42,8 @@ class Training:
     learner: _FabricModule  # the Learner as precision and DDP wrap it
     bare: Learner  # the same, unwrapped
     teacher: Teacher | None
-    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None  # images and labels to mixed images, soft targets
+    head: dict[str, Any] | None  # what run.json says of the head that is deployed with the student
+    mix: Mix | None
     optimizer: torch.optim.Optimizer
     ema: Any | None  # timm's ModelEmaV3 of the student
     batches: GlobalBatches
@@ -83,15 +87,12 @@ def _train_epoch(training: Training, saved_at: float) -> float:
         _train_step(training, step, batches, sums)
         train_state.step = step + 1
         training.metric_logger.step(training.batches.step_images(step), sums.means)
-        if training.stop.should_stop() or _save_is_due(training, saved_at):
-            train_state.sums = sums.totals()
-            saved_at = _save(training)
-            training.stop.check()
+        saved_at = _save_if_due(training, saved_at, sums)
     train_state.sums = sums.totals()
     return saved_at
 
 
-def _train_step(training: Training, step: int, batches: Any, sums: "EpochSums") -> None:  # noqa: ANN401
+def _train_step(training: Training, step: int, batches: Iterator[Batch], sums: EpochSums) -> None:
     """One optimizer step over one global batch, in as many micro-batches as the devices need."""
     fabric, recipe, epoch = training.fabric, training.recipe, training.train_state.epoch
     for group in training.optimizer.param_groups:
@@ -100,12 +101,15 @@ def _train_step(training: Training, step: int, batches: Any, sums: "EpochSums") 
     for micro in range(training.accumulation):
         with training.metric_logger.waiting():
             batch = next(batches).to(fabric.device, non_blocking=True)
-        images, target = _mixed(training, batch, step, micro)
+        images, target = _mixed(training, batch.images, batch.labels, step, micro)
+        second = None if batch.view is None else _mixed(training, batch.view, batch.labels, step, micro)[0]
         seed_generators(training.seed, "forward", epoch, step, micro, fabric.global_rank)
         with fabric.no_backward_sync(training.learner, enabled=micro + 1 < training.accumulation):
             with fabric.autocast():
-                teacher = training.teacher.tensors(images) if training.teacher else None
-            values, logits_BC = training.learner(images, target, teacher, images_in_step / recipe.batch)
+                teacher = training.teacher(images) if training.teacher else None
+                view = None if second is None else (second, training.teacher(second) if training.teacher else None)
+            fraction, now = images_in_step / recipe.batch, epoch + step / training.batches.steps
+            values, logits_BC = training.learner(images, target, teacher, fraction, now, batch.indices, view)
             # DDP averages gradients over ranks; the share turns that mean into the mean over the global batch.
             share = len(images) * fabric.world_size / images_in_step
             fabric.backward(values["loss"] * share)
@@ -114,22 +118,23 @@ def _train_step(training: Training, step: int, batches: Any, sums: "EpochSums") 
         fabric.clip_gradients(training.learner, training.optimizer, max_norm=recipe.clip_norm)
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
+    training.bare.objective.end_step()
     if training.ema is not None:
         training.ema.update(training.bare.student)
 
 
-def _mixed(training: Training, batch: Batch, step: int, micro: int) -> tuple[Tensor, Tensor]:
-    """Images and target of a micro-batch, mixed if the recipe says so."""
+def _mixed(training: Training, images: Tensor, labels: Tensor, step: int, micro: int) -> tuple[Tensor, Tensor]:
+    """Images and target of a micro-batch, mixed if the recipe says so; every view of an image in the same way."""
     if training.mix is None:
-        return batch.images, batch.labels
+        return images, labels
     seed_generators(training.seed, "mix", training.train_state.epoch, step, micro, training.fabric.global_rank)
-    return training.mix(batch.images, batch.labels)
+    return training.mix(images, labels)
 
 
 def _close_epoch(training: Training) -> dict[str, float]:
     """Validate, keep the weights if they are the best, and return the epoch's row of history.csv."""
     train_state, recipe = training.train_state, training.recipe
-    counted = _over_ranks(training, train_state.sums)
+    counted = over_ranks(training.fabric, train_state.sums)
     images = counted.pop("images")
     top1 = 100 * counted.pop("correct") / images
     row = {"epoch": train_state.epoch + 1, "lr": learning_rate(recipe, train_state.epoch, 0, training.batches.steps)}
@@ -161,94 +166,15 @@ def chosen_weights(training: Training, row: dict[str, float]) -> tuple[str, nn.M
     return "raw", training.bare.student
 
 
-class EpochSums:
-    """Sums over an epoch's images, kept on the device so that no step waits for them."""
-
-    def __init__(self, device: torch.device, totals: dict[str, float]) -> None:
-        self.images = totals.get("images", 0.0)
-        self.sums = {
-            name: torch.tensor(value, dtype=torch.float64, device=device)
-            for name, value in totals.items()
-            if name != "images"
-        }
-
-    def add(self, values: dict[str, Tensor], logits_BC: Tensor, target: Tensor) -> None:
-        """Count one micro-batch."""
-        images = len(logits_BC)
-        hard_B = target if target.ndim == 1 else target.argmax(dim=1)
-        self.images += images
-        self._add("correct", (logits_BC.detach().argmax(dim=1) == hard_B).sum())
-        for name, value in values.items():
-            self._add(name, value.detach() * images)
-
-    def _add(self, name: str, value: Tensor) -> None:
-        value = value.to(torch.float64)
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
-
-    def totals(self) -> dict[str, float]:
-        """The sums as exact Python numbers."""
-        return {"images": self.images} | {name: value.item() for name, value in self.sums.items()}
-
-    def means(self) -> dict[str, float]:
-        """The epoch's means so far."""
-        return {
-            "loss": self.sums["loss"].item() / self.images,
-            "top1": 100 * self.sums["correct"].item() / self.images,
-        }
-
-
-def _over_ranks(training: Training, totals: dict[str, float]) -> dict[str, float]:
-    names = sorted(totals)
-    local = torch.tensor([totals[name] for name in names], dtype=torch.float64, device=training.fabric.device)
-    summed = training.fabric.all_reduce(local, reduce_op="sum")
-    assert isinstance(summed, Tensor)
-    return dict(zip(names, summed.tolist(), strict=True))
-
-
-def _save_is_due(training: Training, saved_at: float) -> bool:
-    return time.monotonic() - saved_at >= training.checkpoint_seconds
-
-
-def _save_if_due(training: Training, saved_at: float) -> float:
-    if training.stop.should_stop() or _save_is_due(training, saved_at):
-        saved_at = _save(training)
-        training.stop.check()
-    return saved_at
-
-
-def _save(training: Training) -> float:
-    """Write a checkpoint on the first rank; return when."""
+def _save_if_due(training: Training, saved_at: float, sums: EpochSums | None = None) -> float:
+    """Write a checkpoint if it is time, and end here if that was asked; return when one was written."""
+    if not training.stop.should_stop() and time.monotonic() - saved_at < training.checkpoint_seconds:
+        return saved_at
+    if sums is not None:
+        training.train_state.sums = sums.totals()
     if training.fabric.is_global_zero:
         training.metric_logger.flush()
         note_session(training)
         training.checkpoints.save(state_of(training))
+    training.stop.check()
     return time.monotonic()
-
-
-def note_session(training: Training) -> None:
-    """Keep how long this session has lasted with the run's train_state."""
-    training.train_state.sessions[-1]["seconds"] = round(time.monotonic() - training.began, 1)
-
-
-def state_of(training: Training) -> dict[str, Any]:
-    """Everything that the next step depends on besides the spec; no generator state, for nothing draws from one."""
-    scaler = getattr(training.fabric.strategy.precision, "scaler", None)
-    return {
-        "learner": training.bare.state_dict(),
-        "optimizer": training.optimizer.state_dict(),
-        "ema": None if training.ema is None else training.ema.module.state_dict(),
-        "scaler": None if scaler is None else scaler.state_dict(),
-        "train_state": vars(training.train_state),
-    }
-
-
-def restore(training: Training, state: dict[str, Any]) -> None:
-    """Continue from a checkpoint's state."""
-    training.bare.load_state_dict(state["learner"])
-    training.optimizer.load_state_dict(state["optimizer"])
-    if training.ema is not None:
-        training.ema.module.load_state_dict(state["ema"])
-    scaler = getattr(training.fabric.strategy.precision, "scaler", None)
-    if scaler is not None:
-        scaler.load_state_dict(state["scaler"])
-    vars(training.train_state).update(state["train_state"])

@@ -18,10 +18,11 @@ from distillery.models.pretrained.load import import_weights
 from distillery.models.weights import load_weights, save_weights
 from distillery.provenance import provenance
 from distillery.training.build import build_training
+from distillery.training.checkpoint import note_session, restore
 from distillery.training.devices import start_devices
 from distillery.training.initial import initial_weights
 from distillery.training.job import Job
-from distillery.training.loop import Training, chosen_weights, fit, note_session, restore
+from distillery.training.loop import Training, chosen_weights, fit
 from distillery.training.optim import learning_rate, total_epochs
 
 
@@ -128,6 +129,7 @@ def _write_results(job: Job, recipe: Recipe, training: Training) -> None:
     write_json(
         job.folder / "run.json",
         _facts(job, recipe.preprocess)
+        | ({} if training.head is None else {"head": training.head})
         | {
             "selection": recipe.selection,
             "selection_split": job.manifest.selection_split if _chooses(recipe) else None,

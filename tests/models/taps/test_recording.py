@@ -75,9 +75,9 @@ def test_activations_in_place_do_not_reach_the_taps(name):
     for model in (network, careful):
         with Taps(model, plan).record() as features:
             model(images)
-        sum(feature.square().sum() for feature in features.maps).backward()
+        sum(feature.square().sum() for feature in features.stages).backward()
         gradients.append([weight.grad for weight in model.parameters()])
-        maps.append(features.maps)
+        maps.append(features.stages)
     for tap, expected in zip(*maps, strict=True):
         assert torch.equal(tap, expected)
     assert all(tap.min() < 0 for tap in maps[0][-3:])
@@ -105,8 +105,8 @@ def test_hooks_are_idle_outside_a_recording():
     network(images)
     with taps.record() as second:
         network(images[:1])
-    assert [len(tap) for tap in first.maps] == [2] * 3
-    assert [len(tap) for tap in second.maps] == [1] * 3
+    assert [len(tap) for tap in first.stages] == [2] * 3
+    assert [len(tap) for tap in second.stages] == [1] * 3
     assert taps.board.tensors == [None] * 4
 
 
@@ -116,7 +116,7 @@ def test_a_failing_forward_pass_leaves_nothing_behind():
         network(images[:, :2])
     with taps.record() as features:
         network(images)
-    assert len(features.maps) == 3
+    assert len(features.stages) == 3
 
 
 def test_removed_taps_are_gone():
@@ -145,7 +145,7 @@ def test_hooks_of_a_copy_do_not_feed_the_original(clone):
     own = Taps(average, plan_taps(average, 16))
     with own.record() as features:
         average(images)
-    assert len(features.maps) == 3
+    assert len(features.stages) == 3
 
 
 def test_a_copy_of_network_and_taps_together_works_alone():
@@ -181,7 +181,7 @@ def test_a_compiled_network_feeds_taps_that_came_first(name, backend):
             with taps.record() as features:
                 compiled(images)
             compiled(images)
-    sum(tap.square().mean() for tap in features.maps).backward()
+    sum(tap.square().mean() for tap in features.stages).backward()
     assert all(weight.grad.isfinite().all() for weight in network.parameters() if weight.grad is not None)
     with torch.no_grad():
         network.eval()
@@ -189,7 +189,7 @@ def test_a_compiled_network_feeds_taps_that_came_first(name, backend):
             network(images)
         with taps.record() as features:
             compiled(images)
-    for tap, expected in zip(features.maps, eager.maps, strict=True):
+    for tap, expected in zip(features.stages, eager.stages, strict=True):
         torch.testing.assert_close(tap, expected)
 
 
@@ -213,7 +213,7 @@ def test_a_network_in_ddp_feeds_taps_that_sit_inside(tmp_path):
         wrapped = nn.parallel.DistributedDataParallel(network)
         with taps.record() as features:
             logits = wrapped(images)
-        (logits.sum() + sum(tap.mean() for tap in features.maps)).backward()
+        (logits.sum() + sum(tap.mean() for tap in features.stages)).backward()
         with pytest.raises(TapError, match=r"pupil: layer1\.0\.relu lies under module\. here; .* before DDP"):
             Taps(wrapped, taps.plan)
     finally:

@@ -5,12 +5,17 @@ import torch
 from torch import nn
 
 from distillery.distill.losses.partial_l2 import bn_margin
-from distillery.distill.networks import FeatureExtractor, Learner, Teacher
 from distillery.distill.objective import build_objective
-from distillery.distill.term import StagePair, StepInputs, TermContext
+from distillery.distill.step import StepInputs
+from distillery.distill.student import FeatureExtractor, Learner
+from distillery.distill.teacher import Teacher
+from distillery.distill.term import StagePair, TermContext
 from distillery.experiment.schema.objective import Objective
 from distillery.models import create_model
-from distillery.models.taps import Taps, common_size, describe_pair, norm_affine, pair_stages, plan_taps
+from distillery.models.taps import Taps, describe_pair, pair_networks, plan_taps
+from distillery.models.taps.recording import PLAIN_ACTIVATIONS
+
+EVERY_KIND = frozenset({"stages", "activations", "raw", "tokens", "embedding"})
 
 TIMM = {
     # plain and residual convolutions
@@ -108,62 +113,66 @@ def test_every_family_is_tapped_learns_and_teaches(library, name, arguments):
 
     with torch.no_grad():
         expected = network.eval()(images)
-    taps = Taps(network, plan)
+    tokens = all(point.layout == "BNC" for point in plan.points)
+    taps = Taps(network, plan, EVERY_KIND if tokens else EVERY_KIND - {"tokens"})
     with torch.no_grad(), taps.record() as taught:
         logits = network(images)
     assert torch.equal(first(logits), first(expected))
-    assert [tuple(feature.shape) for feature in taught.maps] == shapes
+    assert [tuple(feature.shape) for feature in taught.stages] == shapes
+    assert [tuple(feature.shape) for feature in taught.activations] == shapes
+    assert [tuple(feature.shape) for feature in taught.raw] == shapes
+    for point, before, after in zip(plan.points, taught.stages, taught.activations, strict=True):
+        activation = PLAIN_ACTIVATIONS.get(point.activation)
+        activated = before if point.activation is None else activation(before) if activation else after
+        torch.testing.assert_close(after, activated)
+    assert [sequence.ndim for sequence in taught.tokens] == [3] * len(plan.points) * tokens
     assert taught.embedding.shape == (2, plan.features)
+    if plan.classifier is not None:
+        assert network.get_submodule(plan.classifier).weight.shape[:2] == (5, plan.features)
 
     network.train()
     with taps.record() as learnt:
         network(images)
-    assert [tuple(feature.shape) for feature in learnt.maps] == shapes
+    assert [tuple(feature.shape) for feature in learnt.stages] == shapes
     # A random weight to each element, because a plain sum has no gradient through a norm.
     weights = torch.Generator().manual_seed(0)
-    loss = sum((tap * torch.randn(tap.shape, generator=weights)).mean() for tap in [*learnt.maps, learnt.embedding])
+    loss = sum((tap * torch.randn(tap.shape, generator=weights)).mean() for tap in [*learnt.stages, learnt.embedding])
     loss.backward()
     gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
     assert gradients
     assert all(gradient.isfinite().all() for gradient in gradients)
-    assert all(tap.requires_grad for tap in [*learnt.maps, learnt.embedding])
+    assert all(tap.requires_grad for tap in [*learnt.stages, learnt.embedding])
     taps.remove()
 
-    partner = create_model("cifar_resnet8", 5)
-    partner_plan = plan_taps(partner, size, "partner")
-    take_a_step((network, plan), (create_model("cifar_resnet8", 5), partner_plan), images)
-    take_a_step((partner, partner_plan), (network, plan), images)
+    take_a_step(network, create_model("cifar_resnet8", 5), images)
+    take_a_step(create_model("cifar_resnet8", 5), network, images)
 
 
 def take_a_step(student, teacher, images):
     """One step of MGD and Overhaul, as training takes it, and finite gradients for everything that is trained."""
-    (student, student_plan), (teacher, teacher_plan) = student, teacher
-    matched = pair_stages(teacher_plan, student_plan)
-    sizes = [common_size(*points) for points in matched]
-    affine = [norm_affine(teacher, taught) for taught, _ in matched]
-    pairs = [
-        StagePair(learnt.channels, taught.channels, None if pair is None else bn_margin(*pair))
-        for (taught, learnt), pair in zip(matched, affine, strict=True)
+    config = Objective.model_validate({"ce": {}, "mgd": {}, "overhaul": {}})
+    pair = pair_networks(student, teacher, config.needs(), images.shape[-1])
+    margins = [None if norms is None else bn_margin(*norms) for norms in pair.norms(teacher)]
+    stages = [
+        StagePair(learnt.channels, taught.channels, margin)
+        for learnt, taught, margin in zip(pair.student.points, pair.teacher.points, margins, strict=True)
     ]
-    terms = Objective.model_validate({"ce": {}, "mgd": {}, "overhaul": {}})
-    objective = build_objective(terms, TermContext(tuple(pairs)))
-    student_taps = Taps(student, student_plan.select([learnt.stage for _, learnt in matched], embedding=False))
-    teacher_taps = Taps(teacher, teacher_plan.select([taught.stage for taught, _ in matched], embedding=False))
-    learner = Learner(FeatureExtractor(student, nn.Identity(), student_taps, sizes, False), objective).train()
-    answers = Teacher(FeatureExtractor(teacher, nn.Identity(), teacher_taps, sizes, False), "eval")
+    objective = build_objective(config, TermContext(tuple(stages)))
+    learner = Learner(FeatureExtractor(student, nn.Identity(), pair.student.taps, pair.sizes, False), objective).train()
+    answers = Teacher(FeatureExtractor(teacher, nn.Identity(), pair.teacher.taps, pair.sizes, False), "eval")
     target = torch.tensor([0, 1])
     with torch.no_grad():
-        objective.begin_epoch(0, lambda limit: [StepInputs(learner.view(images), target, answers(images))])
+        objective.begin_epoch(0, lambda limit: [StepInputs(learner.extractor(images), target, answers(images))])
     learner.zero_grad()
     teacher.zero_grad()
-    values, _ = learner(images, target, answers.tensors(images))
+    values, _ = learner(images, target, answers(images))
     values["loss"].backward()
     gradients = [weight.grad for weight in learner.parameters() if weight.grad is not None]
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert all(weight.grad is not None for weight in objective.parameters())
     assert all(weight.grad is None for weight in teacher.parameters())
-    student_taps.remove()
-    teacher_taps.remove()
+    pair.student.taps.remove()
+    pair.teacher.taps.remove()
 
 
 def first(output):

@@ -278,7 +278,7 @@ def test_the_last_stage_is_tapped_after_its_activation_where_the_reference_overw
         for name, network in (("compat", compat), ("fixed", fixed)):
             with Taps(network, plan_taps(network, 64)).record() as features:
                 network(images)
-            maps[name] = features.maps
+            maps[name] = features.stages
     assert maps["fixed"][3].min() < 0
     assert torch.equal(maps["compat"][3], maps["fixed"][3].relu())
     assert all(torch.equal(one, other) for one, other in zip(maps["compat"][:3], maps["fixed"][:3], strict=True))

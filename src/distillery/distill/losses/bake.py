@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from distillery.distill.collective import Collective
 from distillery.distill.precision import full_precision
-from distillery.distill.term import StepInputs, Term, TermContext
+from distillery.distill.step import StepInputs
+from distillery.distill.term import Term, TermContext
 
 
 @torch.no_grad()
@@ -137,7 +138,7 @@ class BAKE(Term):
         embedding_BD, logits_BC = inputs.student.embedding_BD, inputs.student.logits_BC
         assert embedding_BD is not None
         unit_BD, probabilities_BC = knowledge(embedding_BD, logits_BC, self.temperature)
-        unit_ND, own = self.collective.gather(unit_BD)
-        probabilities_NC, _ = self.collective.gather(probabilities_BC)
+        unit_ND, own = self.collective.all_gather(unit_BD)
+        probabilities_NC, _ = self.collective.all_gather(probabilities_BC)
         targets_BC = global_ensemble_targets(unit_ND, probabilities_NC, self.omega, own)
         return ensembling_loss(logits_BC, targets_BC, self.temperature)

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distillery.distill.precision import full_precision
-from distillery.distill.term import StepInputs, Term
+from distillery.distill.step import StepInputs
+from distillery.distill.term import Term
 
 
 @full_precision

@@ -16,7 +16,8 @@ from distillery.distill.losses.assignment import assign
 from distillery.distill.losses.partial_l2 import bn_margin, partial_l2, stage_weights
 from distillery.distill.losses.stages import margin_or_relu, taught_stages
 from distillery.distill.precision import full_precision
-from distillery.distill.term import CalibrationBatches, StepInputs, Term, TermContext
+from distillery.distill.step import StepInputs
+from distillery.distill.term import CalibrationBatches, Term, TermContext
 from distillery.errors import UserError
 
 __all__ = [
@@ -257,8 +258,8 @@ class MGD(Term):
                 costs[stage] += matching_cost(inputs.student.stages[stage], inputs.teacher.stages[stage])
         for stage in self.stages:
             flow = self.get_buffer(f"flow{stage}")
-            total = self.collective.sum(torch.tensor(float(images), dtype=torch.float64, device=flow.device))
-            mean_cost = self.collective.sum(costs[stage]) / total
+            total = self.collective.all_reduce(torch.tensor(float(images), dtype=torch.float64, device=flow.device))
+            mean_cost = self.collective.all_reduce(costs[stage]) / total
             students, teachers = mean_cost.shape
             cut = self.compat == "reference" and self.shave and self.reducer != "sm" and teachers >= students
             columns = teachers // students * students if cut else None

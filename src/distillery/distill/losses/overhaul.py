@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from distillery.distill.losses.partial_l2 import bn_margin, margin_relu, partial_l2, stage_weights
 from distillery.distill.losses.stages import margin_or_relu, taught_stages
-from distillery.distill.term import StepInputs, Term, TermContext
+from distillery.distill.step import StepInputs
+from distillery.distill.term import Term, TermContext
 
 __all__ = ["Overhaul", "bn_margin", "margin_relu", "overhaul_loss"]
 

@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from distillery.experiment.schema.block import Block, Name, Seeds
 from distillery.experiment.schema.columns import COLUMNS
-from distillery.experiment.schema.objective import CrossEntropyOptions, Objective
+from distillery.experiment.schema.objective import PLAIN, Objective
 
 
 class RunConfig(Block):
@@ -31,7 +31,7 @@ class RunConfig(Block):
     margin_source: Literal["teacher", "pretrained"] = Field(
         "teacher", description="whose batch norms give margins: the teacher's, or the weights' that it began with"
     )
-    objective: Objective = Objective(ce=CrossEntropyOptions())
+    objective: Objective = PLAIN
     seeds: Seeds | None = Field(None, description="instead of the experiment's seeds")
 
 

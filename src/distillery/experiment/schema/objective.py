@@ -1,26 +1,136 @@
-"""What an objective may say: the terms of the loss and their options."""
+"""Every term that an objective may name: its options, what it needs to see, its hooks, and where its mathematics lies.
 
-from typing import Annotated, ClassVar, Literal, Self
+A new term is a file in distill/losses/, and here a class of options with its line in ``TERMS``. No torch is imported.
+"""
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
+from pydantic import (
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    create_model,
+    model_validator,
+)
+
+from distillery.errors import UserError
 from distillery.experiment.schema.block import Block, Probability
+from distillery.experiment.schema.recipe import Recipe
+
+# What can be seen of a network. Per stage: "stages" (before the activation), "activations" (after it), "raw" (as the
+# stage hands it on), "tokens"; once: "logits", "embedding" (what enters the last linear layer), "classifier" (it).
+Kind = Literal["logits", "stages", "activations", "raw", "tokens", "embedding", "classifier"]
+STAGEWISE: frozenset[Kind] = frozenset({"stages", "activations", "raw", "tokens"})
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a term asks for; nothing else is taken out of the networks or loaded.
+
+    Attributes:
+        student: kinds of the student's outputs.
+        teacher: kinds of the teacher's; a term that names one needs a teacher.
+        margins: the margins of the teacher's stages.
+        indices: every image's position in the training set.
+        view: a second augmentation of every image, seen by both networks.
+    """
+
+    student: AbstractSet[Kind] = frozenset()
+    teacher: AbstractSet[Kind] = frozenset()
+    margins: bool = False
+    indices: bool = False
+    view: bool = False
+
+    def __or__(self, other: "Needs") -> "Needs":
+        """What both ask for together."""
+        return Needs(
+            self.student | other.student,
+            self.teacher | other.teacher,
+            self.margins or other.margins,
+            self.indices or other.indices,
+            self.view or other.view,
+        )
+
+
+class Sampling(NamedTuple):
+    """An order of the training images that a term asks for, by its name among the data's orders."""
+
+    order: str
+    arguments: Mapping[str, int]
+
+
+class ScheduledWeight(Block):
+    """A weight that rises over a run's first epochs: value x min((epoch + 1) / warmup, 1), epochs counted from 0."""
+
+    value: NonNegativeFloat = 1.0
+    warmup: PositiveInt = Field(description="epochs until the weight is whole")
+
+
+def _is_schedule(weight: Any) -> str:  # noqa: ANN401
+    return "schedule" if isinstance(weight, (Mapping, ScheduledWeight)) else "number"
+
+
+Weight = Annotated[
+    Annotated[NonNegativeFloat, Tag("number")] | Annotated[ScheduledWeight, Tag("schedule")],
+    Discriminator(_is_schedule),
+]
 
 
 class TermOptions(Block):
-    """What every term of an objective has: its weight in the sum, and what it must be shown."""
+    """What every term of an objective has: its weight in the sum, what it must be shown, and its hooks.
 
+    ``numerics`` is raised by whoever changes what the term computes. ``implementation`` is ``module:class``; the class
+    takes the options, without the weight, as keyword arguments. ``head``, likewise, is the class of the parts that the
+    term deploys with the student.
+    """
+
+    needs: ClassVar[Needs] = Needs()
     numerics: ClassVar[int | None] = 1
+    implementation: ClassVar[str]
+    head: ClassVar[str | None] = None
+    default_teacher_norm: ClassVar[Literal["eval", "batch"]] = "eval"
 
-    needs_teacher: ClassVar[bool] = False
-    needs_stages: ClassVar[bool] = False  # feature maps at the ends of the networks' stages
-    needs_embedding: ClassVar[bool] = False  # what enters the student's last linear layer
+    weight: Weight = 1.0
 
-    weight: NonNegativeFloat = 1.0
+    def weight_at(self, epoch: int) -> float:
+        """The weight in an epoch, counted from 0."""
+        if isinstance(self.weight, ScheduledWeight):
+            return self.weight.value * min((epoch + 1) / self.weight.warmup, 1.0)
+        return self.weight
+
+    def check(self, recipe: Recipe) -> None:
+        """Check that the term goes with a recipe.
+
+        Raises:
+            UserError: it does not; the line begins with the recipe's key.
+        """
+
+    def sampling(self) -> Sampling | None:
+        """The order of images that the term needs, or None if any will do."""
+        return None
+
+    def rehearsal_batch(self, batch: int) -> int:
+        """The batch, at least ``batch`` / 2 images, with which a rehearsal tries the term."""
+        return batch
+
+    def variant(self) -> str:
+        """What tells uses of the term apart that a rehearsal should try each."""
+        return ""
 
 
 class CrossEntropyOptions(TermOptions):
     """Cross-entropy with the labels."""
+
+    needs: ClassVar[Needs] = Needs(student={"logits"})
+    implementation: ClassVar[str] = "distillery.distill.losses.cross_entropy:CrossEntropy"
 
     label_smoothing: Probability = 0.0
 
@@ -28,7 +138,8 @@ class CrossEntropyOptions(TermOptions):
 class KDOptions(TermOptions):
     """Hinton's distillation: T^2 KL(teacher || student) of the softened probabilities."""
 
-    needs_teacher: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(student={"logits"}, teacher={"logits"})
+    implementation: ClassVar[str] = "distillery.distill.losses.kd:KD"
 
     temperature: PositiveFloat = 4.0
 
@@ -36,8 +147,7 @@ class KDOptions(TermOptions):
 class StageOptions(TermOptions):
     """What MGD and Overhaul share: a distance at the end of every stage, before the activation."""
 
-    needs_teacher: ClassVar[bool] = True
-    needs_stages: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(student={"stages"}, teacher={"stages"}, margins=True)
 
     ignore: tuple[NonNegativeInt, ...] = Field((), description="stages without a loss, counted from 0")
     normalize: Literal["reference", "mean"] = Field(
@@ -49,35 +159,68 @@ class StageOptions(TermOptions):
 class MGDOptions(StageOptions):
     """Matching Guided Distillation: student channels learn from the teacher channels matched to them."""
 
+    implementation: ClassVar[str] = "distillery.distill.losses.mgd:MGD"
+
     reducer: Literal["amp", "rd", "sm", "sp"] = Field("amp", description="how matched teacher channels become one")
     update_every: PositiveInt = Field(2, description="epochs between two matchings")
     update_images: PositiveInt = Field(20_480, description="training images that a matching looks at")
     compat: Literal["fixed", "reference"] = "fixed"
 
+    def variant(self) -> str:
+        """Each reducer is a way of its own."""
+        return self.reducer
+
 
 class BAKEOptions(TermOptions):
     """Batch Knowledge Ensembling: images of a batch teach each other."""
 
-    needs_embedding: ClassVar[bool] = True
+    needs: ClassVar[Needs] = Needs(student={"logits", "embedding"})
+    implementation: ClassVar[str] = "distillery.distill.losses.bake:BAKE"
 
     omega: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="how much of a target comes from the others")
     temperature: PositiveFloat = 4.0
     partners: NonNegativeInt = Field(1, description="images of the same class that join each image in its batch")
     ensemble: Literal["global", "local"] = Field("global", description="over the images of all devices, or each alone")
 
+    def check(self, recipe: Recipe) -> None:
+        """Partners share their anchor's batch and are the only repetitions."""
+        if self.partners == 0:
+            return
+        group = self.partners + 1
+        if recipe.batch % group:
+            raise UserError(f"batch: {recipe.batch} is no multiple of {group}, an image and its {group - 1} partners")
+        if recipe.repeats > 1:
+            raise UserError(f"repeats: {recipe.repeats} cannot go with BAKE's partners; set repeats: 1 or partners: 0")
+
+    def sampling(self) -> Sampling | None:
+        """Anchors, each followed by its partners."""
+        return Sampling("partners", {"partners": self.partners}) if self.partners else None
+
+    def rehearsal_batch(self, batch: int) -> int:
+        """Half as many anchors, with their partners."""
+        return batch // 2 * (self.partners + 1)
+
 
 class OverhaulOptions(StageOptions):
     """Overhaul: the student's features, widened by a connector, match the teacher's where these are active."""
 
+    implementation: ClassVar[str] = "distillery.distill.losses.overhaul:Overhaul"
+    default_teacher_norm: ClassVar[Literal["eval", "batch"]] = "batch"  # as its authors do; everybody else freezes it
 
-class Objective(Block):
-    """The loss of a run: a weighted sum of named terms. One field a term; its options are its keys."""
 
-    ce: CrossEntropyOptions | None = None
-    kd: KDOptions | None = None
-    mgd: MGDOptions | None = None
-    bake: BAKEOptions | None = None
-    overhaul: OverhaulOptions | None = None
+TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
+    {
+        "ce": CrossEntropyOptions,
+        "kd": KDOptions,
+        "mgd": MGDOptions,
+        "bake": BAKEOptions,
+        "overhaul": OverhaulOptions,
+    }
+)
+
+
+class _WeightedSum(Block):
+    """What an objective can do, whatever terms there are."""
 
     @model_validator(mode="after")
     def _has_terms(self) -> Self:
@@ -86,5 +229,65 @@ class Objective(Block):
         return self
 
     def terms(self) -> dict[str, TermOptions]:
-        """The terms that are present, by name, in the order of the fields."""
+        """The terms that are present, by name, in the order of ``TERMS``."""
         return {name: options for name in type(self).model_fields if (options := getattr(self, name)) is not None}
+
+    def needs(self) -> Needs:
+        """What all terms together ask for."""
+        needs = Needs()
+        for options in self.terms().values():
+            needs |= options.needs
+        return needs
+
+    def default_teacher_norm(self) -> Literal["eval", "batch"]:
+        """``batch`` where a term wants it, else ``eval``."""
+        return "batch" if any(term.default_teacher_norm == "batch" for term in self.terms().values()) else "eval"
+
+    def sampling(self) -> Sampling | None:
+        """The order of images that a term asks for."""
+        return next((found for term in self.terms().values() if (found := term.sampling()) is not None), None)
+
+    def check(self, recipe: Recipe) -> None:
+        """Check that every term goes with a recipe, and with the others.
+
+        Raises:
+            UserError: one does not; the line begins with the key at fault.
+        """
+        orders = {name: found for name, term in self.terms().items() if (found := term.sampling()) is not None}
+        if len(set(map(repr, orders.values()))) > 1:
+            raise UserError(
+                f"objective: {' and '.join(orders)} each want an order of images of their own; leave one out"
+            )
+        heads = [name for name, term in self.terms().items() if term.head is not None]
+        if len(heads) > 1:
+            raise UserError(f"objective: {' and '.join(heads)} each replace the student's last layer; leave one out")
+        for name, term in self.terms().items():
+            if term.needs.indices and recipe.mix is not None:
+                raise UserError(
+                    f"mix: {name} looks at single images and cannot learn from mixed ones; write `mix: null`"
+                )
+            term.check(recipe)
+
+
+if TYPE_CHECKING:
+
+    class Objective(_WeightedSum):
+        """The loss of a run: a weighted sum of named terms, one field a term."""
+
+else:
+    _fields: dict[str, Any] = {name: (options | None, None) for name, options in TERMS.items()}
+    Objective = create_model(
+        "Objective",
+        __base__=_WeightedSum,
+        __module__=__name__,
+        __doc__="The loss of a run: a weighted sum of named terms. One field a term; its options are its keys.",
+        **_fields,
+    )
+
+# What a run learns by unless it says otherwise: cross-entropy with the labels.
+PLAIN = Objective.model_validate({"ce": {}})
+
+
+def terms_with_teacher() -> list[str]:
+    """The names of the terms that learn from a teacher."""
+    return [name for name, options in TERMS.items() if options.needs.teacher]

@@ -37,11 +37,12 @@ REARRANGEMENTS |= {"alias", "expand", "select", "unbind", "unsqueeze", "squeeze"
 
 @dataclass(frozen=True)
 class Feature:
-    """A feature as channels of tensors that hooks can reach; ``order`` as in :class:`TapPoint`."""
+    """A feature as channels of tensors that hooks can reach; the fields as in :class:`TapPoint`."""
 
     sources: tuple[Source, ...]
     order: tuple[int, ...] | None
     activation: str | None
+    activated: Source | None
 
 
 def activation_of(op: Op | None) -> str | None:
@@ -58,16 +59,16 @@ def feature_before_activation(trace: Trace, value: int, channel_dim: int, module
     feature is the value itself. None if no module boundary holds any of these.
     """
     if channel_dim == 1:
-        assembled = _assemble(trace, value)
+        assembled = _assemble(trace, value, module)
         if assembled is not None:
             return assembled
     following = _normalised(trace, value)
     if following is not None:
         source = _before_activation(trace, following, channel_dim)
         if source is not None:
-            return Feature((source,), None, _activation_after(trace, following))
+            return Feature((source,), None, *_activation_after(trace, following, channel_dim))
     source = find_source(trace, value, channel_dim, module)
-    return None if source is None else Feature((source,), None, _activation_after(trace, value))
+    return None if source is None else Feature((source,), None, *_activation_after(trace, value, channel_dim))
 
 
 def find_source(trace: Trace, value: int, channel_dim: int, module: str) -> Source | None:
@@ -121,9 +122,13 @@ def _feeding_norm(trace: Trace, value: int) -> str | None:
     return maker.module if has_statistics else None
 
 
-def _activation_after(trace: Trace, value: int) -> str | None:
-    users = trace.users.get(value, [])
-    return activation_of(users[0]) if users else None
+def _activation_after(trace: Trace, value: int, channel_dim: int) -> tuple[str | None, Source | None]:
+    """The activation that first reads ``value``, and where hooks see what it makes of it."""
+    reader = next(iter(trace.users.get(value, [])), None)
+    name = activation_of(reader)
+    if reader is None or name is None:
+        return None, None
+    return name, find_source(trace, reader.outputs[0], channel_dim, reader.module)
 
 
 def _normalised(trace: Trace, value: int) -> int | None:
@@ -136,7 +141,7 @@ def _normalised(trace: Trace, value: int) -> int | None:
     return result if after and all(activation_of(op) for op in after) else None
 
 
-def _assemble(trace: Trace, value: int) -> Feature | None:
+def _assemble(trace: Trace, value: int, module: str) -> Feature | None:
     """Follow every channel of ``value`` back to the activation that made it, and take what entered that activation."""
     leaves: dict[int, int] = {}  # value before an activation -> code of its first channel
     activations: set[str] = set()
@@ -169,7 +174,8 @@ def _assemble(trace: Trace, value: int) -> Feature | None:
         return None
     total = sum(source.channels for source in reachable)
     identity = torch.equal(order, torch.arange(total, device="cpu"))
-    return Feature(reachable, None if identity else tuple(order.tolist()), activations.pop())
+    ordered = None if identity else tuple(order.tolist())
+    return Feature(reachable, ordered, activations.pop(), find_source(trace, value, 1, module))
 
 
 def _replay(op: Op, value: int, codes_of: Callable[[int], Tensor | None]) -> Tensor | None:

@@ -5,14 +5,100 @@ B batch, C channels, H height, W width.
 
 import math
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from distillery.models.taps.plan import TapPlan, TapPoint
+from distillery.experiment.schema.objective import STAGEWISE, Kind, Needs
+from distillery.models.taps.plan import TapError, TapPlan, TapPoint, norm_affine
+from distillery.models.taps.planning import plan_taps
+from distillery.models.taps.recording import Taps
 
 Pair = tuple[TapPoint, TapPoint]
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Party:
+    """One network of a pair, with the taps that were asked for.
+
+    Attributes:
+        points: its tap at each paired stage; empty if no feature of its stages is wanted.
+        taps: None if its logits are all that is wanted.
+        features: D of its embedding, 0 if neither it nor the last layer is wanted.
+        classifier: its last linear layer, if wanted.
+    """
+
+    points: tuple[TapPoint, ...] = ()
+    taps: Taps | None = None
+    features: int = 0
+    classifier: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class TapPair:
+    """A student and its teacher, tapped for what an objective needs, and the sizes at which stages are compared."""
+
+    student: Party
+    teacher: Party
+    sizes: tuple[Size, ...]
+
+    def norms(self, origin: nn.Module) -> list[tuple[Tensor, Tensor] | None]:
+        """Scale and shift of the batch norms that feed the teacher's stages, in ``origin``, a network like it."""
+        return [norm_affine(origin, point) for point in self.teacher.points]
+
+
+def pair_networks(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    needs: Needs,
+    input_size: int,
+    names: tuple[str, str] = ("student", "teacher"),
+) -> TapPair:
+    """Tap a student and its teacher for what is needed, and nothing else.
+
+    Stages are paired where both networks' are wanted; of one network alone, all its stages are taken.
+
+    Raises:
+        TapError: a network does not have what is wanted.
+    """
+    plans = [
+        plan_taps(network, input_size, name) if network is not None and kinds - {"logits"} else None
+        for network, kinds, name in zip((student, teacher), (needs.student, needs.teacher), names, strict=True)
+    ]
+    points = [
+        plan.points if plan is not None and kinds & STAGEWISE else ()
+        for plan, kinds in zip(plans, (needs.student, needs.teacher), strict=True)
+    ]
+    if all(points):
+        assert plans[0] is not None
+        assert plans[1] is not None
+        matched = pair_stages(plans[1], plans[0])
+        points = [tuple(point for _, point in matched), tuple(point for point, _ in matched)]
+        sizes = tuple(common_size(*pair) for pair in matched)
+    else:
+        sizes = tuple((point.height, point.width) for point in (*points[0], *points[1]))
+    return TapPair(
+        _party(student, plans[0], points[0], needs.student), _party(teacher, plans[1], points[1], needs.teacher), sizes
+    )
+
+
+def _party(
+    network: nn.Module | None, plan: TapPlan | None, points: tuple[TapPoint, ...], kinds: AbstractSet[Kind]
+) -> Party:
+    if network is None or plan is None:
+        return Party()
+    classifier = None
+    if "classifier" in kinds:
+        if plan.classifier is None:
+            raise TapError(f"{plan.model}: no module of it is its last linear layer")
+        classifier = network.get_submodule(plan.classifier)
+    taken = kinds - {"logits", "classifier"}
+    taps = Taps(network, replace(plan, points=points), taken) if taken else None
+    return Party(points, taps, plan.features, classifier)
 
 
 def pair_stages(teacher: TapPlan, student: TapPlan) -> list[Pair]:

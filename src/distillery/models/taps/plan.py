@@ -3,9 +3,8 @@
 B batch, C channels, H height, W width, N tokens, D features.
 """
 
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +65,10 @@ class TapPoint:
         height: H at the plan's input size.
         width: W at the plan's input size.
         activation: the activation that follows the tapped tensor, such as "relu", or None.
+        raw: where hooks take the value that the stage hands on to the next: after the activation where the stage ends
+            with one, neither normed nor rectified in pre-activation networks.
+        activated: where hooks take what the activation makes of the tapped tensor; None where none follows, or where no
+            module takes or returns it.
     """
 
     stage: int
@@ -78,6 +81,8 @@ class TapPoint:
     height: int
     width: int
     activation: str | None
+    raw: Source | None = None
+    activated: Source | None = None
 
     @property
     def norms(self) -> tuple[str, ...] | None:
@@ -102,6 +107,7 @@ class TapPlan:
         points: one tap a stage, from the images to the logits.
         embedding: what enters the layer that makes the logits, or None where that is not wanted.
         features: D of the embedding.
+        classifier: path of the last linear layer, which takes the embedding; None if its weights are no module's.
     """
 
     model: str
@@ -110,22 +116,7 @@ class TapPlan:
     points: tuple[TapPoint, ...]
     embedding: Source | None
     features: int
-
-    def select(self, stages: Collection[int], embedding: bool) -> "TapPlan":
-        """The same plan with only these stages' taps, which keep their stage numbers, and the embedding or none."""
-        known = [point.stage for point in self.points]
-        for stage in stages:
-            if stage not in known:
-                raise TapError(f"{self.model}: there is no stage {stage}; its stages are {known}")
-        return replace(
-            self,
-            points=tuple(point for point in self.points if point.stage in stages),
-            embedding=self.embedding if embedding else None,
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """The plan as plain data, for run.json."""
-        return asdict(self)
+    classifier: str | None = None
 
 
 def norm_affine(model: nn.Module, point: TapPoint) -> tuple[Tensor, Tensor] | None:

@@ -1,6 +1,6 @@
 """Plan the taps of any network: where its stages end, what is tapped there, and the vector before its last layer."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from distillery.models.taps.features import feature_before_activation, find_source
 from distillery.models.taps.plan import Source, TapError, TapPlan, TapPoint
@@ -41,8 +41,8 @@ def plan_taps(model: nn.Module, input_size: int, name: str | None = None) -> Tap
         raise TapError(f"{name}: no feature maps were found between its images and its logits")
     points = tuple(_point(trace, stage, end, name) for stage, end in enumerate(ends))
     assert len({point.sources for point in points}) == len(points), "two stages are one"
-    embedding, features = _embedding(trace, name)
-    return TapPlan(name, input_size, found, points, embedding, features)
+    embedding, features, classifier = _embedding(trace, name)
+    return TapPlan(name, input_size, found, points, embedding, features, classifier)
 
 
 def _is_wrapped(model: nn.Module, child: str) -> bool:
@@ -67,6 +67,8 @@ def _point(trace: Trace, stage: int, end: StageEnd, name: str) -> TapPoint:
         height=shape.height,
         width=shape.width,
         activation=feature.activation,
+        raw=find_source(trace, end.value, _channel_dim(shape), end.module),
+        activated=feature.activated,
     )
 
 
@@ -74,8 +76,8 @@ def _channel_dim(shape: MapShape) -> int:
     return {"BCHW": 1, "BHWC": 3, "BNC": 2}[shape.layout]
 
 
-def _embedding(trace: Trace, name: str) -> tuple[Source, int]:
-    """What enters the last layer with weights on the way to the logits; of two heads, the first."""
+def _embedding(trace: Trace, name: str) -> tuple[Source, int, str | None]:
+    """What enters the last layer with weights on the way to the logits, and that layer; of two heads, the first."""
     op: Op | None = trace.maker(trace.logits)
     while op is not None and op.name not in LINEAR:
         earlier = [value for value in op.inputs if value in trace.from_images]
@@ -85,7 +87,8 @@ def _embedding(trace: Trace, name: str) -> tuple[Source, int]:
     source = _input_of(trace, op, next(value for value in op.inputs if value in trace.from_images))
     if source is None:
         raise TapError(f"{name}: no module of it takes or returns what enters its last linear layer")
-    return source, source.channels
+    holds_weight = isinstance(getattr(trace.network.get_submodule(op.module), "weight", None), Tensor)
+    return source, source.channels, op.module if holds_weight else None
 
 
 def _input_of(trace: Trace, op: Op, value: int) -> Source | None:

@@ -3,14 +3,20 @@
 B batch, C channels, H height, W width, N tokens, D features.
 """
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from distillery.experiment.schema.objective import STAGEWISE, Kind
 from distillery.models.taps.plan import Source, TapError, TapPlan, TapPoint
+
+# Activations without parameters, for networks in which no module takes or returns what an activation makes.
+PLAIN_ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "mish": F.mish, "hardswish": F.hardswish}
 
 
 @dataclass
@@ -18,11 +24,17 @@ class Features:
     """What one forward pass left at the taps; empty until the recording ends.
 
     Attributes:
-        maps: one feature (B, C, H, W) a point of the plan, in its order.
-        embedding: the vector (B, D) that entered the last layer, or None if the plan does not want it.
+        stages: one feature (B, C, H, W) a point of the plan, in its order, before the activation.
+        activations: the same after the activation; where none follows, as before it.
+        raw: the value that each stage hands on, (B, C, H, W): neither normed nor rectified in pre-activation networks.
+        tokens: the same as the network holds it, (B, N, C), with class and register tokens in front.
+        embedding: the vector (B, D) that entered the last layer.
     """
 
-    maps: list[Tensor] = field(default_factory=list)
+    stages: list[Tensor] = field(default_factory=list)
+    activations: list[Tensor] = field(default_factory=list)
+    raw: list[Tensor] = field(default_factory=list)
+    tokens: list[Tensor] = field(default_factory=list)
     embedding: Tensor | None = None
 
 
@@ -37,19 +49,25 @@ class Taps:
         taps = Taps(network, plan_taps(network, 224))
         with taps.record() as features:
             logits = network(images)
-        features.maps, features.embedding
+        features.stages, features.embedding
     """
 
-    def __init__(self, model: nn.Module, plan: TapPlan) -> None:
-        """Place the hooks.
+    def __init__(
+        self, model: nn.Module, plan: TapPlan, kinds: AbstractSet[Kind] = frozenset({"stages", "embedding"})
+    ) -> None:
+        """Place the hooks for the kinds of features that are wanted.
 
         Raises:
-            TapError: the plan names a module that the network does not have.
+            TapError: the plan names a module that the network does not have, or no hook sees one of the kinds.
         """
-        self.plan = plan
-        self.sources = [source for point in plan.points for source in point.sources]
-        if plan.embedding is not None:
-            self.sources.append(plan.embedding)
+        self.plan, self.kinds = plan, kinds
+        self.stagewise = [
+            (kind, point, _sources(plan, point, kind)) for kind in sorted(STAGEWISE & kinds) for point in plan.points
+        ]
+        self.embedding = plan.embedding if "embedding" in kinds else None
+        self.sources = [source for _, _, sources in self.stagewise for source in sources]
+        if self.embedding is not None:
+            self.sources.append(self.embedding)
         self.board = _Board(len(self.sources))
         self.handles = [
             self._listen(_module(model, source, plan), source, slot) for slot, source in enumerate(self.sources)
@@ -75,16 +93,24 @@ class Taps:
         Raises:
             TapError: a tap gave nothing, fired another number of times than planned, or gave another shape.
         """
-        tensors = [self._tensor(slot, source) for slot, source in enumerate(self.sources)]
-        taken = iter(tensors)
-        for point in self.plan.points:
-            parts = [as_map(next(taken), point, self.plan.model) for _ in point.sources]
-            feature_BCHW = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-            if point.order is not None:
-                feature_BCHW = feature_BCHW[:, self.board.index(point.order, feature_BCHW.device)]
-            _check_shape(feature_BCHW, point, self.plan.model)
-            features.maps.append(feature_BCHW)
-        features.embedding = None if self.plan.embedding is None else as_embedding(next(taken))
+        taken = iter([self._tensor(slot, source) for slot, source in enumerate(self.sources)])
+        for kind, point, sources in self.stagewise:
+            feature = self._feature(kind, point, [next(taken) for _ in sources])
+            getattr(features, kind).append(feature)
+        features.embedding = None if self.embedding is None else as_embedding(next(taken))
+
+    def _feature(self, kind: Kind, point: TapPoint, tensors: list[Tensor]) -> Tensor:
+        if kind == "tokens":
+            return tensors[0]
+        parts = [as_map(tensor, point, self.plan.model) for tensor in tensors]
+        feature_BCHW = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        before = kind == "stages" or (kind == "activations" and point.activated is None)
+        if before and point.order is not None:
+            feature_BCHW = feature_BCHW[:, self.board.index(point.order, feature_BCHW.device)]
+        if kind == "activations" and point.activated is None and point.activation is not None:
+            feature_BCHW = PLAIN_ACTIVATIONS[point.activation](feature_BCHW)
+        _check_shape(feature_BCHW, point, self.plan.model)
+        return feature_BCHW
 
     def _tensor(self, slot: int, source: Source) -> Tensor:
         tensor, calls, version = self.board.tensors[slot], self.board.calls[slot], self.board.versions[slot]
@@ -101,6 +127,27 @@ class Taps:
         if version is not None and tensor._version != version:
             raise TapError(f"{place} was overwritten in place after it was taken; plan the taps anew")
         return tensor
+
+
+def _sources(plan: TapPlan, point: TapPoint, kind: Kind) -> tuple[Source, ...]:
+    """Where hooks take a kind of a stage's feature.
+
+    Raises:
+        TapError: nowhere.
+    """
+    if kind == "stages":
+        return point.sources
+    if kind == "activations":
+        if point.activated is not None:
+            return (point.activated,)
+        if point.activation is None or point.activation in PLAIN_ACTIVATIONS:
+            return point.sources
+        raise TapError(f"{plan.model}: no module of it takes or returns what is activated at the end of {point.name}")
+    if kind == "tokens" and point.layout != "BNC":
+        raise TapError(f"{plan.model}: the end of {point.name} is a map of {point.shape}, no sequence of tokens")
+    if point.raw is None:
+        raise TapError(f"{plan.model}: no module of it takes or returns what {point.name} hands on")
+    return (point.raw,)
 
 
 class Recording:

@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from distillery.distill.collective import Collective
+from distillery.distill.collective import Collective, ProcessGroup
 from distillery.distill.losses.bake import BAKE
 from distillery.distill.losses.mgd import MGD
-from distillery.distill.term import Outputs, StagePair, StepInputs, TermContext
-from distillery.training.collective import Ranks
+from distillery.distill.step import Outputs, StepInputs
+from distillery.distill.term import StagePair, TermContext
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -43,7 +43,7 @@ def _global_bake(rank, name):
     data = np.load(GOLDEN / name, allow_pickle=False)
     meta = json.loads(str(data["meta"]))
     term = BAKE(omega=meta["omega"], temperature=meta["T"])
-    term.setup(TermContext(collective=Ranks()))
+    term.setup(TermContext(collective=ProcessGroup()))
     logits_BC = torch.from_numpy(data["logits"][rank]).requires_grad_()
     inputs = StepInputs(
         Outputs(logits_BC, embedding_BD=torch.from_numpy(data["feats"][rank])), torch.from_numpy(data["labels"][rank])
@@ -63,11 +63,11 @@ def test_global_ensembling_equals_the_original(name):
 
 def _gather_unequal(rank):
     rows = torch.arange(2 + rank, dtype=torch.float64) + 10 * rank
-    gathered, own = Ranks().gather(rows[:, None])
+    gathered, own = ProcessGroup().all_gather(rows[:, None])
     assert gathered.flatten().tolist() == [0, 1, 10, 11, 12]
     assert torch.equal(gathered[own].flatten(), rows)
-    assert Ranks().sum(torch.tensor(rank + 1.0)) == 3
-    assert Ranks().broadcast(torch.tensor(rank)) == 0
+    assert ProcessGroup().all_reduce(torch.tensor(rank + 1.0)) == 3
+    assert ProcessGroup().broadcast(torch.tensor(rank)) == 0
 
 
 def test_ranks_with_unequal_shares_gather_in_order():
@@ -89,7 +89,7 @@ def _settled(collective):
 
 
 def _one_flow(rank, expected):
-    term = _settled(Ranks())
+    term = _settled(ProcessGroup())
     term.begin_epoch(0, lambda limit: _lessons([slice(0, 7)] if rank == 0 else [slice(7, 8), slice(8, 10)]))
     assert term.flow0.tolist() == expected
 

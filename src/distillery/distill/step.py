@@ -1,0 +1,82 @@
+"""What a training step hands to the terms of an objective.
+
+Named tuples all the way down, so that Fabric's precision and DDP pass them on as they are.
+
+B batch, C classes, D features, H W pixels, N tokens.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from distillery.distill.precision import at_least_float32
+from distillery.experiment.schema.objective import Needs
+
+__all__ = ["Needs", "Outputs", "StepInputs", "View"]
+
+
+class Outputs(NamedTuple):
+    """What a network gave for one batch of images; all but the logits only where a term asks for it.
+
+    ``stages``, ``activations`` and ``raw`` hold a map (B, channels, H, W) for the end of each paired stage: before its
+    activation, after it, and as the stage hands it on (in pre-activation networks neither normed nor rectified). The
+    maps of two networks have the same H and W. ``tokens`` holds transformers' sequences (B, N, channels), with class
+    and register tokens in front. ``embedding_BD`` is what entered the last linear layer.
+    """
+
+    logits_BC: Tensor
+    stages: tuple[Tensor, ...] = ()
+    embedding_BD: Tensor | None = None
+    activations: tuple[Tensor, ...] = ()
+    raw: tuple[Tensor, ...] = ()
+    tokens: tuple[Tensor, ...] = ()
+
+    def widened(self) -> "Outputs":
+        """The same in float32 at least."""
+        return Outputs(
+            at_least_float32(self.logits_BC),
+            tuple(map(at_least_float32, self.stages)),
+            None if self.embedding_BD is None else at_least_float32(self.embedding_BD),
+            *(tuple(map(at_least_float32, maps)) for maps in (self.activations, self.raw, self.tokens)),
+        )
+
+
+class View(NamedTuple):
+    """What both networks gave for another augmentation of the batch's images."""
+
+    student: Outputs
+    teacher: Outputs | None = None
+
+    def widened(self) -> "View":
+        """The same in float32 at least."""
+        return View(self.student.widened(), None if self.teacher is None else self.teacher.widened())
+
+
+class StepInputs(NamedTuple):
+    """All that a term may look at in one training step.
+
+    Attributes:
+        student: what the student gave; carries gradients.
+        target: class indices, (B,), or soft targets, (B, C).
+        teacher: what the teacher gave, without gradient; None where there is no teacher.
+        batch_fraction: the step's global batch over the nominal one: below 1 for an epoch's last batch.
+        epoch: where the run stands, epochs from 0 and fractions of them: epoch + step / steps.
+        indices_B: every image's position in the training set, where a term asks for it.
+        view: a second augmentation, where a term asks for it.
+    """
+
+    student: Outputs
+    target: Tensor
+    teacher: Outputs | None = None
+    batch_fraction: float = 1.0
+    epoch: float = 0.0
+    indices_B: Tensor | None = None
+    view: View | None = None
+
+    def widened(self) -> "StepInputs":
+        """The same in float32 at least."""
+        return self._replace(
+            student=self.student.widened(),
+            teacher=None if self.teacher is None else self.teacher.widened(),
+            view=None if self.view is None else self.view.widened(),
+        )

@@ -1,0 +1,74 @@
+"""The student's side of a step: features out of a network, and the module that DDP wraps.
+
+B batch, C classes, H W pixels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from distillery.distill.objective import WeightedTerms
+from distillery.distill.step import Outputs, StepInputs, View
+from distillery.models.taps import Size, Taps, match_size
+
+
+class FeatureExtractor:
+    """Shows images to a network and returns what the objective may see of it.
+
+    Args:
+        network: takes normalised images.
+        normalize: takes uint8 (or [0, 1] float) images (B, 3, H, W).
+        taps: where to take features; None for objectives that look at logits only.
+        sizes: the height and width to which each stage's map is pooled.
+        channels_last: memory format of the images.
+    """
+
+    def __init__(
+        self, network: nn.Module, normalize: nn.Module, taps: Taps | None, sizes: Sequence[Size], channels_last: bool
+    ) -> None:
+        self.network, self.normalize, self.taps, self.sizes = network, normalize, taps, sizes
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __call__(self, images: Tensor) -> Outputs:
+        """Return logits, and the features that the taps give."""
+        pixels = self.normalize(images).contiguous(memory_format=self.memory_format)
+        if self.taps is None:
+            return Outputs(self.network(pixels))
+        with self.taps.record() as features:
+            logits_BC = self.network(pixels)
+        stages, activations, raw = map(self._matched, (features.stages, features.activations, features.raw))
+        return Outputs(logits_BC, stages, features.embedding, activations, raw, tuple(features.tokens))
+
+    def _matched(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
+        # Empty where that kind of map is not wanted.
+        return tuple(match_size(feature, size) for feature, size in zip(maps, self.sizes, strict=bool(maps)))
+
+
+class Learner(nn.Module):
+    """The student, the normalisation of its input, and its objective: all that is optimised, in one module for DDP."""
+
+    def __init__(self, extractor: FeatureExtractor, objective: WeightedTerms) -> None:
+        super().__init__()
+        self.student, self.normalize, self.objective = extractor.network, extractor.normalize, objective
+        self.extractor = extractor
+
+    def forward(
+        self,
+        images: Tensor,
+        target: Tensor,
+        teacher: Outputs | None = None,
+        batch_fraction: float = 1.0,
+        epoch: float = 0.0,
+        indices_B: Tensor | None = None,
+        view: tuple[Tensor, Outputs | None] | None = None,
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Return the objective's values (``loss`` is what to minimise) and the student's logits (B, C).
+
+        The arguments are those of ``StepInputs``, with images where it holds the student's outputs; ``view`` is the
+        second view's images and the teacher's outputs for them.
+        """
+        student = self.extractor(images)
+        seen = None if view is None else View(self.extractor(view[0]), view[1])
+        inputs = StepInputs(student, target, teacher, batch_fraction, epoch, indices_B, seen)
+        return self.objective(inputs), student.logits_BC

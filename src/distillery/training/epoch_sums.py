@@ -1,0 +1,53 @@
+"""Sums over an epoch's images.
+
+B batch, C classes.
+"""
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+
+class EpochSums:
+    """Sums over an epoch's images, kept on the device so that no step waits for them."""
+
+    def __init__(self, device: torch.device, totals: dict[str, float]) -> None:
+        self.images = totals.get("images", 0.0)
+        self.sums = {
+            name: torch.tensor(value, dtype=torch.float64, device=device)
+            for name, value in totals.items()
+            if name != "images"
+        }
+
+    def add(self, values: dict[str, Tensor], logits_BC: Tensor, target: Tensor) -> None:
+        """Count one micro-batch."""
+        images = len(logits_BC)
+        hard_B = target if target.ndim == 1 else target.argmax(dim=1)
+        self.images += images
+        self._add("correct", (logits_BC.detach().argmax(dim=1) == hard_B).sum())
+        for name, value in values.items():
+            self._add(name, value.detach() * images)
+
+    def _add(self, name: str, value: Tensor) -> None:
+        value = value.to(torch.float64)
+        self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def totals(self) -> dict[str, float]:
+        """The sums as exact Python numbers."""
+        return {"images": self.images} | {name: value.item() for name, value in self.sums.items()}
+
+    def means(self) -> dict[str, float]:
+        """The epoch's means so far."""
+        return {
+            "loss": self.sums["loss"].item() / self.images,
+            "top1": 100 * self.sums["correct"].item() / self.images,
+        }
+
+
+def over_ranks(fabric: Fabric, totals: dict[str, float]) -> dict[str, float]:
+    """Add up the sums of all ranks."""
+    names = sorted(totals)
+    local = torch.tensor([totals[name] for name in names], dtype=torch.float64, device=fabric.device)
+    summed = fabric.all_reduce(local, reduce_op="sum")
+    assert isinstance(summed, Tensor)
+    return dict(zip(names, summed.tolist(), strict=True))

@@ -1,0 +1,172 @@
+"""A run's images on their way to its networks: training batches, calibration batches, measurements."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from distillery.data.arrow import ArrowImages
+from distillery.data.dali import DaliLoader
+from distillery.data.loader import Batch, eval_loader, train_loader
+from distillery.data.manifest import SplitName
+from distillery.data.orders import Ids, Order, flow_sample, partner_order, repeated_order, shuffled_order
+from distillery.data.samplers import GlobalBatches
+from distillery.data.transforms import eval_transform, train_transform
+from distillery.distill.step import StepInputs
+from distillery.distill.student import FeatureExtractor, Learner
+from distillery.distill.teacher import Teacher
+from distillery.distill.term import CalibrationBatches
+from distillery.errors import UserError, located
+from distillery.evaluation.metrics import evaluate_model
+from distillery.experiment.schema.recipe import Preprocess, Recipe
+from distillery.training.job import Job
+
+EVALUATION_BATCH = 256
+
+# Orders of the training images that a term may ask for, by name: of labels, seed and the term's arguments.
+ORDERS: dict[str, Callable[..., Order]] = {"partners": partner_order}
+
+Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Validate = Callable[[Callable[[Tensor], Tensor], Preprocess], dict[str, float]]
+
+
+def build_batches(job: Job, recipe: Recipe, fabric: Fabric, images: ArrowImages, accumulation: int) -> GlobalBatches:
+    """Cut an epoch's order into global batches.
+
+    Raises:
+        UserError: a batch is larger than the data, or too small for its parts.
+    """
+    with located(job.where):
+        order = _order(job, recipe, images)
+        batches = GlobalBatches(
+            order,
+            len(order(0)),
+            recipe.batch,
+            world_size=fabric.world_size,
+            rank=fabric.global_rank,
+            accumulation=accumulation,
+            drop_last=recipe.drop_last,
+        )
+    if batches.steps == 0:
+        raise UserError(
+            f"{job.where}.batch: {recipe.batch} is more than the {len(images)} training images; "
+            "lower it or set `drop_last: false`"
+        )
+    return batches
+
+
+def _order(job: Job, recipe: Recipe, images: ArrowImages) -> Order:
+    assert job.spec.objective is not None
+    asked = job.spec.objective.sampling()
+    if asked is not None:
+        return ORDERS[asked.order](images.labels, job.seed, **asked.arguments)
+    if recipe.repeats > 1:
+        return repeated_order(len(images), job.seed, recipe.repeats)
+    return shuffled_order(len(images), job.seed)
+
+
+def build_train_loader(
+    job: Job, recipe: Recipe, fabric: Fabric, images: ArrowImages, batches: GlobalBatches, second_view: bool
+) -> Iterable[Batch]:
+    """Load augmented batches with the machine's loader.
+
+    Raises:
+        UserError: the loader cannot give what the objective needs.
+    """
+    transform = train_transform(recipe.preprocess, recipe.augment, job.manifest.statistics.mean)
+    if job.machine.loader == "dali":
+        if second_view:
+            raise UserError("--loader: 'dali' gives one view of an image, but the objective needs two; use torch")
+        return DaliLoader(images, transform, batches, job.seed, job.machine.workers, fabric.device)
+    pinned = fabric.device.type == "cuda"
+    return train_loader(images, transform, batches, job.seed, job.machine.workers, pinned, second_view)
+
+
+def build_mix(recipe: Recipe, classes: int) -> Mix | None:
+    """Mixup and cutmix of timm, one of them for a whole batch: images and labels to mixed images and soft targets."""
+    if recipe.mix is None:
+        return None
+    from timm.data.mixup import Mixup
+
+    mix = Mixup(  # type: ignore[no-untyped-call]
+        mixup_alpha=recipe.mix.mixup,
+        cutmix_alpha=recipe.mix.cutmix,
+        prob=recipe.mix.p,
+        switch_prob=recipe.mix.switch,
+        mode="batch",
+        label_smoothing=0.0,
+        num_classes=classes,
+    )
+    return lambda images, labels: mix(images.float() / 255 if images.dtype == torch.uint8 else images, labels)
+
+
+def build_validate(job: Job, fabric: Fabric, split: SplitName) -> Validate:
+    """Measure any network on the images of a split, each image once over all ranks."""
+    images = ArrowImages(job.data_folder, job.manifest, split)
+    kept: dict[Preprocess, DataLoader[Batch]] = {}
+
+    def validate(predict: Callable[[Tensor], Tensor], preprocess: Preprocess) -> dict[str, float]:
+        # The loader of last time with its workers, unless the teacher wanted its images prepared in another way.
+        if preprocess not in kept:
+            kept.clear()
+            kept[preprocess] = _plain_loader(job, fabric, images, preprocess, persistent=True)
+        with fabric.autocast():
+            measured = evaluate_model(predict, kept[preprocess], len(job.manifest.classes), fabric.device)
+        return {"loss": measured["nll"], "top1": measured["top1"], "top5": measured["top5"]}
+
+    return validate
+
+
+def validate_student(validate: Validate, learner: Learner, recipe: Recipe) -> Callable[[nn.Module], dict[str, float]]:
+    """Measure the student, or an average of it, as the recipe prepares its images."""
+
+    def measure(network: nn.Module) -> dict[str, float]:
+        network.eval()
+        extractor = FeatureExtractor(network, learner.normalize, None, [], recipe.channels_last)
+        return validate(lambda images: extractor(images).logits_BC, recipe.preprocess)
+
+    return measure
+
+
+def build_calibration(
+    job: Job, recipe: Recipe, fabric: Fabric, images: ArrowImages, learner: Learner, teacher: Teacher | None
+) -> Callable[[int], CalibrationBatches]:
+    """For an epoch, training images prepared as for evaluation, both networks in evaluation mode."""
+
+    @torch.no_grad()
+    def batches(epoch: int, limit: int) -> Iterator[StepInputs]:
+        assert teacher is not None
+        learner.eval()
+        chosen = flow_sample(len(images), job.seed, epoch, limit)
+        with teacher.as_evaluated():
+            for batch in _plain_loader(job, fabric, images, recipe.preprocess, chosen):
+                shown = batch.to(fabric.device, non_blocking=True)
+                with fabric.autocast():
+                    inputs = StepInputs(learner.extractor(shown.images), shown.labels, teacher(shown.images))
+                yield inputs.widened()
+
+    return lambda epoch: lambda limit: batches(epoch, limit)
+
+
+def _plain_loader(
+    job: Job,
+    fabric: Fabric,
+    images: ArrowImages,
+    preprocess: Preprocess,
+    indices: Ids | None = None,
+    persistent: bool = False,
+) -> "DataLoader[Batch]":
+    """This rank's share of the images, prepared as for evaluation."""
+    return eval_loader(
+        images,
+        eval_transform(preprocess),
+        batch=EVALUATION_BATCH,
+        workers=job.machine.workers,
+        world_size=fabric.world_size,
+        rank=fabric.global_rank,
+        pin_memory=fabric.device.type == "cuda",
+        indices=indices,
+        persistent=persistent,
+    )
