@@ -1,9 +1,14 @@
 """Dependencies point one way: command line, then stages, then parts, then configuration and ground."""
 
 import ast
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+from distillery.experiment.schema.objective import TERMS
 
 SOURCE = Path(__file__).parents[1] / "src" / "distillery"
 
@@ -21,6 +26,7 @@ MAY_USE = {
     "cli": {"experiment", "data", "models", "distill", "evaluation", "reporting", "training", "cluster"},
     "__main__": {"cli"},
     "__init__": set(),
+    "losses": {"distill"},
 }
 
 
@@ -49,7 +55,28 @@ def test_a_room_uses_only_what_it_may(path):
     assert set(imported_rooms(path)) <= allowed
 
 
-def test_the_loop_knows_no_method_by_name():
-    text = (SOURCE / "training" / "loop.py").read_text().lower()
-    for method in ("mgd", "bake", "overhaul", "usi", "kd_loss", "hinton"):
-        assert f" {method}" not in text
+NAMELESS = [
+    SOURCE / name
+    for name in (
+        "training/build.py",
+        "training/inputs.py",
+        "training/loop.py",
+        "training/run.py",
+        "training/initial.py",
+    )
+] + [SOURCE / "experiment" / "resolving.py", SOURCE / "distill" / "objective.py", SOURCE / "distill" / "student.py"]
+
+
+@pytest.mark.parametrize("path", NAMELESS, ids=lambda path: path.name)
+def test_only_a_methods_own_files_know_it_by_name(path):
+    words = set(re.findall(r"[a-z]+", path.read_text().lower()))
+    assert not words & (set(TERMS) - {"ce", "kd"})
+
+
+def test_the_public_face_is_there_and_costs_nothing_until_it_is_used():
+    script = (
+        "import sys, distillery\nassert not {'torch', 'pydantic'} & set(sys.modules)\n"
+        "from distillery import create_model, load_experiment, losses, plan_taps, taps\n"
+        "assert taps.plan_taps is plan_taps and losses.kd_loss and not hasattr(distillery, 'loss')\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
