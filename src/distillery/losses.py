@@ -16,6 +16,7 @@ from distillery.distill.losses.kd import kd_loss
 from distillery.distill.losses.mgd import drop_channels, match_channels, matching_cost, reduce_channels
 from distillery.distill.losses.overhaul import overhaul_loss
 from distillery.distill.losses.partial_l2 import bn_margin, margin_relu, partial_l2, stage_weights
+from distillery.distill.losses.rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
 
 __all__ = [
     "bake_loss",
@@ -34,5 +35,8 @@ __all__ = [
     "partial_l2",
     "propagate",
     "reduce_channels",
+    "rkd_angle_loss",
+    "rkd_distance_loss",
+    "rkd_loss",
     "stage_weights",
 ]

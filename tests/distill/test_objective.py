@@ -128,12 +128,12 @@ def networks(batch=4, dtype=torch.float32):
         (draw(batch, 4, 6, 6).requires_grad_(), draw(batch, 6, 3, 3).requires_grad_()),
         draw(batch, 7),
     )
-    teacher = Outputs(draw(batch, 5), (draw(batch, 8, 6, 6), draw(batch, 13, 3, 3)))
+    teacher = Outputs(draw(batch, 5), (draw(batch, 8, 6, 6), draw(batch, 13, 3, 3)), draw(batch, 9))
     pairs = (StagePair(4, 8, bn_margin(draw(8).float(), draw(8).float())), StagePair(6, 13, None))
     return student, teacher, TermContext(pairs)
 
 
-EVERY_TERM = {"ce": {}, "kd": {}, "mgd": {}, "bake": {}, "overhaul": {}}
+EVERY_TERM = {"ce": {}, "kd": {}, "mgd": {}, "bake": {}, "overhaul": {}, "rkd": {}}
 
 
 def taught(terms, dtype=torch.float32, batch_fraction=1.0):

@@ -208,6 +208,16 @@ class OverhaulOptions(StageOptions):
     default_teacher_norm: ClassVar[Literal["eval", "batch"]] = "batch"  # as its authors do; everybody else freezes it
 
 
+class RKDOptions(TermOptions):
+    """Relational knowledge distillation: the student's embeddings lie to each other as the teacher's do."""
+
+    needs: ClassVar[Needs] = Needs(student={"embedding"}, teacher={"embedding"})
+    implementation: ClassVar[str] = "distillery.distill.losses.rkd:RKD"
+
+    distance: NonNegativeFloat = Field(25.0, description="weight of the distances between two images")
+    angle: NonNegativeFloat = Field(50.0, description="weight of the angles between three")
+
+
 TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
     {
         "ce": CrossEntropyOptions,
@@ -215,6 +225,7 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "mgd": MGDOptions,
         "bake": BAKEOptions,
         "overhaul": OverhaulOptions,
+        "rkd": RKDOptions,
     }
 )
 
