@@ -11,6 +11,7 @@ from distillery.distill.losses.bake import (
     knowledge,
     propagate,
 )
+from distillery.distill.losses.crd import crd_loss, crd_scores, crd_updated
 from distillery.distill.losses.cross_entropy import cross_entropy_loss
 from distillery.distill.losses.kd import kd_loss
 from distillery.distill.losses.mgd import drop_channels, match_channels, matching_cost, reduce_channels
@@ -21,6 +22,9 @@ from distillery.distill.losses.rkd import rkd_angle_loss, rkd_distance_loss, rkd
 __all__ = [
     "bake_loss",
     "bn_margin",
+    "crd_loss",
+    "crd_scores",
+    "crd_updated",
     "cross_entropy_loss",
     "drop_channels",
     "ensemble_targets",

@@ -12,6 +12,7 @@ import torch.multiprocessing as mp
 
 from distillery.distill.collective import Collective, ProcessGroup
 from distillery.distill.losses.bake import BAKE
+from distillery.distill.losses.crd import CRD
 from distillery.distill.losses.mgd import MGD
 from distillery.distill.step import Outputs, StepInputs
 from distillery.distill.term import StagePair, TermContext
@@ -72,6 +73,39 @@ def _gather_unequal(rank):
 
 def test_ranks_with_unequal_shares_gather_in_order():
     in_processes(_gather_unequal, 2)
+
+
+def _contrasted(collective, parts):
+    """Two steps of CRD in micro-batches; the term, and the sum of its losses over this process's images."""
+    torch.manual_seed(0)
+    term, total = CRD(negatives=5, features=4), 0.0
+    labels = np.arange(12) % 3
+    term.setup(TermContext(collective=collective, student_features=3, teacher_features=6, labels=labels, classes=3))
+    generator = torch.Generator().manual_seed(1)
+    for step in range(2):
+        student, teacher = torch.randn(6, 3, generator=generator), torch.randn(6, 6, generator=generator)
+        indices = torch.tensor([7, 2, 9, 2, 0, 7]) + step  # some images come twice
+        for part in parts:
+            none = torch.zeros(len(indices[part]), 1)
+            outputs = [Outputs(none, (), features[part]) for features in (student, teacher)]
+            total += term(StepInputs(outputs[0], none, outputs[1], indices_B=indices[part])).item() * len(none)
+        term.end_step()
+    return term, total
+
+
+def _one_memory(rank, expected, total):
+    term, own = _contrasted(ProcessGroup(), [slice(0, 2) if rank == 0 else slice(2, 6)])
+    assert ProcessGroup().all_reduce(torch.tensor(own)).item() == pytest.approx(total, rel=1e-5)
+    for name, value in expected.items():
+        torch.testing.assert_close(term.state_dict()[name], value, rtol=1e-6, atol=1e-7)
+    for memory in (term.memory_s, term.memory_t, term.Z_s[None]):
+        both, _ = ProcessGroup().all_gather(memory)
+        assert torch.equal(*both.chunk(2))
+
+
+def test_every_rank_remembers_what_one_process_does():
+    term, total = _contrasted(Collective(), [slice(0, 6)])
+    in_processes(_one_memory, 2, term.state_dict(), total)
 
 
 def _lessons(parts):

@@ -130,10 +130,15 @@ def networks(batch=4, dtype=torch.float32):
     )
     teacher = Outputs(draw(batch, 5), (draw(batch, 8, 6, 6), draw(batch, 13, 3, 3)), draw(batch, 9))
     pairs = (StagePair(4, 8, bn_margin(draw(8).float(), draw(8).float())), StagePair(6, 13, None))
-    return student, teacher, TermContext(pairs)
+    labels = np.array([0, 1, 2, 3, 3, 0])
+    return (
+        student,
+        teacher,
+        TermContext(pairs, student_features=7, teacher_features=9, labels=labels, classes=5, seed=1),
+    )
 
 
-EVERY_TERM = {"ce": {}, "kd": {}, "mgd": {}, "bake": {}, "overhaul": {}, "rkd": {}}
+EVERY_TERM = {"ce": {}, "kd": {}, "mgd": {}, "bake": {}, "overhaul": {}, "rkd": {}, "crd": {"negatives": 2}}
 
 
 def taught(terms, dtype=torch.float32, batch_fraction=1.0):
@@ -142,7 +147,8 @@ def taught(terms, dtype=torch.float32, batch_fraction=1.0):
     objective = build_objective(Objective.model_validate(terms), context)
     target = torch.tensor([0, 1, 2, 3])
     objective.begin_epoch(0, lambda limit: [StepInputs(student, target, teacher)])
-    return student, objective, objective(StepInputs(student, target, teacher, batch_fraction))
+    inputs = StepInputs(student, target, teacher, batch_fraction, indices_B=torch.tensor([0, 4, 1, 2]))
+    return student, objective, objective(inputs)
 
 
 def test_every_registered_term_has_its_options_and_the_other_way_round():

@@ -55,11 +55,13 @@ def test_the_engine_equals_a_plain_loop(workplace):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", ["small", "taught"])
+@pytest.mark.parametrize("run", ["small", "taught", "contrasted"])
 def test_two_processes_give_the_result_of_one(workplace, run):
     workplace.edit_recipe("sync_batchnorm: true\ndrop_last: false")
+    line = "{model: cifar_resnet8, recipe: tiny, teacher: big, objective: {ce: {}, crd: {negatives: 9}}}"
+    workplace.edit("  tables:", f"    contrasted: {line}\n  tables:")
     experiment = load_experiment(workplace.experiment)
-    if run == "taught":
+    if run != "small":
         make_run(Job(experiment, "big", 0, workplace.results, Machine(workers=0, threads=1)))
     make_run(Job(experiment, run, 0, workplace.results, Machine(workers=0, threads=1)))
     folder = workplace.results / "tiny" / run / "seed0"

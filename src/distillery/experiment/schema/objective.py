@@ -218,6 +218,18 @@ class RKDOptions(TermOptions):
     angle: NonNegativeFloat = Field(50.0, description="weight of the angles between three")
 
 
+class CRDOptions(TermOptions):
+    """Contrastive representation distillation: an image's two embeddings are told from those of other images."""
+
+    needs: ClassVar[Needs] = Needs(student={"embedding"}, teacher={"embedding"}, indices=True)
+    implementation: ClassVar[str] = "distillery.distill.losses.crd:CRD"
+
+    negatives: PositiveInt = Field(16_384, description="images of other classes that each image is compared with")
+    temperature: PositiveFloat = 0.07
+    features: PositiveInt = Field(128, description="width of the embedded images")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="share of its old row that a memory keeps")
+
+
 TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
     {
         "ce": CrossEntropyOptions,
@@ -226,6 +238,7 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "bake": BAKEOptions,
         "overhaul": OverhaulOptions,
         "rkd": RKDOptions,
+        "crd": CRDOptions,
     }
 )
 
