@@ -1,8 +1,8 @@
 """What is computed and the integers that stand for it move together.
 
-A run's digest holds an integer ``numerics`` for each thing whose mathematics may change, and no code. So whoever changes
-what is computed has to raise the integer, or old results pass for new ones; and whoever raises it makes all runs stale.
-``tests/numerics.json`` keeps each integer with outputs on fixed inputs:
+A run's digest holds an integer ``numerics`` for each thing whose mathematics may change, and no code. So whoever
+changes what is computed has to raise the integer, or old results pass for new ones; and whoever raises it makes all
+runs stale. ``tests/numerics.json`` keeps each integer with outputs on fixed inputs:
 
     RECORD=1 pytest tests/test_numerics.py     # after an integer was raised, or something new came
 

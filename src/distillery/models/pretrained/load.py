@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from distillery.experiment.schema.recipe import Preprocess
+from distillery.experiment.zoo import ZOO
 from distillery.models.pretrained import efficientnet
 from distillery.models.pretrained.checkpoint import read_checkpoint, translate, unwrap
 from distillery.models.pretrained.hub import timm_weights, torchvision_weights
 from distillery.models.weights import StateDict, copy_weights, read_safetensors
-from distillery.models.zoo import ZOO
 
 
 def import_weights(
