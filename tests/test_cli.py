@@ -94,6 +94,13 @@ def test_a_misspelt_model_is_found_by_check(workplace, capsys):
     assert "tiny.runs.big.model: no model 'cifar_resnet15'; did you mean 'cifar_resnet" in err
 
 
+def test_a_misspelt_optimizer_is_found_by_check(workplace, capsys):
+    workplace.edit_recipe("optimizer: {name: lam, lr: 0.1}")
+    code, _, err = run(capsys, "check", workplace.experiment)
+    assert code == 2
+    assert "tiny.runs.big.optimizer.name: timm has no 'lam'; did you mean 'lamb'" in err
+
+
 def test_a_misspelt_argument_of_a_model_is_found_by_check(workplace, capsys):
     workplace.edit("model: cifar_resnet14", "model: cifar_resnet14, model_args: {widht: 4}")
     code, _, err = run(capsys, "check", workplace.experiment)

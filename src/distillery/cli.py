@@ -83,14 +83,17 @@ def check(config: Config) -> None:
     from tabulate import tabulate
 
     from distillery.models.registry import check_arguments, explain_unknown, is_model
+    from distillery.training.optim import check_optimizer
 
     experiment = load_experiment(config)
     for run, line in experiment.config.runs.items():
-        with located(f"{experiment.path}: {experiment.name}.runs.{run}"):
+        with located(experiment.where(run)):
             if not is_model(line.model):
                 raise UserError(f"model: {explain_unknown(line.model)}")
             if line.model_args:
                 check_arguments(line.model, line.model_args)
+            if run in experiment.recipes:
+                check_optimizer(experiment.recipes[run].optimizer)
     rows = [
         (run, seed, experiment.teacher(run) or "", experiment.config.runs[run].model, experiment.spec(run, seed).digest)
         for run, seed in experiment.members()

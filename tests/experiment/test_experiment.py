@@ -250,8 +250,8 @@ MISTAKES = [
     ),
     (
         RESNET20,
-        "{model: cifar_resnet20, recipe: digits, optimizer: {name: sdg}}",
-        "optimizer.name: unknown name 'sdg'; did you mean 'sgd'?",
+        "{model: cifar_resnet20, recipe: digits, optimizer: {name: lamb, lr: 0.1, betas: {first: 1}}}",
+        "optimizer.betas: {'first': 1} is not valid; expected a number, true, false, text, or a list of these",
     ),
     (
         RESNET20,

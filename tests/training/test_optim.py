@@ -1,15 +1,18 @@
 """Optimizers and the composed learning rates, against the schedules of the reference systems."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from timm.optim import list_optimizers
 from torch import nn
 
+from distillery.errors import UserError
 from distillery.experiment.schema.recipe import Recipe
-from distillery.training.optim import build_optimizer, learning_rate, total_epochs
+from distillery.training.optim import build_optimizer, check_optimizer, learning_rate, total_epochs
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "schedules.npz", allow_pickle=False)
 
@@ -63,6 +66,10 @@ def test_a_cosine_with_restarts_is_torchs(min_lr):
     assert [learning_rate(restarting, epoch, 0, 1) for epoch in (25, 26)] == [min_lr, min_lr]
 
 
+def optimizer(**block):
+    return Recipe.model_validate(REFERENCES["usi"].model_dump() | {"optimizer": block}).optimizer
+
+
 def test_sgd_decays_every_weight():
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     optimizer = build_optimizer(REFERENCES["mgd_plain"].optimizer, network)
@@ -70,13 +77,11 @@ def test_sgd_decays_every_weight():
     assert len(optimizer.param_groups[0]["params"]) == 4
 
 
-def test_adamw_spares_vectors_and_the_models_exemptions():
+@pytest.mark.parametrize("name", ["adamw", "lamb"])
+def test_others_spare_vectors_and_the_models_exemptions(name):
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2, bias=False))
-    config = Recipe.model_validate(
-        REFERENCES["usi"].model_dump() | {"optimizer": {"name": "adamw", "lr": 0.002, "weight_decay": 0.02}}
-    ).optimizer
-    optimizer = build_optimizer(config, network, exempt={"2.weight"})
-    decayed, spared = optimizer.param_groups
+    built = build_optimizer(optimizer(name=name, lr=0.002, weight_decay=0.02), network, exempt={"2.weight"})
+    decayed, spared = built.param_groups
     assert [parameter.shape for parameter in decayed["params"]] == [torch.Size([4, 3, 1, 1])]
     assert decayed["weight_decay"] == 0.02
     assert len(spared["params"]) == 4
@@ -88,3 +93,72 @@ def test_frozen_weights_are_left_out():
     network.bias.requires_grad_(False)
     optimizer = build_optimizer(REFERENCES["mgd_plain"].optimizer, network)
     assert len(optimizer.param_groups[0]["params"]) == 1
+
+
+def test_sgd_and_adamw_are_torchs_with_the_recipes_own_arguments():
+    network = nn.Linear(2, 2)
+    (sgd,) = build_optimizer(optimizer(name="sgd", lr=0.1), network).param_groups
+    assert (sgd["momentum"], sgd["nesterov"], sgd["weight_decay"]) == (0.9, False, 0.0)
+    adamw = build_optimizer(optimizer(name="adamw", lr=0.1, betas=[0.5, 0.9], eps=1e-4), network)
+    assert type(adamw) is torch.optim.AdamW
+    assert [(group["betas"], group["eps"], group["weight_decay"]) for group in adamw.param_groups] == [
+        ((0.5, 0.9), 1e-4, 0.01),
+        ((0.5, 0.9), 1e-4, 0.0),
+    ]
+
+
+def step(network, built, seed):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(8, 3, 6, 6, generator=generator)
+    nn.functional.cross_entropy(network(images), torch.arange(8) % 5).backward()
+    built.step()
+    built.zero_grad(set_to_none=True)
+
+
+def begun(name):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 5))
+    return network, build_optimizer(optimizer(name=name, lr=0.01, weight_decay=1e-3), network)
+
+
+# APEX and bitsandbytes come with neither timm nor a CPU; AdaHessian needs second derivatives.
+USABLE = [name for name in list_optimizers() if not name.startswith(("fused", "bnb")) and name != "adahessian"]
+
+
+@pytest.mark.parametrize("name", USABLE)
+def test_every_optimizer_of_timm_trains_and_resumes_to_the_bit(name, tmp_path):
+    network, built = begun(name)
+    first = {key: value.clone() for key, value in network.state_dict().items()}
+    for seed in (0, 1):
+        step(network, built, seed)
+    torch.save((network.state_dict(), built.state_dict()), tmp_path / "checkpoint.pt")
+    step(network, built, 2)
+    resumed, other = begun(name)
+    weights, state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    resumed.load_state_dict(weights)
+    other.load_state_dict(state)
+    step(resumed, other, 2)
+    for key, value in network.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], value), key
+        assert value.isfinite().all(), key
+    assert not torch.equal(network[0].weight, first["0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("block", "line"),
+    [
+        ({"name": "lam"}, "optimizer.name: timm has no 'lam'; did you mean 'lamb'"),
+        ({"name": "adahessian"}, "optimizer.name: 'adahessian' needs second derivatives"),
+        ({"name": "fusedadam"}, "optimizer.name: 'fusedadam' cannot be used here: "),
+        ({"name": "lamb", "momentum": 0.9}, "optimizer.momentum: lamb has no argument 'momentum'; "),
+        (
+            {"name": "lars", "momentun": 0.9},
+            "optimizer.momentun: lars has no argument 'momentun'; did you mean 'momentum'",
+        ),
+        ({"name": "lion", "betas": [0.9, 2]}, "optimizer: lion cannot be built: Invalid beta parameter at index 1: 2"),
+    ],
+)
+def test_a_wrong_optimizer_is_one_line(block, line):
+    with pytest.raises(UserError, match=f"^{re.escape(line)}") as caught:
+        check_optimizer(optimizer(lr=0.1, **block))
+    assert "\n" not in str(caught.value)

@@ -57,7 +57,8 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
     finished = finished_teacher(job, fabric, reported)
     learner, teacher, head = _parties(job, recipe, fabric, images, finished)
     exempt: set[str] = getattr(learner.student, "no_weight_decay", set)()
-    optimizer = build_optimizer(recipe.optimizer, learner, (f"student.{name}" for name in exempt))
+    with located(job.where):
+        optimizer = build_optimizer(recipe.optimizer, learner, (f"student.{name}" for name in exempt))
     ema = _ema(recipe, learner.student)
     own = [f"objective.{name}" for name in learner.objective.own_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]

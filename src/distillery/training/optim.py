@@ -1,11 +1,20 @@
 """Optimizers and learning rates, as the recipe states them: nothing here is scaled by the number of devices."""
 
+import inspect
 from collections.abc import Iterable
 
 import torch
+from timm.optim import (  # type: ignore[attr-defined]
+    create_optimizer_v2,
+    get_optimizer_class,
+    get_optimizer_info,
+    list_optimizers,
+)
 from torch import nn
 
-from distillery.experiment.schema.recipe import AdamW, Recipe, Sgd
+from distillery.errors import UserError
+from distillery.experiment.reading import nearest
+from distillery.experiment.schema.recipe import Optimizer, Recipe, Sgd
 from distillery.training.schedules import (
     absolute_warmup_lr,
     cosine_lr,
@@ -16,31 +25,57 @@ from distillery.training.schedules import (
 )
 
 
-def build_optimizer(config: Sgd | AdamW, module: nn.Module, exempt: Iterable[str] = ()) -> torch.optim.Optimizer:
-    """Build the recipe's optimizer over every trainable parameter of ``module``.
+def build_optimizer(config: Optimizer, module: nn.Module, exempt: Iterable[str] = ()) -> torch.optim.Optimizer:
+    """Build the recipe's optimizer over every trainable parameter of ``module``, by its name in timm.
 
-    SGD decays all weights, as the reference systems do. AdamW does not decay vectors (biases, norms) nor the parameters
-    whose names are in ``exempt`` (a model's own ``no_weight_decay()``).
+    SGD decays all weights, as the reference systems do. The others do not decay vectors (biases, norms) nor the
+    parameters whose names are in ``exempt`` (a model's own ``no_weight_decay()``).
+
+    Raises:
+        UserError: timm has no such optimizer, it cannot be used here, or it does not take these arguments.
     """
-    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    if isinstance(config, Sgd):
-        return torch.optim.SGD(
-            [parameter for _, parameter in named],
-            lr=config.lr,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            weight_decay=config.weight_decay,
-        )
+    # What an optimizer itself draws (Kron) is then in its state, and the same on all processes.
+    draws = {"deterministic": True} if "deterministic" in _known_arguments(config) else {}
     exempt = frozenset(exempt)
-    spared = [parameter for name, parameter in named if parameter.ndim <= 1 or name in exempt]
-    decayed = [parameter for name, parameter in named if not (parameter.ndim <= 1 or name in exempt)]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.lr, betas=config.betas, eps=config.eps
-    )
+    decayed: list[nn.Parameter] = []
+    spared: list[nn.Parameter] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            spare = not isinstance(config, Sgd) and (parameter.ndim <= 1 or name in exempt)
+            (spared if spare else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    arguments = draws | config.model_dump(exclude={"name"})
+    try:
+        return create_optimizer_v2([group for group in groups if group["params"]], opt=config.name, **arguments)
+    except Exception as error:  # optimizers raise anything at arguments that they do not like
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"optimizer: {config.name} cannot be built: {reason}") from None
+
+
+def check_optimizer(config: Optimizer) -> None:
+    """Try an optimizer on a network of one layer.
+
+    Raises:
+        UserError: timm has no such optimizer, it cannot be used here, or it does not take these arguments.
+    """
+    build_optimizer(config, nn.Linear(2, 2))
+
+
+def _known_arguments(config: Optimizer) -> set[str]:
+    """The arguments that the optimizer takes; those of the recipe are among them."""
+    names = [str(name) for name in list_optimizers()]
+    if config.name not in names:
+        raise UserError(f"optimizer.name: timm has no {config.name!r}; {nearest(config.name, names)}")
+    if get_optimizer_info(config.name).second_order:
+        raise UserError(f"optimizer.name: {config.name!r} needs second derivatives, which are not computed here")
+    try:
+        known = {*inspect.signature(get_optimizer_class(config.name, bind_defaults=False)).parameters} - {"params"}
+    except (ImportError, AssertionError) as error:
+        raise UserError(f"optimizer.name: {config.name!r} cannot be used here: {error}") from None
+    for key in config.model_extra or {}:
+        if key not in known:
+            raise UserError(f"optimizer.{key}: {config.name} has no argument {key!r}; {nearest(key, [*known])}")
+    return known
 
 
 def total_epochs(recipe: Recipe) -> int:

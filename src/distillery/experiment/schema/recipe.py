@@ -1,14 +1,20 @@
 """What a recipe may say: how a network is trained."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    Tag,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
     model_validator,
 )
@@ -37,7 +43,43 @@ class AdamW(Block):
     weight_decay: NonNegativeFloat = 0.01
 
 
-Optimizer = Annotated[Sgd | AdamW, Field(discriminator="name")]
+Plain = bool | int | float | str
+
+
+def _plain(value: object) -> object:
+    parts = value if isinstance(value, list) else [value]
+    if not all(isinstance(part, Plain) for part in parts):
+        raise ValueError("expected a number, true, false, text, or a list of these")
+    return value
+
+
+class TimmOptimizer(Block):
+    """Any other optimizer of timm, with its further arguments; what is not decayed is as for AdamW.
+
+    Names and arguments are checked where timm is imported: by `distillery check` and when the training begins.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[
+        str, Annotated[Any, AfterValidator(_plain), WithJsonSchema({"type": ["number", "boolean", "string", "array"]})]
+    ] = Field(init=False)
+
+    name: str = Field(
+        description="as timm lists them, e.g. lamb, lars, lion", json_schema_extra={"not": {"enum": ["sgd", "adamw"]}}
+    )
+    lr: PositiveFloat
+    weight_decay: NonNegativeFloat = 0.0
+
+
+def _optimizer_class(value: Any) -> str | None:  # noqa: ANN401
+    name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+    return name if name in ("sgd", "adamw", None) else "other"
+
+
+Optimizer = Annotated[
+    Annotated[Sgd, Tag("sgd")] | Annotated[AdamW, Tag("adamw")] | Annotated[TimmOptimizer, Tag("other")],
+    Discriminator(_optimizer_class),
+]
 
 
 class RatioWarmup(Block):
