@@ -39,9 +39,10 @@ from distillery.data.prepare import prepare_dataset
 from distillery.data.samplers import GlobalBatches
 from distillery.data.transforms import train_transform
 from distillery.experiment.schema.augmentation import HorizontalFlip, RandomResizedCrop
+from distillery.experiment.schema.block import IMAGENET
 from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.recipe import Preprocess
-from distillery.models.normalize import IMAGENET_MEAN, IMAGENET_STD, Normalize
+from distillery.models.normalize import Normalize
 
 SIZE, BATCH, WORKERS, CLASSES = 224, 32, 2, 8
 
@@ -97,7 +98,7 @@ def ours(images: ArrowImages, kind: str, reduced: bool = False) -> Callable[[], 
         HorizontalFlip(name="horizontal_flip"),
     )
     transform = train_transform(Preprocess(size=SIZE, resize=None, normalize="imagenet"), operations)
-    batches, normalize = batches_of(images), Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    batches, normalize = batches_of(images), Normalize(IMAGENET.mean, IMAGENET.std)
     if kind == "dali":
         loader: Iterable = DaliLoader(images, transform, batches, 0, WORKERS, torch.device("cpu"))
     else:
@@ -113,7 +114,7 @@ def image_folder(raw: Path) -> Callable[[], Iterable[torch.Tensor]]:
             v2.RandomHorizontalFlip(),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+            v2.Normalize(IMAGENET.mean, IMAGENET.std),
         ]
     )
     loader = DataLoader(
@@ -140,8 +141,8 @@ def dali_pipeline(raw: Path) -> Callable[[], Iterable[torch.Tensor]]:
             image,
             mirror=fn.random.coin_flip(probability=0.5),
             dtype=types.FLOAT,
-            mean=[255 * value for value in IMAGENET_MEAN],
-            std=[255 * value for value in IMAGENET_STD],
+            mean=[255 * value for value in IMAGENET.mean],
+            std=[255 * value for value in IMAGENET.std],
             output_layout="CHW",
         )
 

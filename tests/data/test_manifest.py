@@ -35,13 +35,13 @@ def test_a_missing_data_set_is_named_with_the_command_that_makes_it(tmp_path):
 
 def test_another_format_is_refused(prepared):
     change(prepared, lambda content: content.update(format=2))
-    refused(prepared, "manifest.json: format: 2, but this version reads 1; make it anew with: distillery prepare toy")
+    refused(prepared, "manifest.json: format: 2, but this version reads 1; make it again with: distillery prepare toy")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '"x"', "null"])
 def test_damaged_json_is_refused(prepared, text):
     (prepared / "manifest.json").write_text(text)
-    refused(prepared, "make it anew with: distillery prepare toy")
+    refused(prepared, "make it again with: distillery prepare toy")
 
 
 def test_a_wrong_key_is_named(prepared):
@@ -53,9 +53,9 @@ def test_missing_and_cut_shards_are_named(prepared):
     shard = prepared / "val-00000-of-00001.arrow"
     size = shard.stat().st_size
     shard.write_bytes(shard.read_bytes()[:-1])
-    refused(prepared, f"val-00000-of-00001.arrow: {size - 1} bytes instead of {size}; make it anew with")
+    refused(prepared, f"val-00000-of-00001.arrow: {size - 1} bytes instead of {size}; make it again with")
     shard.unlink()
-    refused(prepared, "val-00000-of-00001.arrow: cannot be read: No such file or directory; make it anew with")
+    refused(prepared, "val-00000-of-00001.arrow: cannot be read: No such file or directory; make it again with")
 
 
 def test_a_damaged_shard_is_named_when_it_is_read(prepared):

@@ -124,7 +124,7 @@ def test_a_compressed_tar_cut_or_damaged_is_refused(place, tmp_path, name, mode)
 
 def test_other_files_are_no_tars(tmp_path):
     (tmp_path / "raw.7z").write_bytes(b"7z\xbc\xaf\x27\x1c" + bytes(1000))
-    with pytest.raises(UserError, match=r"raw\.7z: neither folder, tar nor zip; get it anew or unpack it"):
+    with pytest.raises(UserError, match=r"raw\.7z: neither folder, tar nor zip; get it again or unpack it"):
         open_tree(tmp_path / "raw.7z", tmp_path)
 
 
@@ -146,14 +146,14 @@ def test_a_zip_is_seen_as_its_folder(place, zipped, tmp_path):
 def test_a_zip_cut_or_damaged_is_refused(zipped, tmp_path):
     content = zipped.read_bytes()
     zipped.write_bytes(content[:-30])
-    with pytest.raises(UserError, match=r"raw\.zip: damaged zip: .*; get it anew"):
+    with pytest.raises(UserError, match=r"raw\.zip: damaged zip: .*; get it again"):
         open_tree(zipped, tmp_path)
     zipped.write_bytes(content)
     for file in [file for file in open_tree(zipped, tmp_path).files("") if file.size]:
         damaged = bytearray(content)
         damaged[file.offset + 1] ^= 4
         zipped.write_bytes(damaged)
-        with pytest.raises(UserError, match=rf"raw\.zip: damaged zip: {file.path} has another checksum; get it anew"):
+        with pytest.raises(UserError, match=rf"raw\.zip: damaged zip: {file.path} has another checksum; get it again"):
             seen(zipped, tmp_path)
 
 

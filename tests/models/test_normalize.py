@@ -1,17 +1,17 @@
 """Normalisation of images on the device."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from distillery.errors import UserError
+from distillery.experiment.schema.block import Statistics
 from distillery.experiment.schema.recipe import Preprocess
 from distillery.models.normalize import Normalize, resolve_statistics
 
-TRAINING_IMAGES = SimpleNamespace(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
+TRAINING_IMAGES = Statistics(mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
 positive = st.floats(0.01, 10)
 
 
@@ -54,7 +54,9 @@ def test_statistics_are_those_asked_for(normalize, mean, std):
 
 
 def test_a_constant_channel_is_said():
-    blank = SimpleNamespace(mean=[0.1, 0.2, 0.3], std=[0.4, 0.0, 0.6])
+    blank = Statistics(mean=(0.1, 0.2, 0.3), std=(0.4, 0.0, 0.6))
     with pytest.raises(UserError, match=r"preprocess\.normalize: .*\(0\.4, 0\.0, 0\.6\).*normalize: none"):
         resolve_statistics(Preprocess(size=8), blank)
     assert resolve_statistics(Preprocess(size=8, normalize="imagenet"), blank)
+    with pytest.raises(ValidationError, match="each `std` must be above 0"):
+        Preprocess(size=8, normalize=blank)

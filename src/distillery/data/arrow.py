@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from distillery.data.manifest import Manifest, SplitName
 from distillery.errors import UserError
+from distillery.results import unusable
 
 
 class ArrowImages:
@@ -76,8 +77,8 @@ class _Embedded:
 class _Placed:
     """A mapped shard whose images lie elsewhere."""
 
-    def __init__(self, batch: pa.RecordBatch, again: str) -> None:
-        self._paths, self._again = batch.column("image").field("path"), again
+    def __init__(self, batch: pa.RecordBatch, made_by: str) -> None:
+        self._paths, self._made_by = batch.column("image").field("path"), made_by
         self._places = [batch.column(name) for name in ("file", "offset", "size", "sha256")]
 
     def encoded(self, row: int) -> memoryview:
@@ -88,10 +89,12 @@ class _Placed:
                 # One byte more tells whether the file has grown.
                 content = opened.read(size + (offset is None))
         except OSError as error:
-            raise UserError(f"{file}: cannot be read: {error.strerror}; bring it back, or run: {self._again}") from None
+            raise UserError(
+                f"{file}: cannot be read: {error.strerror}; bring it back, or run: {self._made_by}"
+            ) from None
         if len(content) != size or hashlib.sha256(content).digest() != sha256:
             name = file if offset is None else f"{file}: {self.path(row)}"
-            raise UserError(f"{name}: was changed since it was prepared; bring it back, or run: {self._again}")
+            raise UserError(f"{name}: was changed since it was prepared; bring it back, or run: {self._made_by}")
         return memoryview(content)
 
     def path(self, row: int) -> str:
@@ -99,10 +102,10 @@ class _Placed:
 
 
 def _map_shard(path: Path) -> _Embedded | _Placed:
-    again = f"distillery prepare {path.parent.name}"
+    made_by = f"distillery prepare {path.parent.name}"
     try:
         batch = pa.ipc.open_stream(pa.memory_map(str(path))).read_next_batch()
-        return _Placed(batch, again) if "sha256" in batch.schema.names else _Embedded(batch)
+        return _Placed(batch, made_by) if "sha256" in batch.schema.names else _Embedded(batch)
     except (OSError, pa.ArrowInvalid, KeyError, StopIteration) as error:
         reason = str(error).splitlines()[0] if str(error) else "it ends too early"
-        raise UserError(f"{path}: cannot be read: {reason}; make it anew with: {again}") from None
+        raise unusable(path, f"cannot be read: {reason}", made_by) from None

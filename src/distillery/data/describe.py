@@ -13,13 +13,13 @@ import numpy.typing as npt
 from distillery.data.manifest import (
     Duplicates,
     Manifest,
-    PixelStatistics,
     Shard,
     SkippedImage,
     Split,
 )
 from distillery.data.shards import ShardFacts
 from distillery.data.sources import RawImage, RawImages
+from distillery.experiment.schema.block import Statistics
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def describe(
     )
 
 
-def pixel_statistics(histogram: npt.NDArray[np.int64] | int) -> PixelStatistics:
+def pixel_statistics(histogram: npt.NDArray[np.int64] | int) -> Statistics:
     """Mean and population standard deviation of each channel, from its counts of values, shape (3, 256).
 
     The sums are exact integers, so the order of images and the number of processes cannot change a digit.
@@ -72,7 +72,7 @@ def pixel_statistics(histogram: npt.NDArray[np.int64] | int) -> PixelStatistics:
         squares = sum(value * value * count for value, count in enumerate(counts))
         means.append(total / (255 * pixels))
         deviations.append(math.sqrt((pixels * squares - total * total) / (255 * pixels) ** 2))
-    return PixelStatistics.model_validate({"mean": means, "std": deviations})
+    return Statistics.model_validate({"mean": means, "std": deviations})
 
 
 def _describe_split(images: RawImages, split: str, shards: list[WrittenShard]) -> Split:

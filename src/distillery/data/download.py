@@ -46,7 +46,7 @@ def download(name: str, url: str, target: Path, checksum: str) -> None:
             resumed = _size(partial) > 0
             _fetch(name, url, target, partial)
             if resumed and not _has_checksum(partial, checksum):
-                # The beginning may be another version's; all of it anew, once.
+                # The beginning may be another version's; all of it again, once.
                 partial.write_bytes(b"")
                 _fetch(name, url, target, partial)
             if not _has_checksum(partial, checksum):

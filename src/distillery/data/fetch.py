@@ -5,8 +5,8 @@ from urllib.parse import unquote, urlsplit
 
 from distillery.data.digits import write_digits
 from distillery.data.download import check_checksum, download
-from distillery.data.sources import is_hidden, missing_message
-from distillery.errors import UserError
+from distillery.data.layouts import missing_images
+from distillery.data.sources import is_hidden
 from distillery.experiment.schema.dataset import HUB_PREFIX, Dataset
 
 
@@ -31,7 +31,7 @@ def fetch_raw(name: str, dataset: Dataset) -> None:
         elif not _has_content(path):
             download(name, dataset.download.url, archive, dataset.download.checksum)
     if not path.exists():
-        raise UserError(missing_message(name, dataset))
+        raise missing_images(name, dataset)
 
 
 def download_raw(name: str, dataset: Dataset) -> None:
@@ -41,7 +41,7 @@ def download_raw(name: str, dataset: Dataset) -> None:
         UserError: see ``fetch_raw``.
     """
     if dataset.path.startswith(HUB_PREFIX):
-        from distillery.data.layouts.hub import load_hub
+        from distillery.data.hub import load_hub
 
         load_hub(name, dataset)
     fetch_raw(name, dataset)

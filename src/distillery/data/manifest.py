@@ -1,27 +1,19 @@
 """What a prepared data set holds: manifest.json beside its Arrow shards."""
 
-import json
 from pathlib import Path
 from typing import Literal
 
 from pydantic import NonNegativeInt, PositiveInt
 
-from distillery.errors import UserError
 from distillery.experiment.reading import validate
-from distillery.experiment.schema.block import Block, Triple
+from distillery.experiment.schema.block import Block, Statistics
+from distillery.results import read_json, unusable
 
 FILE_NAME = "manifest.json"
 # Raise it when shards or manifest change in a way that older code or older shards cannot follow.
 FORMAT = 1
 SPLITS = ("train", "val")
 SplitName = Literal["train", "holdout", "val"]
-
-
-class PixelStatistics(Block):
-    """Per-channel mean and standard deviation over all pixels of the training images (RGB, pixels in [0, 1])."""
-
-    mean: Triple
-    std: Triple
 
 
 class Shard(Block):
@@ -80,7 +72,7 @@ class Manifest(Block):
     name: str
     digest: str
     classes: tuple[str, ...]
-    statistics: PixelStatistics
+    statistics: Statistics  # over all pixels of the training images
     splits: dict[SplitName, Split]
     duplicates: Duplicates
     ignored: Ignored
@@ -98,27 +90,20 @@ def load_manifest(folder: Path) -> Manifest:
     Raises:
         UserError: the data set is missing, incomplete, or made by another version.
     """
-    path, again = folder / FILE_NAME, f"distillery prepare {folder.name}"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing; first make it with: {again}") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not valid JSON"
-        raise UserError(f"{path}: cannot be read: {reason}; make it anew with: {again}") from None
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
-        raise UserError(f"{path}: format: {found!r}, but this version reads {FORMAT}; make it anew with: {again}")
+    path, made_by = folder / FILE_NAME, f"distillery prepare {folder.name}"
+    content = read_json(path, made_by)
+    if content.get("format") != FORMAT:
+        raise unusable(path, f"format: {content.get('format')!r}, but this version reads {FORMAT}", made_by)
     manifest = validate(Manifest, content, path)
     for shard in (shard for split in manifest.splits.values() for shard in split.shards):
-        _check_size(folder / shard.file, shard.bytes, again)
+        _check_size(folder / shard.file, shard.bytes, made_by)
     return manifest
 
 
-def _check_size(path: Path, expected: int, again: str) -> None:
+def _check_size(path: Path, expected: int, made_by: str) -> None:
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}; make it anew with: {again}") from None
+        raise unusable(path, f"cannot be read: {error.strerror}", made_by) from None
     if size != expected:
-        raise UserError(f"{path}: {size} bytes instead of {expected}; make it anew with: {again}")
+        raise unusable(path, f"{size} bytes instead of {expected}", made_by)

@@ -134,7 +134,7 @@ def _unpack(content: bytes, file: RawFile, packed: Packed) -> bytes:
     except zlib.error:
         plain = b""
     if len(plain) != file.size or zlib.crc32(plain) != packed.crc:
-        raise UserError(f"{file.source}: damaged zip: {shown(file.path)} has another checksum; get it anew")
+        raise UserError(f"{file.source}: damaged zip: {shown(file.path)} has another checksum; get it again")
     return plain
 
 

@@ -1,9 +1,9 @@
 """The images of a data set as its layout has found them: splits, classes, and the order of sample ids."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from distillery.data.manifest import SPLITS, Ignored
 from distillery.data.raw import AnyFile, RawFile, shown
@@ -14,18 +14,8 @@ from distillery.experiment.schema.dataset import Dataset
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"})
 # Folders that macOS adds to archives; like hidden names, they are no part of a data set.
 _HIDDEN_NAMES = frozenset({"__MACOSX"})
-# What to do by hand when the raw images of a layout are absent.
-_BY_HAND = {
-    "folders": "put train/<class>/* and val/<class>/* there, or a tar or zip of them",
-    "imagenet": "put ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz there (from "
-    "image-net.org, with an account), or train/<class>/* and val/<class>/*",
-    "cub200": "put CUB_200_2011.tgz there, or the folder that it unpacks to",
-    "cifar": "put cifar-10-python.tar.gz or cifar-100-python.tar.gz there, or the folder that it unpacks to",
-    "stanford-dogs": "put images.tar and lists.tar there (from the page of Stanford Dogs), or what they unpack to",
-    "mit67": "put indoorCVPR_09.tar, TrainImages.txt and TestImages.txt there (from the page of Indoor Scene "
-    "Recognition), or what they unpack to",
-    "tiny-imagenet": "put tiny-imagenet-200.zip there, or the folder that it unpacks to",
-}
+# What people call the split for validation, the likeliest first.
+VALIDATION_NAMES = ("val", "valid", "validation", "test")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +54,16 @@ class Scan:
         self.files[split].setdefault(label, []).append((path, file))
 
 
-def missing_message(name: str, dataset: Dataset) -> str:
-    """What to do when a data set's raw images are not there."""
-    return f"{dataset.path}: no raw images for data set {name!r}: {_BY_HAND[dataset.layout]}, or change datasets.yaml"
+@dataclass(frozen=True)
+class Layout:
+    """One way in which data sets lie on disks: a file of ``data/layouts/``, which has its name.
+
+    ``find`` lists the images of a data set by its name, its line of datasets.yaml and a folder for what it unpacks; it
+    raises a UserError where they contradict the layout. ``by_hand`` says what to do when there are no images.
+    """
+
+    find: Callable[[str, Dataset, Path], Scan]
+    by_hand: str
 
 
 def to_splits(scan: Scan, path: str) -> RawImages:

@@ -188,7 +188,7 @@ class TarTree(_ArchiveTree):
                 self._check_end(opened, begin, end, limit)
         except tarfile.TarError as error:
             kind = f"damaged tar: {error} after {end - begin:,} bytes" if end > begin else "neither folder, tar nor zip"
-            raise UserError(f"{source}: {kind}; get it anew or unpack it") from None
+            raise UserError(f"{source}: {kind}; get it again or unpack it") from None
         except OSError as error:
             raise UserError(f"{source}: cannot be read: {error.strerror}") from None
 
@@ -209,7 +209,7 @@ class TarTree(_ArchiveTree):
         """A tar ends with a block of zeros; a download that broke off between two members lacks only that."""
         opened.seek(end)
         if end + _BLOCK > limit or opened.read(_BLOCK) != bytes(_BLOCK):
-            raise UserError(f"{self.source}: damaged tar: it breaks off after {end - begin:,} bytes; get it anew")
+            raise UserError(f"{self.source}: damaged tar: it breaks off after {end - begin:,} bytes; get it again")
 
 
 class ZipTree(_ArchiveTree):
@@ -222,7 +222,7 @@ class ZipTree(_ArchiveTree):
                 for member in archive.infolist():
                     self._add(member, opened)
         except zipfile.BadZipFile as error:
-            raise UserError(f"{source}: damaged zip: {error}; get it anew or unpack it") from None
+            raise UserError(f"{source}: damaged zip: {error}; get it again or unpack it") from None
         except OSError as error:
             raise UserError(f"{source}: cannot be read: {error.strerror}") from None
 
@@ -261,7 +261,7 @@ def _decompress(path: Path, opener: object, target: Path) -> Path:
         # Damage is an OSError without a number in gzip and bz2; one with a number is the disk's.
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise UserError(f"{path}: damaged archive: {str(error).splitlines()[0]}; get it anew") from None
+        raise UserError(f"{path}: damaged archive: {str(error).splitlines()[0]}; get it again") from None
     return target
 
 

@@ -39,7 +39,7 @@ def entry(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, Block):
         fields = type(value).model_fields.items()
         kept = {name: getattr(value, name) for name, field in fields if not _is_neutral(field.metadata, value, name)}
-        content = {name: entry(part) for name, part in kept.items()}
+        content = {name: entry(part) for name, part in (kept | (value.model_extra or {})).items()}
         return content if type(value).numerics is None else content | {"numerics": type(value).numerics}
     if isinstance(value, Mapping):
         return {key: entry(part) for key, part in value.items()}

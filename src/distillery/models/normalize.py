@@ -4,37 +4,20 @@ B batch, H and W height and width.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from distillery.errors import UserError
-from distillery.experiment.schema.recipe import Preprocess, Statistics
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-Triple = tuple[float, float, float]
-
-
-class ChannelStatistics(Protocol):
-    """Mean and standard deviation of a data set's training images: RGB, pixels in [0, 1]."""
-
-    @property
-    def mean(self) -> Sequence[float]:
-        """Three means."""
-
-    @property
-    def std(self) -> Sequence[float]:
-        """Three standard deviations."""
+from distillery.experiment.schema.block import IMAGENET, Statistics, Triple
+from distillery.experiment.schema.recipe import Preprocess
 
 
 class Normalize(nn.Module):
     """Normalise a batch on its device; images travel there as bytes, a quarter of the floats' size.
 
     Every network brings its own, so that a student and a teacher with other statistics read the same images. Nothing
-    here is learned, and nothing enters a state dict: the statistics stand in run.json.
+    here is trained, and nothing enters a state dict: the statistics stand in run.json.
     """
 
     mean: Tensor
@@ -57,7 +40,7 @@ class Normalize(nn.Module):
         return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
 
 
-def resolve_statistics(preprocess: Preprocess, training_images: ChannelStatistics) -> tuple[Triple, Triple]:
+def resolve_statistics(preprocess: Preprocess, training_images: Statistics) -> tuple[Triple, Triple]:
     """Find the mean and standard deviation that ``preprocess.normalize`` asks for.
 
     Raises:
@@ -66,18 +49,13 @@ def resolve_statistics(preprocess: Preprocess, training_images: ChannelStatistic
     if isinstance(preprocess.normalize, Statistics):
         return preprocess.normalize.mean, preprocess.normalize.std
     if preprocess.normalize == "imagenet":
-        return IMAGENET_MEAN, IMAGENET_STD
+        return IMAGENET.mean, IMAGENET.std
     if preprocess.normalize == "none":
         return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    mean, std = _triple(training_images.mean), _triple(training_images.std)
+    mean, std = training_images.mean, training_images.std
     if min(std) <= 0:
         raise UserError(
             f"preprocess.normalize: the training images' deviations are {std} (red, green, blue), and nothing can be "
             "divided by 0; write normalize: none, or {mean: [...], std: [...]}"
         )
     return mean, std
-
-
-def _triple(values: Sequence[float]) -> Triple:
-    red, green, blue = values
-    return float(red), float(green), float(blue)

@@ -74,5 +74,5 @@ def test_a_class_without_test_images_is_refused(cub, prepare_as):
 def test_a_damaged_archive_is_refused(cub, prepare_as):
     path = cub.archive() / "CUB_200_2011.tgz"
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(UserError, match=r"CUB_200_2011\.tgz: damaged archive: .*; get it anew"):
+    with pytest.raises(UserError, match=r"CUB_200_2011\.tgz: damaged archive: .*; get it again"):
         prepare_as(path.parent, "cub200")

@@ -57,7 +57,7 @@ def test_archives_and_folders_give_equal_shards(listed, layout, prepare_as, unpa
 
 @pytest.mark.parametrize("layout", ["mit67", "stanford-dogs"])
 def test_lists_that_contradict_the_images_are_refused(listed, layout, prepare_as):
-    with pytest.raises(UserError, match=r"n02085620-Chihuahua/9\.jpg is not in .*: Images/; get the data set anew"):
+    with pytest.raises(UserError, match=r"n02085620-Chihuahua/9\.jpg is not in .*: Images/; get the data set again"):
         prepare_as(listed(layout, train=[*listed.train, f"{CLASSES[0]}/9.jpg"]), layout)
     with pytest.raises(UserError, match=r"n02085620-Chihuahua/0\.jpg is listed twice"):
         prepare_as(listed(layout, val=[*listed.val, f"{CLASSES[0]}/0.jpg"]), layout)

@@ -95,7 +95,7 @@ def test_what_contradicts_itself_is_refused_in_one_line(imagenet, prepare_as, fa
 def test_what_is_missing_is_asked_for(imagenet, prepare_as):
     folder = imagenet.tars()
     for name, message in {
-        "ILSVRC2012_devkit_t12.tar.gz": "nothing tells their labels; put ILSVRC2012_devkit_t12.tar.gz beside them",
+        "ILSVRC2012_devkit_t12.tar.gz": "no list has their labels; put ILSVRC2012_devkit_t12.tar.gz beside them",
         "ILSVRC2012_img_val.tar": "no validation images beside the others; put ILSVRC2012_img_val.tar or val/ there",
         "ILSVRC2012_img_train.tar": "put ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12",
     }.items():

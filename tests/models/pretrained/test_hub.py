@@ -12,7 +12,8 @@ import torch
 from tests.models.conftest import same
 
 from distillery.errors import UserError
-from distillery.experiment.schema.recipe import Preprocess, Statistics
+from distillery.experiment.schema.block import Statistics
+from distillery.experiment.schema.recipe import Preprocess
 from distillery.models import create_model
 from distillery.models.pretrained.load import import_weights
 from distillery.models.weights import save_weights

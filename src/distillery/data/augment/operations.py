@@ -25,7 +25,8 @@ from distillery.experiment.schema.augmentation import (
     RandomResizedCrop,
     Rotation,
 )
-from distillery.experiment.schema.recipe import Preprocess, Statistics
+from distillery.experiment.schema.block import IMAGENET, Statistics
+from distillery.experiment.schema.recipe import Preprocess
 
 Step = Callable[[Tensor], Tensor]
 
@@ -84,7 +85,7 @@ class PillowRandAugment:
 def _mean(preprocess: Preprocess, dataset_mean: Sequence[float]) -> Sequence[float] | None:
     if isinstance(preprocess.normalize, Statistics):
         return preprocess.normalize.mean
-    return {"imagenet": (0.485, 0.456, 0.406), "dataset": dataset_mean, "none": None}[preprocess.normalize]
+    return {"imagenet": IMAGENET.mean, "dataset": dataset_mean, "none": None}[preprocess.normalize]
 
 
 def build_step(operation: Augmentation, preprocess: Preprocess, dataset_mean: Sequence[float]) -> Step:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from distillery.data.layouts.class_folders import find_class_folders
-from distillery.data.layouts.official import need, open_official
+from distillery.data.layouts._official import need, open_official
+from distillery.data.layouts.folders import find_class_folders
 from distillery.data.png import encode_png
 from distillery.data.raw import MadeFile, RawReader, shown
-from distillery.data.sources import Scan
+from distillery.data.sources import Layout, Scan
 from distillery.data.trees import Tree
 from distillery.errors import UserError
 from distillery.experiment.schema.dataset import Dataset
@@ -62,7 +62,7 @@ def find_cifar(name: str, dataset: Dataset, scratch: Path) -> Scan:
 def _class_names(tree: Tree, root: str, meta: dict[str, Any], key: str) -> tuple[str, ...]:
     names = meta.get(key)
     if not isinstance(names, list) or not names or len(set(map(str, names))) != len(names):
-        raise UserError(f"{tree.source}: {root}meta has no list of classes {key!r}; get the data set anew")
+        raise UserError(f"{tree.source}: {root}meta has no list of classes {key!r}; get the data set again")
     return tuple(_text(name) for name in names)
 
 
@@ -70,11 +70,11 @@ def _add_batch(scan: Scan, split: str, tree: Tree, path: str, batch: dict[str, A
     pixels, labels, names = batch.get("data"), batch.get(labels_key), batch.get("filenames")
     assert scan.classes is not None
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (3 * _SIDE * _SIDE,):
-        raise UserError(f"{tree.source}: {shown(path)} has no rows of 3,072 pixels; get it anew")
+        raise UserError(f"{tree.source}: {shown(path)} has no rows of 3,072 pixels; get it again")
     if not isinstance(labels, list) or not isinstance(names, list) or not len(labels) == len(names) == len(pixels):
         raise UserError(
             f"{tree.source}: {shown(path)} has not as many {labels_key} and filenames as images ({len(pixels):,}); "
-            "get it anew"
+            "get it again"
         )
     images_NCHW = pixels.reshape(-1, 3, _SIDE, _SIDE)
     for image_CHW, label, name in zip(images_NCHW, labels, names, strict=True):
@@ -93,9 +93,9 @@ def _unpickle(tree: Tree, path: str, reader: RawReader) -> dict[str, Any]:
         table = _SafeUnpickler(io.BytesIO(content), encoding="bytes").load()
     except Exception as error:  # damaged pickles raise anything
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{tree.source}: {shown(path)} cannot be read: {reason}; get it anew") from None
+        raise UserError(f"{tree.source}: {shown(path)} cannot be read: {reason}; get it again") from None
     if not isinstance(table, dict):
-        raise UserError(f"{tree.source}: {shown(path)} holds no table; get it anew")
+        raise UserError(f"{tree.source}: {shown(path)} holds no table; get it again")
     return {_text(key): value for key, value in table.items()}
 
 
@@ -111,3 +111,9 @@ class _SafeUnpickler(pickle.Unpickler):
 
 def _text(value: object) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+LAYOUT = Layout(
+    find_cifar,
+    "put cifar-10-python.tar.gz or cifar-100-python.tar.gz there, or the folder that it unpacks to",
+)

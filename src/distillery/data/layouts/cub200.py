@@ -1,11 +1,11 @@
-"""CUB-200-2011 as Caltech publishes it: all images in class folders, and lists that tell labels and the split."""
+"""CUB-200-2011 as Caltech publishes it: all images in class folders, and lists of labels and of the split."""
 
 from pathlib import Path
 
-from distillery.data.layouts.class_folders import find_class_folders
-from distillery.data.layouts.official import lines_of, need, open_official, wrong_line
+from distillery.data.layouts._official import lines_of, need, open_official, wrong_line
+from distillery.data.layouts.folders import find_class_folders
 from distillery.data.raw import RawFile, RawReader, shown
-from distillery.data.sources import Scan, visible_images
+from distillery.data.sources import Layout, Scan, visible_images
 from distillery.data.trees import Tree
 from distillery.errors import UserError
 from distillery.experiment.schema.dataset import Dataset
@@ -43,7 +43,7 @@ def find_cub200(name: str, dataset: Dataset, scratch: Path) -> Scan:
         folder, _, file_name = path.partition("/")
         where = f"{tree.source}: {root}{{}}: image {number} ({shown(path)}) "
         if path not in present:
-            raise UserError(where.format(_IMAGES) + "is not in images/; get the data set anew")
+            raise UserError(where.format(_IMAGES) + "is not in images/; get the data set again")
         if classes.get(labels[number]) != folder:
             raise UserError(
                 where.format(_LABELS)
@@ -75,5 +75,8 @@ def _check_numbers(tree: Tree, root: str, listing: str, scan: set[str], expected
         where = "lacks" if number in expected else "has"
         raise UserError(
             f"{tree.source}: {root}{listing} {where} image {number}, unlike {_IMAGES} "
-            f"({len(scan):,} and {len(expected):,} images); get the data set anew"
+            f"({len(scan):,} and {len(expected):,} images); get the data set again"
         )
+
+
+LAYOUT = Layout(find_cub200, "put CUB_200_2011.tgz there, or the folder that it unpacks to")

@@ -7,10 +7,10 @@ folder, flat validation images, and the layout of the challenge's later archive 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from distillery.data.layouts.class_folders import VALIDATION_NAMES, add_class_folders, find_class_folders
-from distillery.data.layouts.imagenet_labels import VALIDATION_STEM, validation_labels
+from distillery.data.layouts._imagenet_labels import VALIDATION_STEM, validation_labels
+from distillery.data.layouts.folders import add_class_folders, find_class_folders
 from distillery.data.raw import RawFile, shown
-from distillery.data.sources import Scan, is_hidden, visible_images
+from distillery.data.sources import VALIDATION_NAMES, Layout, Scan, is_hidden, visible_images
 from distillery.data.trees import FolderTree, Tree, open_nested_tar, open_tree
 from distillery.errors import UserError
 from distillery.experiment.schema.dataset import Dataset
@@ -130,3 +130,10 @@ def _above(part: _Part) -> str:
 
 def _name(part: _Part) -> str:
     return PurePosixPath(part.folder).name
+
+
+LAYOUT = Layout(
+    find_imagenet,
+    "put ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz there (from image-net.org, "
+    "with an account), or train/<class>/* and val/<class>/*",
+)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from distillery.data.layouts.class_folders import add_class_folders, find_class_folders
-from distillery.data.layouts.official import lines_of, need, open_official, wrong_line
+from distillery.data.layouts._official import lines_of, need, open_official, wrong_line
+from distillery.data.layouts.folders import add_class_folders, find_class_folders
 from distillery.data.raw import RawReader, shown
-from distillery.data.sources import Scan, visible_images
+from distillery.data.sources import Layout, Scan, visible_images
 from distillery.errors import UserError
 from distillery.experiment.schema.dataset import Dataset
 
@@ -44,5 +44,8 @@ def find_tiny_imagenet(name: str, dataset: Dataset, scratch: Path) -> Scan:
                 raise wrong_line(tree, annotations, number, line, f"no class {shown(words[1])} in train/")
             scan.add("val", words[1], f"val/{words[1]}/{words[0]}", present.pop(words[0]))
     if present:
-        raise UserError(f"{tree.source}: {base}/{shown(min(present))} has no label in {_ANNOTATIONS}; get it anew")
+        raise UserError(f"{tree.source}: {base}/{shown(min(present))} has no label in {_ANNOTATIONS}; get it again")
     return scan
+
+
+LAYOUT = Layout(find_tiny_imagenet, "put tiny-imagenet-200.zip there, or the folder that it unpacks to")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -35,3 +35,13 @@ class Block(BaseModel):
     numerics: ClassVar[int | None] = None
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Statistics(Block):
+    """Per-channel mean and standard deviation (RGB, pixels in [0, 1])."""
+
+    mean: Triple
+    std: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat]
+
+
+IMAGENET = Statistics(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))

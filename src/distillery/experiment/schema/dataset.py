@@ -1,12 +1,21 @@
 """What a line of datasets.yaml may say."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
 from distillery.experiment.schema.block import Block
 
-Layout = Literal["folders", "imagenet", "cub200", "cifar", "tiny-imagenet", "stanford-dogs", "mit67"]
+# Each layout is a file of data/layouts/, which is not imported here: only preparing needs it.
+LAYOUTS = sorted(
+    path.stem.replace("_", "-") for path in (Path(__file__).parents[2] / "data" / "layouts").glob("[!_]*.py")
+)
+
+if TYPE_CHECKING:
+    Layout = str
+else:
+    Layout = Literal[tuple(LAYOUTS)]
 
 # What `path` begins with that names a data set of the `datasets` library.
 HUB_PREFIX = "hub:"

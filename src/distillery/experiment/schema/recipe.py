@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from distillery.experiment.schema.augmentation import Augmentation, check_order
-from distillery.experiment.schema.block import Block, Fraction, Interpolation, Probability, Triple
+from distillery.experiment.schema.block import Block, Fraction, Interpolation, Probability, Statistics
 
 
 class Sgd(Block):
@@ -168,13 +168,6 @@ class Mix(Block):
         return self
 
 
-class Statistics(Block):
-    """Per-channel mean and standard deviation (RGB, pixels in [0, 1])."""
-
-    mean: Triple
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-
-
 class Preprocess(Block):
     """How an image reaches the network: resize the short side, cut the centre square, normalise.
 
@@ -197,6 +190,13 @@ class Preprocess(Block):
         if resize is not None and resize < info.data.get("size", 0):
             raise ValueError(f"it is smaller than `size`, {info.data['size']}; give at least that")
         return resize
+
+    @field_validator("normalize")
+    @classmethod
+    def _something_to_divide_by(cls, normalize: str | Statistics) -> str | Statistics:
+        if isinstance(normalize, Statistics) and min(normalize.std) <= 0:
+            raise ValueError("each `std` must be above 0")
+        return normalize
 
     @model_validator(mode="after")
     def _bilinear_as_bake(self) -> Self:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from distillery.errors import UserError
 from distillery.experiment.reading import nearest
-from distillery.experiment.schema.recipe import Preprocess, Statistics
+from distillery.experiment.schema.block import Statistics
+from distillery.experiment.schema.recipe import Preprocess
 from distillery.experiment.zoo import ZOO
 from distillery.models.registry import bare_name
 

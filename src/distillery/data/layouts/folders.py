@@ -1,21 +1,39 @@
 """Any tree of class folders: ``[<folder>/]{train,val}/<class>/**/<image>``."""
 
+from pathlib import Path
+
 from distillery.data.raw import RawFile, shown
-from distillery.data.sources import Scan, is_hidden, listed, missing_message, visible_images
-from distillery.data.trees import Tree
+from distillery.data.sources import VALIDATION_NAMES, Layout, Scan, is_hidden, listed, visible_images
+from distillery.data.trees import FolderTree, Tree, open_tree
 from distillery.errors import UserError
 from distillery.experiment.schema.dataset import Dataset
 
-VALIDATION_NAMES = ("val", "valid", "validation", "test")
+_ARCHIVE_ENDINGS = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip")
 
 
-def find_class_folders(tree: Tree, name: str, dataset: Dataset) -> Scan:
-    """List the images of a class-folder tree; the validation folder may have any of the usual names.
+def find_folders(name: str, dataset: Dataset, scratch: Path) -> Scan:
+    """List the images of a folder or an archive, or of a folder that holds one archive and nothing else.
 
     Raises:
         UserError: a split is missing, or images lie outside of class folders.
     """
-    root = _find_root(tree, name, dataset)
+    tree = open_tree(Path(dataset.path), scratch)
+    if isinstance(tree, FolderTree):
+        visible = [entry for entry in tree.names("") if not is_hidden(entry)]
+        if len(visible) == 1 and visible[0].endswith(_ARCHIVE_ENDINGS) and tree.find(visible[0]):
+            tree = open_tree(tree.source / visible[0], scratch)
+    return find_class_folders(tree, name, dataset)
+
+
+def find_class_folders(tree: Tree, name: str, dataset: Dataset) -> Scan:
+    """List the images of a class-folder tree, none of an empty one; the validation folder may have any usual name.
+
+    Raises:
+        UserError: a split is missing, or images lie outside of class folders.
+    """
+    if all(map(is_hidden, tree.subfolders(""))):
+        return Scan({"train": "train", "val": "val"})
+    root = _find_root(tree, dataset)
     folders = {"train": "train", "val": _find_validation(tree, root, name, dataset)}
     scan = Scan(folders)
     for split, folder in folders.items():
@@ -54,11 +72,9 @@ def _only_folder(tree: Tree) -> list[str]:
     return top if len(top) == 1 else []
 
 
-def _find_root(tree: Tree, name: str, dataset: Dataset) -> str:
+def _find_root(tree: Tree, dataset: Dataset) -> str:
     """Where `train` is: at the top, or in the only folder there; "" or that folder with a slash."""
     top = [folder for folder in tree.subfolders("") if not is_hidden(folder)]
-    if not top:
-        raise UserError(missing_message(name, dataset))
     if "train" in top:
         return ""
     if len(top) == 1 and "train" in tree.subfolders(top[0]):
@@ -90,3 +106,6 @@ def _find_validation(tree: Tree, root: str, name: str, dataset: Dataset) -> str:
 
 def _wanted(folder: str) -> str:
     return f"put images into {folder}/<class>/"
+
+
+LAYOUT = Layout(find_folders, "put train/<class>/* and val/<class>/* there, or a tar or zip of them")

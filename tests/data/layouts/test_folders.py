@@ -1,12 +1,15 @@
 """Splits, classes and images are found in the layouts people have, and faults are named."""
 
 import re
+from typing import get_args
 
 import pytest
 
 from distillery.data.layouts import find_images
 from distillery.errors import UserError
+from distillery.experiment.resolving import load_dataset
 from distillery.experiment.schema.dataset import Dataset
+from distillery.experiment.schema.dataset import Layout as LayoutName
 
 
 def find(place, **options):
@@ -144,3 +147,17 @@ def test_a_class_folder_that_is_empty_on_disk_is_named(place):
     (place.raw / "train" / "b").mkdir()
     with pytest.raises(UserError, match="train/b/ is empty"):
         find(place)
+
+
+@pytest.mark.parametrize("name", get_args(LayoutName))
+def test_every_layout_takes_class_folders_and_says_what_to_do_without_images(name, place):
+    with pytest.raises(UserError, match=r"no raw images for data set 'toy': put .* there.*, or change datasets\.yaml$"):
+        find(place, layout=name)
+    write_all(place, "train/a/1.png", "val/a/1.png")
+    assert find(place, layout=name).classes == ("a",)
+
+
+def test_a_misspelt_layout_is_one_line(tmp_path):
+    (tmp_path / "datasets.yaml").write_text("toy: {path: data/toy, layout: tiny-imagnet}\n")
+    with pytest.raises(UserError, match=r"toy\.layout: 'tiny-imagnet' is not valid; did you mean 'tiny-imagenet' or"):
+        load_dataset(tmp_path / "datasets.yaml", "toy")

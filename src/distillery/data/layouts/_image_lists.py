@@ -1,11 +1,11 @@
-"""Stanford Dogs and MIT-67 Indoor: all images in class folders, and two lists of those for training and for testing."""
+"""All images in class folders, and two lists of those for training and for testing."""
 
 import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from distillery.data.layouts.class_folders import find_class_folders
-from distillery.data.layouts.official import find_marked_folder, lines_of, need
+from distillery.data.layouts._official import find_marked_folder, lines_of, need
+from distillery.data.layouts.folders import find_class_folders
 from distillery.data.raw import RawFile, RawReader, shown
 from distillery.data.sources import Scan, is_hidden, visible_images
 from distillery.data.trees import FolderTree, Tree, open_tree
@@ -15,32 +15,16 @@ from distillery.experiment.schema.dataset import Dataset
 _PICTURES = "Images"
 
 
-def find_stanford_dogs(name: str, dataset: Dataset, scratch: Path) -> Scan:
-    """List the images of ``images.tar`` or ``Images/`` by ``lists.tar`` or the lists that it unpacks to.
-
-    Raises:
-        UserError: a list is missing or misshapen, or names an image that is not there.
-    """
-    return _find_listed(
-        name, dataset, scratch, "images.tar", "lists.tar", {"train": "train_list.mat", "val": "test_list.mat"}
-    )
-
-
-def find_mit67(name: str, dataset: Dataset, scratch: Path) -> Scan:
-    """List the images of ``indoorCVPR_09.tar`` or ``Images/`` by ``TrainImages.txt`` and ``TestImages.txt``.
-
-    Raises:
-        UserError: a list is missing or misshapen, or names an image that is not there.
-    """
-    return _find_listed(
-        name, dataset, scratch, "indoorCVPR_09.tar", None, {"train": "TrainImages.txt", "val": "TestImages.txt"}
-    )
-
-
-def _find_listed(
+def find_listed(
     name: str, dataset: Dataset, scratch: Path, archive: str, lists_archive: str | None, lists: dict[str, str]
 ) -> Scan:
-    """``Images/<class>/<file>`` becomes ``train/<class>/<file>`` or ``val/...``; others are left out."""
+    """List the images of ``Images/`` or the ``archive`` of it by the ``lists`` of each split, or ``lists_archive``.
+
+    ``Images/<class>/<file>`` becomes ``train/<class>/<file>`` or ``val/...``; images on no list are left out.
+
+    Raises:
+        UserError: a list is missing or misshapen, or names an image that is not there.
+    """
     top = open_tree(Path(dataset.path), scratch)
     if not isinstance(top, FolderTree):
         return find_class_folders(top, name, dataset)
@@ -61,9 +45,9 @@ def _find_listed(
             for path in _paths(list_tree, file, reader):
                 where = f"{list_tree.source}: {shown(file.path)}: {shown(path)}"
                 if path in taken:
-                    raise UserError(f"{where} is listed twice; get the data set anew")
+                    raise UserError(f"{where} is listed twice; get the data set again")
                 if path not in present or "/" not in path or is_hidden(path):
-                    raise UserError(f"{where} is not in {pictures.source}: {_PICTURES}/; get the data set anew")
+                    raise UserError(f"{where} is not in {pictures.source}: {_PICTURES}/; get the data set again")
                 taken.add(path)
                 scan.add(split, path.partition("/")[0], f"{split}/{path}", present[path])
     return scan
@@ -83,5 +67,5 @@ def _paths(tree: Tree, file: RawFile, reader: RawReader) -> Iterator[str]:
         raise
     except Exception as error:  # scipy's reader raises anything
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{tree.source}: {shown(file.path)} cannot be read: {reason}; get it anew") from None
+        raise UserError(f"{tree.source}: {shown(file.path)} cannot be read: {reason}; get it again") from None
     yield from paths

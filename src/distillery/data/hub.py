@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distillery.data.layouts.class_folders import VALIDATION_NAMES
 from distillery.data.raw import AnyFile, ArrowFile, RawFile
-from distillery.data.sources import Scan, listed
+from distillery.data.sources import VALIDATION_NAMES, Scan, listed
 from distillery.errors import UserError
 from distillery.experiment.schema.dataset import HUB_PREFIX, Dataset
 

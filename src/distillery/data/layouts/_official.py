@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from distillery.data.layouts.class_folders import has_class_folders
+from distillery.data.layouts.folders import has_class_folders
 from distillery.data.raw import RawFile, RawReader, shown
 from distillery.data.sources import is_hidden
 from distillery.data.trees import Tree, open_tree
@@ -49,7 +49,7 @@ def need(tree: Tree, path: str) -> RawFile:
     """
     file = tree.find(path)
     if file is None:
-        raise UserError(f"{tree.source}: {shown(path)} is missing; get the data set anew")
+        raise UserError(f"{tree.source}: {shown(path)} is missing; get the data set again")
     return file
 
 
@@ -62,7 +62,7 @@ def lines_of(tree: Tree, file: RawFile, reader: RawReader) -> Iterator[tuple[int
     try:
         text = reader.read(file).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise UserError(f"{tree.source}: {shown(file.path)} is no text; get the data set anew") from None
+        raise UserError(f"{tree.source}: {shown(file.path)} is no text; get the data set again") from None
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             yield number, line

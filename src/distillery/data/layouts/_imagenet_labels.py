@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from distillery.data.layouts.official import find_marked_folder, lines_of, need, wrong_line
+from distillery.data.layouts._official import find_marked_folder, lines_of, need, wrong_line
 from distillery.data.raw import RawFile, RawReader, shown
 from distillery.data.trees import Tree, open_tree
 from distillery.errors import UserError
@@ -35,7 +35,7 @@ def validation_labels(top: Tree, scratch: Path) -> tuple[dict[str, str], str]:
         if solution is not None:
             return _from_solution(top, solution, reader), str(top.source / _SOLUTION)
     raise UserError(
-        f"{top.source}: the validation images lie flat and nothing tells their labels; put {_KITS[0]} beside them"
+        f"{top.source}: the validation images lie flat and no list has their labels; put {_KITS[0]} beside them"
     )
 
 
@@ -60,7 +60,7 @@ def _numbered_wnids(tree: Tree, root: str, reader: RawReader) -> dict[int, str]:
     if meta is not None:
         return _read_meta(tree, meta, reader)
     if listing is None:
-        raise UserError(f"{tree.source}: neither {root}{_META} nor {root}{_MAP} tells which class a number means")
+        raise UserError(f"{tree.source}: neither {root}{_META} nor {root}{_MAP} says which class a number means")
     wnids: dict[int, str] = {}
     for number, line in lines_of(tree, listing, reader):
         words = line.split()
@@ -84,9 +84,9 @@ def _read_meta(tree: Tree, meta: RawFile, reader: RawReader) -> dict[int, str]:
         raise
     except Exception as error:  # scipy's reader raises anything
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{tree.source}: {shown(meta.path)} cannot be read: {reason}; get it anew") from None
+        raise UserError(f"{tree.source}: {shown(meta.path)} cannot be read: {reason}; get it again") from None
     if not wnids:
-        raise UserError(f"{tree.source}: {shown(meta.path)} names no classes; get it anew")
+        raise UserError(f"{tree.source}: {shown(meta.path)} names no classes; get it again")
     return wnids
 
 
