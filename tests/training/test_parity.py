@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from distillery.models import create_model
 from distillery.randomness import addressed_permutation, seed_generators
 from distillery.training.job import Job, Machine
 from distillery.training.run import make_run
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_engine_equals_a_plain_loop(workplace):
@@ -66,8 +69,9 @@ def test_two_processes_give_the_result_of_one(workplace, run):
     make_run(Job(experiment, run, 0, workplace.results, Machine(workers=0, threads=1)))
     folder = workplace.results / "tiny" / run / "seed0"
     alone, history = load_file(folder / "weights.safetensors"), (folder / "history.csv").read_text()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "distillery"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     arguments = [
+        str(ROOT / "tests/cpu_sync_batchnorm.py"),
         "train",
         str(workplace.experiment),
         run,

@@ -252,7 +252,7 @@ def test_a_network_that_compiles_itself_learns_and_teaches_as_it_does_otherwise(
 
 SCRIPT = f"""
 import sys
-from distillery.cli import main
+from tests.cpu_sync_batchnorm import main
 from distillery.models import registry
 from distillery.experiment.zoo import ZOO, ZooEntry
 
