@@ -72,11 +72,11 @@ class LogHandler(LogHandlerBase):
             self.done += 1
             count = f"{self.done:>{len(str(self.total))}} of {self.total}"
             return f"{count}   {_message(job):<48} {record.created - job.created:4.0f} s"
-        elif event == LogEvent.JOB_ERROR and fields["jobid"] in self.jobs and fields["log"]:
-            job = self.jobs.pop(fields["jobid"])
-            log = Path(fields["log"][0])
-            end = "\n".join(f"    {line}" for line in _end(log).splitlines()[-LOG_LINES:])
-            return f"\nFailed: {_message(job)}. {log} ends with:\n{end}"
+        elif event == LogEvent.JOB_ERROR and fields["jobid"] in self.jobs and any(map(_end, fields["log"])):
+            lines = [f"\nFailed: {_message(self.jobs.pop(fields['jobid']))}. {fields['rule_msg'] or ''}".rstrip()]
+            for log in filter(_end, fields["log"]):
+                lines += [f"{log} ends with:", *(f"    {line}" for line in _end(log).splitlines()[-LOG_LINES:])]
+            return "\n".join(lines)
         elif event in (LogEvent.JOB_ERROR, LogEvent.GROUP_ERROR):
             return self.format(record)
         elif event in (None, LogEvent.ERROR) and not NOISE.match(record.getMessage()):
@@ -95,13 +95,14 @@ def _message(job: LogRecord) -> str:
 
 
 def _epoch(job: LogRecord) -> str:
-    epochs = [epoch for log in job.__dict__["log"] for epoch in EPOCH.findall(_end(Path(log)))]
+    epochs = [epoch for log in job.__dict__["log"] for epoch in EPOCH.findall(_end(log))]
     return f" ({epochs[-1]})" if epochs else ""
 
 
-def _end(log: Path) -> str:
-    if not log.exists():
+def _end(log: str) -> str:
+    path = Path(log)
+    if not path.exists():
         return ""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - LOG_BYTES))
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LOG_BYTES))
         return file.read().decode(errors="replace")
