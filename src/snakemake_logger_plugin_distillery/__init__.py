@@ -72,11 +72,12 @@ class LogHandler(LogHandlerBase):
             self.done += 1
             count = f"{self.done:>{len(str(self.total))}} of {self.total}"
             return f"{count}   {_message(job):<48} {record.created - job.created:4.0f} s"
-        elif event == LogEvent.JOB_ERROR and fields["jobid"] in self.jobs and any(map(_end, fields["log"])):
+        elif event == LogEvent.JOB_ERROR and fields["jobid"] in self.jobs:
             lines = [f"\nFailed: {_message(self.jobs.pop(fields['jobid']))}. {fields['rule_msg'] or ''}".rstrip()]
-            for log in filter(_end, fields["log"]):
-                lines += [f"{log} ends with:", *(f"    {line}" for line in _end(log).splitlines()[-LOG_LINES:])]
-            return "\n".join(lines)
+            for log in fields["log"]:
+                end = _end(log).splitlines()[-LOG_LINES:]
+                lines += [f"{log} ends with:", *(f"    {line}" for line in end)] if end else [f"{log} is empty."]
+            return "\n".join(lines if fields["log"] else [*lines, str(fields["shellcmd"]).strip()])
         elif event in (LogEvent.JOB_ERROR, LogEvent.GROUP_ERROR):
             return self.format(record)
         elif event in (None, LogEvent.ERROR) and not NOISE.match(record.getMessage()):
