@@ -30,6 +30,8 @@ _spec.loader.exec_module(workflow)
 def pytest_configure():
     # A CI that loses patience sends this; the cluster must not outlive the tests.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Shells start background jobs, perhaps these tests, with SIGINT ignored, and drivers would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

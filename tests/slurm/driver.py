@@ -11,8 +11,6 @@ from contextlib import suppress
 PROFILE = "workflow/profiles/slurm/profile.yaml"
 # Polling for users of a cluster is slow; and jobs here last seconds.
 HASTE = [
-    "--slurm-init-seconds-before-status-checks",
-    "1",
     "--seconds-between-status-checks",
     "1",
     "--latency-wait",

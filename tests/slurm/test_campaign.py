@@ -74,7 +74,7 @@ class Trouble:
         self.cluster.kill_node(node)
         self.cluster.run_any("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
         time.sleep(1)
-        # It returns by itself. Resumed before it has told its GPUs, Slurm 22.05 may give them away and crash.
+        # It returns by itself. Resumed before it has reported its GPUs, Slurm 22.05 may give them away and crash.
         self.cluster.start_node(node)
 
 

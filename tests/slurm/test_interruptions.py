@@ -43,7 +43,7 @@ def test_killed_by_the_time_limit_a_training_is_retried_with_more_time(here, clu
     hold_back(driver, cluster, job, lambda: job["JobID"] not in [other["JobID"] for other in cluster.running()])
     driver.finish()
     assert_whole(here, uninterrupted, LONGER)
-    assert "SLURM status is: 'TIMEOUT'" in driver.log.read_text()
+    assert "ended as TIMEOUT" in driver.log.read_text()
     assert len(sessions(here, "long/longer")) == 2
     (last,) = [other for other in cluster.jobs() if int(other["JobID"]) > int(job["JobID"])]
     assert "TimeLimit=2-00:00:00" in slurm(cluster, "--oneliner", "show", "job", last["JobID"])
@@ -55,7 +55,7 @@ def test_cancelled_a_training_is_retried_and_not_requeued(here, cluster, drive, 
     cluster.run("scancel", job["JobID"])
     driver.finish()
     assert_whole(here, uninterrupted)
-    assert "SLURM status is: 'CANCELLED'" in driver.log.read_text()
+    assert "ended as CANCELLED" in driver.log.read_text()
     assert restarts(cluster, job) == 0
     assert [session["from_epoch"] > 0 for session in sessions(here)] == [False, True]
 
@@ -127,7 +127,7 @@ def test_measurements_that_are_preempted_are_made_again(here, cluster, drive):
     driver.wait_until(lambda: cluster.running("rule_evaluate"), "the measurement")
     make_room(cluster, cluster.running("rule_evaluate")[0])
     driver.finish()
-    assert "is over: PREEMPTED" in driver.log.read_text()
+    assert "ended as PREEMPTED" in driver.log.read_text()
     assert (here.folder / metrics).exists()
 
 
@@ -144,7 +144,7 @@ def test_a_job_that_slurm_forgot_before_it_was_asked_about_is_over(here, cluster
         driver.finish(60)
     finally:
         cluster.remember_jobs(300)
-    assert f"Slurm's job {job['JobID']} is over: Slurm knows it no more." in driver.log.read_text()
+    assert f"Slurm does not know job {job['JobID']} any more" in driver.log.read_text()
     assert_whole(here, uninterrupted)
 
 
