@@ -36,6 +36,6 @@ def contact_sheet_path(results: Path, dataset: str) -> Path:
     return results / "figures" / "datasets" / f"{dataset}.png"
 
 
-def work_folder(results: Path, key: str) -> Path:
-    """Checkpoints of a run that is not complete; removed when it is. Outside every declared output."""
-    return results / "work" / key
+def work_folder(results: Path, experiment: str, run: str, seed: int) -> Path:
+    """Lock and checkpoints of a run that is not complete; removed when it is. Outside every declared output."""
+    return results / "work" / experiment / run / f"seed{seed}"

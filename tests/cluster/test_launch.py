@@ -27,10 +27,10 @@ def start(workplace, *options):
 def test_bad_input_ends_with_its_line(workplace):
     workplace.edit_recipe("batch: 7")
     process = start(workplace)
-    told = process.communicate(timeout=120)[1]
+    said = process.communicate(timeout=120)[1]
     assert process.returncode == 2
-    assert "small.batch: 7 images cannot be shared out evenly to 2 devices" in told
-    assert "Traceback" not in told
+    assert "small.batch: 7 images cannot be shared out evenly to 2 devices" in said
+    assert "Traceback" not in said
 
 
 def test_a_stopped_run_of_two_processes_is_saved_and_continues(workplace):
@@ -40,12 +40,12 @@ def test_a_stopped_run_of_two_processes_is_saved_and_continues(workplace):
         if "epoch 3/" in line:
             break
     process.send_signal(signal.SIGTERM)
-    told = process.stderr.read()
+    said = process.stderr.read()
     assert process.wait(timeout=60) == 85
-    assert "SIGTERM: saved; the same command continues from here" in told
-    assert "Traceback" not in told
-    assert list((workplace.results / "work").glob("*/checkpoint.pt"))
-    assert not list((workplace.results / "work").glob("*.lock.*"))
+    assert "SIGTERM: saved; the same command continues from here" in said
+    assert "Traceback" not in said
+    assert list((workplace.results / "work").rglob("checkpoint.pt"))
+    assert not list((workplace.results / "work").rglob("lock"))
 
 
 def test_warned_processes_have_minutes_to_validate_and_save(monkeypatch):

@@ -1,4 +1,4 @@
-"""Who may work in a run's folder: one, whatever died, froze or started twice."""
+"""Who may work on a run: one process, whatever died, froze or started twice."""
 
 import json
 import multiprocessing
@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,231 +17,257 @@ from distillery.cluster import run_lock as module
 from distillery.cluster.run_lock import RunLock, locked
 from distillery.errors import UserError
 
-SPAWN = multiprocessing.get_context("fork")
+FORK = multiprocessing.get_context("fork")
 ENDED = 2**22 + 1  # no kernel gives out such a process number
 
 
-def lock(folder: Path) -> RunLock:
-    return RunLock(folder, "experiment-run-seed0.lock", beat_seconds=0.05)
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "work" / "experiment" / "run" / "seed0" / "lock"
 
 
-def leave_behind(folder: Path, generation: int = 1, **facts: object) -> Path:
+def lock(path: Path) -> RunLock:
+    return RunLock(path, heartbeat_seconds=0.05)
+
+
+def leave_behind(path: Path, **facts: object) -> None:
     """A lock whose owner cannot release it any more."""
-    owner = replace(module._this_process(), **facts)
-    path = folder / f"experiment-run-seed0.lock.{generation}"
-    path.write_text(json.dumps(asdict(owner)))
-    return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(replace(module._this_process(), **facts))))
 
 
-def test_a_released_lock_leaves_nothing(tmp_path):
+@pytest.fixture
+def beating(path):
+    """A process on another machine, whose clock is years behind."""
+    leave_behind(path, token="beating", machine="n7", slurm_job="12")
+    ended = threading.Event()
+
+    def beat():
+        date = 1e9
+        while not ended.wait(0.05) and path.exists():
+            date += 1
+            os.utime(path, (date, date))
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    yield
+    ended.set()
+    thread.join()
+
+
+def test_a_released_lock_leaves_nothing(path, tmp_path):
     for _ in range(2):
-        held = lock(tmp_path)
+        held = lock(path)
         held.acquire()
-        (file,) = tmp_path.iterdir()
         held.check()
         held.release()
-        assert not file.exists()
-        assert not list(tmp_path.iterdir())
+        assert not list((tmp_path / "work").iterdir())
 
 
-def test_a_living_owner_on_this_machine_is_named_at_once(tmp_path):
-    held = lock(tmp_path)
+def test_checkpoints_stay_when_a_lock_is_released(path):
+    held = lock(path)
+    held.acquire()
+    (path.parent / "checkpoint").touch()
+    held.release()
+    assert [left.name for left in path.parent.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize(
+    ("job", "owner", "cure"),
+    [(None, r"process \d+ on", "stop it"), ("4711", r"Slurm job 4711, process \d+ on", "scancel 4711")],
+)
+def test_a_living_owner_on_this_machine_is_named_at_once(path, monkeypatch, job, owner, cure):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    if job is not None:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+    held = lock(path)
     held.acquire()
     began = time.monotonic()
-    with pytest.raises(UserError, match=rf"process {os.getpid()} on .*, since .*; let it end, or stop it"):
-        lock(tmp_path).acquire()
+    with pytest.raises(UserError, match=rf"\({owner} .*, since .*\); let it end, or {cure}, then start again"):
+        lock(path).acquire()
     assert time.monotonic() - began < 0.5
     held.check()
     held.release()
 
 
-def test_the_slurm_job_to_cancel_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("SLURM_JOB_ID", "4711")
-    held = lock(tmp_path)
-    held.acquire()
-    with pytest.raises(UserError, match=r"\(Slurm job 4711, process .*, or scancel 4711, then start again"):
-        lock(tmp_path).acquire()
-    held.release()
-
-
 @pytest.mark.parametrize(
-    "facts",
-    [{"process": ENDED}, {"started": "1"}, {"processes": "an earlier boot"}, {"machine": "n7", "process": os.getpid()}],
-    ids=["ended", "number used again", "rebooted", "machine lost"],
+    ("facts", "quick"),
+    [
+        ({"process": ENDED}, True),
+        ({"started": "1"}, True),
+        ({"machine": "n7"}, False),
+        ({"machine": "n7", "slurm_job": "12"}, True),
+    ],
+    ids=["ended", "number used again", "machine lost", "Slurm started the job again"],
 )
-def test_a_dead_owner_is_followed(tmp_path, capsys, facts):
-    left = leave_behind(tmp_path, 3, **facts)
-    held = lock(tmp_path)
-    held.acquire(death_seconds=0.3)
-    assert not left.exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["experiment-run-seed0.lock.4"]
+def test_a_dead_owner_is_followed(path, monkeypatch, capsys, facts, quick):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    leave_behind(path, token="dead", **({"slurm_job": None} | facts))
+    held = lock(path)
+    began = time.monotonic()
+    held.acquire(death_seconds=0.6)
+    assert (time.monotonic() - began < 0.5) is quick
+    held.check()
     assert "its former owner is dead" in capsys.readouterr().err
     held.release()
 
 
-def test_all_that_the_dead_left_is_cleared(tmp_path):
-    """Who takes over may die before it has removed the lock that it took over."""
-    leave_behind(tmp_path, 1, process=ENDED)
-    leave_behind(tmp_path, 2, process=ENDED)
-    held = lock(tmp_path)
+def test_a_killed_owner_that_nobody_has_waited_for_is_dead(path):
+    """In a container, perhaps nobody ever will."""
+    killed = subprocess.Popen(["sleep", "60"])
+    leave_behind(path, process=killed.pid, started=module._started(killed.pid))
+    killed.kill()
+    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)
+    held = lock(path)
     held.acquire()
-    assert [path.name for path in tmp_path.iterdir()] == ["experiment-run-seed0.lock.3"]
     held.release()
+    killed.wait()
 
 
-def test_a_lock_that_cannot_be_read_has_a_dead_owner(tmp_path):
-    (tmp_path / "experiment-run-seed0.lock.1").touch()
-    held = lock(tmp_path)
+def test_a_lock_that_cannot_be_read_has_a_dead_owner(path):
+    path.parent.mkdir(parents=True)
+    path.touch()
+    held = lock(path)
     held.acquire(death_seconds=0.3)
-    assert held.path.suffix == ".2"
-    held.release()
-
-
-def test_a_beating_owner_elsewhere_is_alive_whatever_its_clock_says(tmp_path):
-    left = leave_behind(tmp_path, machine="n7")
-    years_ago = time.time() - 1e8
-    os.utime(left, (years_ago, years_ago))
-
-    def beat():
-        for second in range(100):
-            os.utime(left, (years_ago + second, years_ago + second))
-            time.sleep(0.05)
-
-    heart = SPAWN.Process(target=beat)
-    heart.start()
-    with pytest.raises(UserError, match="on n7"):
-        lock(tmp_path).acquire(death_seconds=2)
-    heart.kill()
-    heart.join()
-    lock(tmp_path).acquire(death_seconds=0.3)
-
-
-def test_a_job_that_slurm_started_again_elsewhere_does_not_wait_for_its_former_self(tmp_path, monkeypatch):
-    """Slurm lost the machine, but its process and the shared files live on."""
-    left = leave_behind(tmp_path, machine="n7", slurm_job="12")
-    monkeypatch.setenv("SLURM_JOB_ID", "13")
-    heart = module.threading.Event()
-
-    def beat():
-        while not heart.wait(0.05):
-            os.utime(left)
-
-    thread = module.threading.Thread(target=beat)
-    thread.start()
-    try:
-        with pytest.raises(UserError, match="Slurm job 12"):
-            lock(tmp_path).acquire(death_seconds=0.5)
-        monkeypatch.setenv("SLURM_JOB_ID", "12")
-        held = lock(tmp_path)
-        held.acquire(death_seconds=60)
-    finally:
-        heart.set()
-        thread.join()
     held.check()
     held.release()
 
 
-def test_an_owner_that_is_about_to_end_is_waited_for(tmp_path):
-    first, second = lock(tmp_path), lock(tmp_path)
+def test_a_beating_owner_elsewhere_is_alive_whatever_its_clock_says(path, beating):
+    with pytest.raises(UserError, match=r"Slurm job 12, process .* on n7"):
+        lock(path).acquire(death_seconds=5)
+
+
+def test_a_job_that_slurm_started_again_does_not_wait_for_its_former_self(path, beating, monkeypatch):
+    """Slurm lost the machine, but its process and the shared files live on."""
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    held = lock(path)
+    held.acquire(death_seconds=60)
+    held.check()
+    held.release()
+
+
+def test_an_owner_that_is_about_to_end_is_waited_for(path):
+    first, second = lock(path), lock(path)
     first.acquire()
-    module.threading.Timer(0.4, first.release).start()
+    threading.Timer(0.4, first.release).start()
     second.acquire(patience_seconds=5)
+    assert second.waited
     second.release()
 
 
-def test_the_heart_beats_until_release(tmp_path):
-    held = lock(tmp_path)
+def test_the_heart_beats_until_release(path):
+    held = lock(path)
     held.acquire()
-    dates = set()
-    deadline = time.monotonic() + 5
+    dates, deadline = set(), time.monotonic() + 5
     while len(dates) < 4 and time.monotonic() < deadline:
-        dates.add(held.path.stat().st_mtime_ns)
+        dates.add(path.stat().st_mtime_ns)
         time.sleep(0.02)
     assert len(dates) == 4
     held.release()
 
 
-FROZEN = """
+HOLD = """
 import sys, time
 from pathlib import Path
 from distillery.cluster.run_lock import RunLock
-held = RunLock(Path(sys.argv[1]), "experiment-run-seed0.lock", beat_seconds=0.05)
-held.acquire()
+RunLock(Path(sys.argv[1]), heartbeat_seconds=0.05).acquire()
 print("held", flush=True)
 time.sleep(30)
-Path(sys.argv[1], "written").touch()
 """
 
 
-def test_who_was_taken_for_dead_stops_when_it_wakes(tmp_path, monkeypatch):
+def test_who_was_taken_for_dead_ends_when_it_wakes(path, monkeypatch):
     """A machine that slept, or a node that had lost its network."""
-    frozen = subprocess.Popen(
-        [sys.executable, "-c", FROZEN, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", HOLD, str(path)]
+    frozen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert frozen.stdout.readline() == "held\n"
     frozen.send_signal(signal.SIGSTOP)
-    successor = lock(tmp_path)
-    successor.owner = replace(successor.owner, slurm_job="12")
-    monkeypatch.setattr(module, "_this_process", lambda: replace(successor.owner, machine="elsewhere"))
+    monkeypatch.setattr(module.socket, "gethostname", lambda: "n2")
+    successor = lock(path)
     successor.acquire(death_seconds=0.4)
     frozen.send_signal(signal.SIGCONT)
     assert frozen.wait(timeout=10) == 2
     line = frozen.stderr.read()
-    assert line.startswith(f"distillery: {tmp_path}/experiment-run-seed0.lock: this process")
-    assert "taken for dead; now working there: Slurm job 12" in line
+    assert line.startswith(f"distillery: {path}: this process")
+    assert f"taken for dead; now working there: process {os.getpid()} on n2" in line
     successor.check()
     successor.release()
-    assert not list(tmp_path.iterdir())
 
 
-def test_a_taken_lock_is_noticed_before_writing_and_not_released(tmp_path):
-    held = lock(tmp_path)
-    held.beat_seconds = 1e6
+def test_a_taken_lock_is_noticed_before_writing_and_not_released(path):
+    held = RunLock(path, heartbeat_seconds=1e6)
     held.acquire()
-    left = leave_behind(tmp_path, 2, token="another", machine="n2")
+    leave_behind(path, token="another", machine="n2")
     with pytest.raises(UserError, match=r"now working there: process \d+ on n2"):
         held.check()
     held.release()
-    assert list(tmp_path.iterdir()) == [left]
+    assert path.exists()
 
 
-def contend(folder: Path, gate, wins) -> None:
-    held = lock(folder)
+def test_who_is_overtaken_after_taking_over_leaves_the_run_to_the_other(path, monkeypatch):
+    leave_behind(path, process=ENDED)
+    monkeypatch.setattr(module, "write_json", lambda *_: leave_behind(path, token="another"))
+    with pytest.raises(UserError, match="somebody works on this run"):
+        lock(path).acquire()
+    assert json.loads(path.read_text())["token"] == "another"
+
+
+def test_who_is_overtaken_before_taking_over_leaves_the_run_to_the_other(path, monkeypatch):
+    leave_behind(path, process=ENDED)
+
+    def overtake(*_):
+        monkeypatch.undo()
+        leave_behind(path, token="another")
+        return True
+
+    monkeypatch.setattr(RunLock, "_is_dead", overtake)
+    with pytest.raises(UserError, match="somebody works on this run"):
+        lock(path).acquire()
+    assert json.loads(path.read_text())["token"] == "another"
+
+
+def contend(path: Path, gate, owners) -> None:
+    held = lock(path)
     gate.wait()
     try:
-        held.acquire(death_seconds=0.2)
+        held.acquire()
     except UserError:
         return
-    wins.append(os.getpid())
-    time.sleep(0.5)
+    time.sleep(0.5)  # ten heartbeats
     held.check()
+    owners.append(os.getpid())
+    time.sleep(1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stale", [False, True])
-def test_of_many_that_come_at_once_at_most_one_wins(tmp_path, stale):
-    with SPAWN.Manager() as manager:
+def test_of_many_that_come_at_once_one_remains(path, stale):
+    with FORK.Manager() as manager:
         for turn in range(5):
-            folder = tmp_path / str(turn)
-            folder.mkdir()
+            here = path.with_name(f"lock{turn}")
             if stale:
-                leave_behind(folder, process=ENDED)
-            gate, wins = manager.Barrier(8), manager.list()
-            crowd = [SPAWN.Process(target=contend, args=(folder, gate, wins)) for _ in range(8)]
+                leave_behind(here, process=ENDED)
+            gate, owners = manager.Barrier(8), manager.list()
+            crowd = [FORK.Process(target=contend, args=(here, gate, owners)) for _ in range(8)]
             for one in crowd:
                 one.start()
             for one in crowd:
                 one.join()
-            assert len(wins) == 1
-            assert all(one.exitcode == 0 for one in crowd)
+            assert len(owners) == 1
 
 
-def test_only_the_first_process_of_a_run_holds_its_lock(tmp_path, monkeypatch):
+def test_only_the_first_process_of_a_run_holds_its_lock(path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
-    with locked(tmp_path / "run.lock") as held:
+    with locked(path) as held:
         assert held is None
-        assert not list(tmp_path.iterdir())
+        assert not path.exists()
     monkeypatch.setenv("RANK", "0")
-    with locked(tmp_path / "run.lock") as held:
-        assert held.path.exists()
-    assert not list(tmp_path.iterdir())
+    with locked(path):
+        assert path.exists()
+    assert not path.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    with pytest.raises(UserError, match="lock: cannot be written: File name too long"):
+        lock(tmp_path / ("long" * 100) / "lock").acquire()

@@ -82,6 +82,13 @@ def test_a_run_leaves_whole_results(workplace):
     assert not list((workplace.results / "work").glob("*"))
 
 
+def test_a_long_name_is_a_name(workplace):
+    name = "small" * 50
+    workplace.edit("small:", f"{name}:")
+    workplace.edit("rows: [big, small,", f"rows: [big, {name},")
+    assert (make(workplace, name) / "run.json").exists()
+
+
 def test_any_number_of_loader_workers_gives_the_same_bytes(workplace):
     alone = written(make(workplace))
     assert written(make(workplace, results="one", workers=1)) == alone
@@ -122,7 +129,7 @@ def test_a_damaged_checkpoint_is_said_and_left(workplace, stop_after, monkeypatc
     with pytest.raises(Stopped):
         make(workplace)
     monkeypatch.undo()
-    (checkpoint,) = (workplace.results / "work").glob("*/checkpoint.pt")
+    (checkpoint,) = (workplace.results / "work").rglob("checkpoint.pt")
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     assert written(make(workplace)) == straight
     assert "cannot be read" in capsys.readouterr().out
@@ -204,8 +211,7 @@ def predecessor(workplace, monkeypatch):
 
     def arrange(before_it_ends):
         monkeypatch.setenv("SLURM_JOB_ID", "4711")  # only jobs wait
-        path = job(workplace).lock
-        other = RunLock(path.parent, path.name)
+        other = RunLock(job(workplace).lock)
         other.acquire()
 
         def end():

@@ -64,13 +64,12 @@ class Job:
     @property
     def work_folder(self) -> Path:
         """Where it keeps checkpoints until it is complete; another spec or other data never continue from them."""
-        key = f"{self.experiment.name}-{self.run}-seed{self.seed}-{self.spec.digest}-{self.manifest.digest[:8]}"
-        return work_folder(self.results, key)
+        return self.lock.with_name(f"{self.spec.digest}-{self.manifest.digest[:8]}")
 
     @property
     def lock(self) -> Path:
         """Where it says that it is being made; whatever its spec, it has one folder."""
-        return work_folder(self.results, f"{self.experiment.name}-{self.run}-seed{self.seed}.lock")
+        return work_folder(self.results, self.experiment.name, self.run, self.seed) / "lock"
 
     @property
     def teacher_folder(self) -> Path:
