@@ -17,7 +17,7 @@ GROUND = {"errors", "randomness", "paths", "results", "atomic", "provenance"}
 MAY_USE = {
     "experiment": set(),
     "cluster": set(),
-    "data": {"experiment"},
+    "data": {"experiment", "cluster"},
     "models": {"experiment"},
     "distill": {"experiment", "models"},
     "evaluation": {"experiment", "data", "models"},

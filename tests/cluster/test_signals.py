@@ -17,21 +17,21 @@ from distillery.cluster.signals import Stopped, StopSignal
 pytestmark = pytest.mark.slow
 
 
-def _process(rank, port, told, folder):
+def _process(rank, port, signalled, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=3)
     stop = StopSignal()
     stop.install()
     stop.connect(SimpleNamespace(world_size=3))
     with pytest.raises(Stopped, match="SIGTERM"):
-        _steps(rank, stop, told, folder / f"{rank}")
+        _steps(rank, stop, signalled, folder / f"{rank}")
     dist.destroy_process_group()
 
 
-def _steps(rank, stop, told, note):
+def _steps(rank, stop, signalled, note):
     for step in range(50):
         time.sleep(0.002 * rank)
-        if step == told.get(rank):
+        if step == signalled.get(rank):
             signal.raise_signal(signal.SIGTERM)
         stop.should_stop()
         # Between asking and stopping, a further signal changes nothing.
@@ -41,12 +41,12 @@ def _steps(rank, stop, told, note):
         stop.check()
 
 
-@pytest.mark.parametrize(("told", "last"), [({1: 2}, 2), ({0: 2, 1: 1}, 1), ({}, 4)], ids=["one", "two", "late"])
-def test_all_stop_after_the_same_step(tmp_path, told, last):
+@pytest.mark.parametrize(("signalled", "last"), [({1: 2}, 2), ({0: 2, 1: 1}, 1), ({}, 4)], ids=["one", "two", "late"])
+def test_all_stop_after_the_same_step(tmp_path, signalled, last):
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    mp.start_processes(_process, args=(port, told, tmp_path), nprocs=3, start_method="fork")
+    mp.start_processes(_process, args=(port, signalled, tmp_path), nprocs=3, start_method="fork")
     assert {int((tmp_path / f"{rank}").read_text()) for rank in range(3)} == {last}
 
 

@@ -30,7 +30,7 @@ fi
 
 # On several nodes, one task a node runs this script again, as a job step that knows its nodes.
 #
-# Trap: the step has to be told its shape anew, for Snakemake's plugin takes all of SLURM_* but the job's number away.
+# Trap: the step needs its shape as options, for Snakemake's plugin removes all of SLURM_* but the job's number.
 # Trap: without --kill-on-bad-exit, the nodes that are left wait for a dead one until the time limit.
 # Trap: since Slurm 22.05, srun does not take --cpus-per-task from the job; without it, a node works on one core.
 if [ -z "${DISTILLERY_NODES:-}" ]; then

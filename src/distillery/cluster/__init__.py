@@ -1,1 +1,1 @@
-"""What a shared cluster asks of a run: one owner at a time, signals, requeueing, launching on several processes."""
+"""What clusters do to runs: signals, one owner a run, requeueing, several processes, Slurm. Manual: docs/cluster.md."""

@@ -20,7 +20,7 @@ def requeue_this_job() -> bool:
     is saved then continues as the same job, which costs whoever waits for it no retry. Slurm itself starts a job again
     after ``scontrol requeue`` and after a node's failure; after ``scancel`` nobody does.
 
-    Returns whether Slurm agreed; where requeueing is forbidden, the job ends with an error, and may be sent anew.
+    Returns whether Slurm agreed; where requeueing is forbidden, the job ends with an error, and may be submitted again.
     """
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:

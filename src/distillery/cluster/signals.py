@@ -1,6 +1,14 @@
-"""How a run hears that it must stop. Light, so that it can listen while everything else is still being imported."""
+"""How a run and its worker processes take signals; docs/cluster.md has the whole way of a signal in a table.
 
+Light, so that a run can listen while everything else is still being imported.
+"""
+
+import multiprocessing
+import os
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -20,28 +28,28 @@ class StopSignal:
 
     def __init__(self) -> None:
         self._received: signal.Signals | None = None
-        self._agreed: signal.Signals | None = None
-        self._others: Any = None  # the process group to agree with
-        self._before: dict[signal.Signals, Any] = {}  # what was done about a signal until now
+        self._agreed: signal.Signals | None = None  # by all processes of the run
+        self._process_group: Any = None
+        self._previous_handlers: dict[signal.Signals, Any] = {}
 
     def install(self, *numbers: signal.Signals) -> None:
         """Catch these signals from now on, or all three."""
         for number in numbers or (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            before = signal.signal(number, self._remember)
-            self._before.setdefault(number, before)
+            previous = signal.signal(number, self._remember)
+            self._previous_handlers.setdefault(number, previous)
 
     def remove(self) -> None:
-        """Leave the signals to whoever had them before."""
-        while self._before:
-            signal.signal(*self._before.popitem())
+        """Give the signals back to their previous handlers."""
+        while self._previous_handlers:
+            signal.signal(*self._previous_handlers.popitem())
 
     def connect(self, fabric: "Fabric") -> None:
         """Agree with the other processes of the run from now on, if there are any."""
         import torch.distributed as dist
 
         if fabric.world_size > 1:
-            # On the CPU, whatever the devices are: to ask must not make them wait.
-            self._others = dist.new_group(backend="gloo")
+            # On the CPU, whatever the devices are: asking must not make them wait.
+            self._process_group = dist.new_group(backend="gloo")
 
     def should_stop(self) -> bool:
         """Whether to stop now. All processes of a run ask after every step, and all get the same answer.
@@ -49,26 +57,71 @@ class StopSignal:
         One that stopped a step before the others would leave them waiting for its gradients.
         """
         self._agreed = self._received
-        if self._others is not None:
+        if self._process_group is not None:
             import torch
             import torch.distributed as dist
 
-            heard = torch.tensor([self._received or 0])
-            dist.all_reduce(heard, op=dist.ReduceOp.MAX, group=self._others)
-            self._agreed = signal.Signals(int(heard)) if heard else None
+            highest = torch.tensor([self._received or 0])
+            dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=self._process_group)
+            self._agreed = signal.Signals(int(highest)) if highest else None
         return self._agreed is not None
 
     def check(self) -> None:
-        """Raise Stopped if it was agreed to stop, in every process once all are ready to.
+        """Raise Stopped if the last ``should_stop`` said so, in every process once all have come here.
 
         A process that ends lets its launcher end the others, and one of them may still be saving.
         """
         if self._agreed is not None:
-            if self._others is not None:
+            if self._process_group is not None:
                 import torch.distributed as dist
 
-                dist.barrier(group=self._others)
+                dist.barrier(group=self._process_group)
             raise Stopped(self._agreed.name)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self._received = signal.Signals(number)
+
+
+# --- worker processes ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def warnings_blocked() -> Iterator[None]:
+    """Keep a cluster's warnings for later, and start processes that do not die of one before they have handlers."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def obey_parent_only(worker: int) -> None:
+    """Let a loader's worker serve on when a signal reaches the whole process group: its parent has a step to finish.
+
+    SIGTERM cannot be ignored, for that is how a parent that ends stops the workers it still has, and then waits for
+    them. So a thread takes the signal and looks who has sent it.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS has none; workers there end with the group
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_exit_on_signal_of, args=(os.getppid(),), daemon=True).start()
+
+
+def _exit_on_signal_of(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
+def leave_interrupts_to_parent() -> None:
+    """Let a spawned worker ignore Ctrl-C, and end with its parent however that ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_after_parent, daemon=True).start()
+
+
+def _exit_after_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -3,10 +3,7 @@
 Images leave the loader as uint8 and go to the device as such; the networks' own normalisation happens there.
 """
 
-import os
 import random
-import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -16,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from distillery.cluster.signals import obey_parent_only, warnings_blocked
 from distillery.data.arrow import ArrowImages
 from distillery.data.augment.lighting import add_shifts
 from distillery.data.orders import Ids
@@ -162,47 +160,22 @@ def _loader(
         num_workers=workers,
         pin_memory=pin_memory,
         persistent_workers=persistent and workers > 0,
-        worker_init_fn=_obey_parent_only,
+        worker_init_fn=obey_parent_only,
         # Without a generator of its own, the loader would draw from the process's.
         generator=torch.Generator(),
     )
 
 
 class _Loader(DataLoader[Batch]):
-    """A DataLoader whose workers are born deaf to SIGTERM, so that one warned while they start does not kill them.
-
-    They listen to their parent as soon as they work. What reaches the parent meanwhile is delivered afterwards.
-    """
+    """A DataLoader whose workers no signal kills but their parent's, from their birth on."""
 
     def __iter__(self) -> Any:  # noqa: ANN401  # torch names its class of iterators nowhere
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
-        try:
+        with warnings_blocked():
             return super().__iter__()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _whole(batch: Batch) -> Batch:
     return batch
-
-
-def _obey_parent_only(worker: int) -> None:
-    """Serve on when a warning to stop reaches the whole process group: the parent must finish its step and save.
-
-    SIGTERM cannot be ignored, for that is how a parent that ends stops the workers it still has, and then waits for
-    them. So a thread takes the signal and looks who has sent it.
-    """
-    for number in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # macOS has none; workers there end with the group
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
 
 
 @contextmanager

@@ -1,10 +1,7 @@
 """Spread shards over processes, show how it goes, and leave nothing running whatever happens."""
 
 import multiprocessing
-import os
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
@@ -13,6 +10,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
+from distillery.cluster.signals import leave_interrupts_to_parent
 from distillery.data.shards import ShardFacts, ShardTask, write_shard
 from distillery.errors import UserError
 
@@ -103,9 +101,7 @@ class _Stopped(Exception):
 
 
 def _start_worker(counter: Any, stop: Any) -> None:  # noqa: ANN401
-    """Leave Ctrl-C to the parent, and do not outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    leave_interrupts_to_parent()
 
     def report(images: int) -> None:
         if stop.is_set():
@@ -115,13 +111,6 @@ def _start_worker(counter: Any, stop: Any) -> None:  # noqa: ANN401
 
     global _report
     _report = report
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _write_in_worker(task: ShardTask) -> ShardFacts:
