@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-methods rehearse rehearse-families track record save restore test quick lint format lock clean
+.PHONY: help demo demo-methods rehearse rehearse-families save restore test quick lint format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,12 +25,6 @@ rehearse: .venv/.installed  ## every experiment with its real networks, on a few
 
 rehearse-families: .venv/.installed  ## one run of each method and of each family of networks, rehearsed
 	$(REHEARSE) -- rehearse_families
-
-track: .venv/.installed  ## let DVC know another experiment, EXPERIMENT=imagenet
-	@python scripts/versions.py track $(EXPERIMENT)
-
-record: .venv/.installed  ## note in dvc.lock what the results of EXPERIMENT are (digits)
-	@python scripts/versions.py record $(or $(EXPERIMENT),digits)
 
 save: .venv/.installed  ## record, and send results to DVC's remote
 	@python scripts/versions.py save $(EXPERIMENT)

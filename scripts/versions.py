@@ -1,12 +1,11 @@
-# ruff: noqa: E501
-"""Record, save and restore results: what `make track`, `record`, `save` and `restore` do. docs/versioning.md tells why.
+"""Record, save and restore results: what `make save` and `make restore` do; docs/versioning.md says why.
 
-DVC keeps the bytes and knows what was made of what; Snakemake decides what is stale. Results are recorded only when
-Snakemake has nothing left to do for them, and handed to Snakemake only when their bytes are those that were recorded
-and this checkout would make them of the same things.
+DVC keeps the bytes, Snakemake decides what is stale. Results are recorded only when Snakemake has nothing left to do,
+and handed to Snakemake only when their bytes are the recorded ones and this checkout gives them the same digests.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -16,358 +15,249 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cached import discard_damaged, md5_of, recorded_outputs
-
 from distillery.errors import UserError
+from distillery.experiment import Experiment, load_experiment
+from distillery.experiment.reading import read_mapping
+from distillery.paths import dataset_folder, figure_folder, profile_path, run_folder, table_folder
 
-ROOT = Path(__file__).parents[1]
-VERSIONS = Path("versions")
-HOME_EXPERIMENT = "digits"  # the experiment of the dvc.yaml in the root
-RUN_FILES = {"weights.safetensors", "run.json", "history.csv", "tensorboard", "metrics.json"}
-TARGETS = re.compile(
-    r"results/(datasets/[^/]+|[^/]+/[^/]+/seed\d+/(weights\.safetensors|metrics\.json)"
-    r"|[^/]+/[^/]+/profile\.json|tables/[^/]+\.md|figures/[^/]+)"
-)
+RESULTS = Path("results")
+RAW = "data.dvc"
+REFUSED = "so nothing was restored; make restore in the commit that recorded it, then go back to your changes"
 
 
 def main(arguments: list[str]) -> int:
     """Run one command; 0 if it did what it says."""
     parser = argparse.ArgumentParser(prog="versions.py", description=__doc__)
-    commands = parser.add_subparsers(required=True)
-    for command in (track, lineage, record, save, restore):
-        add = commands.add_parser(command.__name__, help=command.__doc__)
-        add.add_argument("experiment", nargs="?", default="")
-        add.set_defaults(command=command)
+    parser.add_argument("command", choices=("record", "save", "restore"))
+    parser.add_argument("experiment", nargs="?", default="", help="without it, all that DVC knows")
     options = parser.parse_args(arguments)
-    os.chdir(ROOT)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # in order with what DVC prints
+    os.chdir(Path(__file__).parents[1])
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     try:
-        options.command(options.experiment)
+        {"record": record, "save": save, "restore": restore}[options.command](options.experiment)
     except UserError as error:
         print(f"distillery: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-# --- commands --------------------------------------------------------------------------------------------------------
+def record(name: str) -> None:
+    """Note in dvc.lock what results are. An experiment that DVC does not know is left alone."""
+    if name and name not in known():
+        print(f"DVC does not know {name}: dvc.yaml has no line for it.")
+    elif run("dvc", "status", "--quiet", RAW, *stages(experiments := made(name))).returncode:
+        commit(experiments)
 
 
-def track(experiment: str) -> None:
-    """Make an experiment's stages known to DVC."""
-    known = sorted(path.stem for path in Path("config").glob("*.yaml") if path.stem != "datasets")
-    if experiment not in known:
-        raise UserError(f"EXPERIMENT={experiment}: expected an experiment of config/; valid: {', '.join(known)}")
-    refresh_lineage(experiment)
-    for other in parent_experiments(experiment):
-        if not stages_file(other).is_file():
-            forget(experiment)
-            raise UserError(f"config/{experiment}.yaml: takes weights of {other}; first make track EXPERIMENT={other}")
-    if not stages_file(experiment).exists():
-        head, _, stages = Path("dvc.yaml").read_text(encoding="utf-8").partition("\nvars:\n")
-        assert head
-        _, _, stages = stages.partition("\nstages:\n")
-        stages_file(experiment).write_text(
-            f"# The stages of config/{experiment}.yaml, a copy of the root's dvc.yaml, made by `make track EXPERIMENT={experiment}`.\n"
-            f"vars:\n  - root: ../..\n  - jobs.json\n\nstages:\n{stages}",
-            encoding="utf-8",
-        )
-    print(
-        f"Tracked. Make the experiment by `snakemake` and `make record EXPERIMENT={experiment}`, or by `dvc repro {stages_file(experiment)}`."
-    )
-    print(f"For git: git add {folder(experiment)}")
+def save(name: str) -> None:
+    """Record results and send them to the remote."""
+    default_remote()
+    experiments = made(name)
+    commit(experiments)
+    mend_cache(experiments)
+    dvc("push", failed="the push stopped. What has arrived stays there, nothing here was touched; make save goes on")
+    print("Saved. Commit and push data.dvc, dvc.yaml and dvc.lock, so that others find it.")
 
 
-def lineage(experiment: str) -> None:
-    """Note what the experiment's jobs descend from; DVC's first stage. Stops DVC if the experiment has other jobs than it read."""
-    before = read_json(folder(experiment) / "jobs.json")
-    refresh_lineage(experiment)
-    after = read_json(folder(experiment) / "jobs.json")
-    if before != after:
-        names = sorted(job_names(before) ^ job_names(after))
-        changed = f": {', '.join(names[:3])}{' ...' * (len(names) > 3)}" if names else ""
-        raise UserError(
-            f"config/{experiment}.yaml: its runs were changed, and with them the stages in {stages_file(experiment)}{changed}; "
-            "run dvc repro again"
-        )
-
-
-def record(experiment: str) -> None:
-    """Note in dvc.lock what the experiment's results are and what they were made of."""
-    if not stages_file(experiment).is_file():
-        raise UserError(
-            f"EXPERIMENT={experiment}: DVC does not know this experiment yet; first make track EXPERIMENT={experiment}"
-        )
-    if is_recorded(experiment):
-        print(f"{experiment} is recorded already.")
-        return
-    check_made(experiment)
-    refresh_lineage(experiment)
-    check_strays(experiment)
-    record_raw_images()
-    dvc("commit", "--force", "--quiet", str(stages_file(experiment)), failed="the results could not be recorded")
-    print(f"Recorded {experiment}. For git: git add data.dvc {lock_file(experiment)} {folder(experiment)}")
-
-
-def save(experiment: str) -> None:
-    """Record experiments and send their results to the remote."""
-    check_remote()
-    made = [experiment] if experiment else made_experiments()
-    for each in made:
-        if not is_recorded(each):
-            record(each)
-    for each in made:
-        check_cache(each)
-    dvc(
-        "push",
-        failed="the push stopped. What has arrived stays there and nothing here was touched; make save sends the rest",
-    )
-    print("Saved. Commit and push data.dvc, versions/ and every dvc.lock, so that others find it.")
-
-
-def restore(experiment: str) -> None:
+def restore(name: str) -> None:
     """Bring recorded results back and hand them to Snakemake.
 
-    Not if this checkout would make other results: to Snakemake, which knows nothing of files that it did not make, old
-    results would pass for new ones.
+    Not if this checkout would make other results: Snakemake, which knows nothing of files that it did not make, would
+    take old ones for new. Everything is checked before anything is put in place.
     """
-    experiments = [experiment] if experiment else [each for each in tracked_experiments() if lock_file(each).is_file()]
-    for each in experiments:
-        if not lock_file(each).is_file():
-            raise UserError(
-                f"{lock_file(each)}: missing: this commit has no record of {each}; make record EXPERIMENT={each}"
-            )
-    if not experiments:
-        raise UserError("dvc.lock: missing: nothing was recorded in this commit; check out one that has a dvc.lock")
-    check_remote()
-    for each in experiments:
-        check_lineage(each)
-    pull(experiments, records=[*([] if experiment else [Path("data.dvc")]), *map(lock_file, experiments)])
-    adopt(experiments)
-    print(f"Restored {', '.join(experiments)}: nothing to do for Snakemake until something is changed.")
+    lock = locked()
+    experiments = with_parents([name] if name else [each for each in known() if f"experiment@{each}" in lock])
+    missing = [stage for stage in stages(experiments) if stage not in lock]
+    if missing or not experiments:
+        raise UserError(
+            f"dvc.lock: this commit has no record of {(missing or ['results'])[0]}; make save, where they are"
+        )
+    for stage in stages(experiments):
+        if stage.startswith("dataset@") and (changed := changed_dependencies(stage)):
+            raise UserError(f"{changed[0]}: {stage} was recorded with another one, {REFUSED}")
+    # DVC believes what a remote sends unless it is asked not to. Set here, it holds for a plain `dvc pull` too.
+    dvc("config", "--local", f"remote.{default_remote()}.verify", "true", failed="the remote could not be set up")
+    targets = [*stages(experiments), *([] if name else [RAW])]
+    subprocess.run(["dvc", "fetch", *targets])
+    check_whole(targets)
+    for experiment in experiments.values():
+        check_digests(experiment)
+    dvc("checkout", *targets, failed="files of your own are in the way and were left alone; move them and try again")
+    hand_over(experiments)
+    print(f"Restored: {', '.join(experiments)}. If this checkout still has something to make, snakemake -n says what.")
 
 
-# --- experiments -----------------------------------------------------------------------------------------------------------
+def known() -> dict[str, str]:
+    """The experiments that DVC knows, with the data set of each."""
+    return dict(read_mapping(Path("dvc.yaml"))["stages"]["experiment"]["foreach"])
 
 
-def folder(experiment: str) -> Path:
-    """What is kept in git about an experiment's versions."""
-    return VERSIONS / experiment
-
-
-def stages_file(experiment: str) -> Path:
-    """The dvc.yaml with an experiment's stages."""
-    return Path("dvc.yaml") if experiment == HOME_EXPERIMENT else folder(experiment) / "dvc.yaml"
-
-
-def lock_file(experiment: str) -> Path:
-    """The dvc.lock that records an experiment."""
-    return stages_file(experiment).with_name("dvc.lock")
-
-
-def tracked_experiments() -> list[str]:
-    """The experiments that DVC knows."""
-    return sorted(path.parent.name for path in VERSIONS.glob("*/jobs.json") if stages_file(path.parent.name).is_file())
-
-
-def made_experiments() -> list[str]:
-    """The tracked experiments of which there are results here."""
-    experiments = [experiment for experiment in tracked_experiments() if Path("results", experiment).is_dir()]
+def made(name: str) -> dict[str, Experiment]:
+    """An experiment, or all that there are results of."""
+    experiments = with_parents([name] if name else [each for each in known() if (RESULTS / each).is_dir()])
     if not experiments:
         raise UserError("results: nothing was made here yet; make demo, or snakemake --cores all")
     return experiments
 
 
-def jobs(experiment: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Stage, name and values of each job of an experiment."""
-    for stage, block in (read_json(folder(experiment) / "jobs.json") or {}).items():
-        if isinstance(block, dict):
-            for name, values in block.items():
-                yield stage, name, values
-
-
-def job_names(content: dict[str, Any] | None) -> set[str]:
-    """The stages that a jobs.json makes."""
-    blocks = (content or {}).items()
-    return {f"{stage}@{name}" for stage, block in blocks if isinstance(block, dict) for name in block}
-
-
-def parent_experiments(experiment: str) -> set[str]:
-    """Other experiments whose runs this one starts from."""
-    paths = [Path(values["initial"]).parts for _, _, values in jobs(experiment) if "initial" in values]
-    return {parts[1] for parts in paths if parts[0] == "results"} - {experiment}
-
-
-def forget(experiment: str) -> None:
-    """Undo a refused `track`."""
-    for name in ("jobs.json", "lineage.json"):
-        (folder(experiment) / name).unlink(missing_ok=True)
-    folder(experiment).rmdir()
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON file, or None if there is none or half of one, as after a merge."""
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return content
-
-
-# --- checks ----------------------------------------------------------------------------------------------------------
-
-
-def check_made(experiment: str) -> None:
-    """Refuse to record what Snakemake would make anew: it would pass for the result of what stands there now."""
-    planned = snakemake("--dry-run", "--cores", "1", "--config", f"experiments={experiment}")
-    waiting = re.findall(r"^Job \d+: (.+)$", planned, flags=re.MULTILINE)
-    if waiting:
-        more = f" and {len(waiting) - 1} more jobs" if len(waiting) > 1 else ""
-        raise UserError(
-            f"{experiment}: not up to date: {waiting[0]}{more} to do; first snakemake --cores all --config experiments={experiment}"
-        )
-
-
-def check_strays(experiment: str) -> None:
-    """Refuse files that no run of the experiment owns: tables are recorded with all of the experiment's results, and a clone would
-    not get these."""
-    members: dict[str, set[str]] = {}
-    for _, _, values in jobs(experiment):
-        if "run" in values:
-            members.setdefault(values["run"], {"profile.json"}).add(f"seed{values['seed']}")
-    results = Path("results", experiment)
-    for path in [found for pattern in ("*", "*/*", "*/*/*") for found in sorted(results.glob(pattern))]:
-        run, *inside = path.relative_to(results).parts
-        if run not in members or not members[run].issuperset(inside[:1]) or not RUN_FILES.issuperset(inside[1:]):
-            raise UserError(
-                f"{path}: belongs to no run of config/{experiment}.yaml; move it out of {results}, or delete it"
-            )
-
-
-def record_raw_images() -> None:
-    """Keep the bytes of the raw images that data.dvc tells of; if others lie there, say so and leave them."""
-    if not Path("data.dvc").is_file() or not Path("data").exists():
-        return
-    status = output("dvc", "status", "data.dvc")
-    if "modified" in status:
-        print("data/ is not what data.dvc tells of, and is not recorded; dvc add data makes it a new version.")
-    elif "up to date" not in status:
-        dvc("commit", "--force", "--quiet", "data.dvc", failed="the raw images could not be recorded")
-
-
-def is_recorded(experiment: str) -> bool:
-    """Whether DVC sees no change since the experiment was recorded."""
-    return run("dvc", "status", "--quiet", str(stages_file(experiment)), "data.dvc").returncode == 0
-
-
-def check_remote() -> None:
-    """Refuse to push or pull without knowing where."""
-    if not output("dvc", "config", "core.remote").strip():
-        raise UserError(
-            "no remote to save to or restore from; e.g. dvc remote add --default store /shared/distillery "
-            "(docs/versioning.md has SSH and S3)"
-        )
-
-
-def pull(experiments: list[str], records: list[Path]) -> None:
-    """Bring the files of experiments back, and read all of them: DVC believes what a remote sends.
-
-    What proves damaged is thrown away, here and in the cache, and asked for once more.
-    """
-    raw = [str(record) for record in records if record.suffix == ".dvc"]
-    for _ in range(2):
-        dvc(
-            *("pull", "--with-deps", *raw, *(str(stages_file(experiment)) for experiment in experiments)),
-            failed="not everything came back; what came is in place, files of your own were left alone. Mend what DVC "
-            "says above, then make restore again",
-        )
-        wrong = [each for path in records for each in discard_damaged(path)]
-        if not wrong:
-            return
-    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-    raise UserError(
-        f"{wrong[0].path}{more}: the remote's copy is damaged. Delete {wrong[0].object} there, make save where the "
-        "results are whole, then make restore"
-    )
-
-
-def check_cache(experiment: str) -> None:
-    """Refuse to send damaged copies: mend the cache from the results, if those are whole."""
-    for path in (Path("data.dvc"), lock_file(experiment)):
-        damaged = list(discard_damaged(path, keep_files=True))
-        wrong = [each for each in damaged if not each.is_whole()]
-        if wrong:
-            raise UserError(
-                f"{wrong[0].path}: damaged, in the cache too: not the bytes that {path} records. Delete it and make "
-                "restore, or make it anew with snakemake"
-            )
-        if damaged:
-            target = str(stages_file(experiment) if path.name == "dvc.lock" else path)
-            dvc("commit", "--force", "--quiet", target, failed="the cache could not be mended")
-            print(f"Mended {len(damaged)} damaged files of the cache from the results.")
-
-
-def check_lineage(experiment: str) -> None:
-    """Refuse to hand results to Snakemake that this checkout would make of other things than those recorded."""
-    path = folder(experiment) / "lineage.json"
-    if (path, md5_of(path) if path.is_file() else "") not in list(recorded_outputs(lock_file(experiment))):
-        raise UserError(f"{path}: not the one that {lock_file(experiment)} tells of; check out a commit that has both")
-    text = path.read_text(encoding="utf-8")
-    before = lineage_of_jobs(path)
-    refresh_lineage(experiment)
-    after = lineage_of_jobs(path)
-    path.write_text(text, encoding="utf-8")
-    changed = sorted(job for job in {*before, *after} if before.get(job) != after.get(job))
-    if changed:
-        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        raise UserError(
-            f"{experiment}: {changed[0]}{more}: config/ or src/ were changed since it was recorded, so nothing was restored; "
-            "make restore in the commit that recorded it, then go back to your changes"
-        )
-
-
-def lineage_of_jobs(path: Path) -> dict[str, Any]:
-    """What each job of a lineage.json descends from, by the job's name."""
-    found = {}
-    for stage, block in (read_json(path) or {}).items():
-        jobs = {"": block} if "params" in block else block
-        found.update({f"{stage} {name}".strip(): values for name, values in jobs.items()})
+def with_parents(names: list[str]) -> dict[str, Experiment]:
+    """Experiments and those whose runs theirs start from."""
+    found: dict[str, Experiment] = {}
+    for name in names:
+        experiment = load_experiment(Path("config", f"{name}.yaml"))
+        found |= {relative.name: relative for relative, _ in experiment.family(experiment.config.runs)}
+    for name, experiment in found.items():
+        if known().get(name) != experiment.config.dataset:
+            line = f"{name}: {experiment.config.dataset}"
+            raise UserError(f"dvc.yaml: stages.experiment.foreach: DVC does not know {name}; write the line `{line}`")
     return found
 
 
-# --- the two tools ---------------------------------------------------------------------------------------------------
+def stages(experiments: dict[str, Experiment]) -> list[str]:
+    """The stages of dvc.yaml that keep experiments and their data sets."""
+    datasets = dict.fromkeys(experiment.config.dataset for experiment in experiments.values())
+    return [f"dataset@{name}" for name in datasets] + [f"experiment@{name}" for name in experiments]
 
 
-def refresh_lineage(experiment: str) -> None:
-    """Write jobs.json and lineage.json of an experiment, as it stands now."""
-    snakemake("--cores", "1", "--forcerun", "record_lineage", "--", str(folder(experiment) / "lineage.json"))
+def digests(experiment: Experiment) -> Iterator[tuple[Path, str]]:
+    """The files of an experiment that hold a digest, and the one that this checkout gives to each."""
+    for run, seed in experiment.members():
+        for name in ("run.json", "metrics.json"):
+            yield run_folder(RESULTS, experiment.name, run, seed) / name, experiment.spec(run, seed).digest
+        yield profile_path(RESULTS, experiment.name, run), experiment.spec(run).digest
 
 
-def adopt(experiments: list[str]) -> None:
-    """Tell Snakemake that the recorded results belong to this checkout."""
-    targets = []
-    for experiment in experiments:
-        paths = [str(path) for path, _ in recorded_outputs(lock_file(experiment))]
-        targets += [
-            f"{path}/manifest.json" if path.startswith("results/datasets/") else path
-            for path in paths
-            if TARGETS.fullmatch(path)
-        ]
-    snakemake("--touch", "--forceall", "--cores", "1", "--", *targets)
+# --- what DVC knows --------------------------------------------------------------------------------------------------
+
+
+def commit(experiments: dict[str, Experiment]) -> None:
+    """Record what is up to date: what Snakemake would make again would pass for the result of what stands there now."""
+    chosen = f"experiments={','.join(experiments)}"
+    waiting = re.findall(r"^Job \d+: (.+)$", snakemake("--dry-run", "--cores", "1", "--config", chosen), re.MULTILINE)
+    if waiting:
+        jobs = f"{waiting[0]}{f' and {len(waiting) - 1} more' * (len(waiting) > 1)}"
+        raise UserError(f"not up to date, to do: {jobs}; first snakemake --cores all --config {chosen}")
+    raw = ask("status", RAW)
+    if "modified" in raw:
+        print("data/ is not what data.dvc says and was not recorded; dvc add data makes it a new version.")
+    targets = [*([RAW] if "not in cache" in raw else []), *stages(experiments)]
+    dvc("commit", "--force", "--quiet", *targets, failed="the results could not be recorded")
+    print(f"Recorded: {', '.join(experiments)}. For git: git add data.dvc dvc.yaml dvc.lock")
+
+
+def locked() -> dict[str, Any]:
+    """The stages that dvc.lock records."""
+    return dict(read_mapping(Path("dvc.lock"))["stages"]) if Path("dvc.lock").is_file() else {}
+
+
+def recorded(targets: list[str]) -> Iterator[tuple[Path, Path, Path]]:
+    """Each recorded file with its copy in the cache, and the listing there of the folder that it was recorded with."""
+    cache = Path(ask("cache", "dir").strip(), "files", "md5")
+    lock = {RAW: read_mapping(Path(RAW)), **locked()}
+    for out in (out for target in targets for out in lock[target]["outs"]):
+        copy = cache / out["md5"][:2] / out["md5"][2:]
+        yield Path(out["path"]), copy, copy
+        for entry in json.loads(copy.read_text()) if copy.suffix == ".dir" and is_whole(copy) else ():
+            yield Path(out["path"], entry["relpath"]), cache / entry["md5"][:2] / entry["md5"][2:], copy
+
+
+def is_whole(copy: Path) -> bool:
+    """Whether a copy in the cache is there and holds the bytes that its name promises."""
+    return copy.is_file() and md5(copy) == copy.parent.name + copy.stem
+
+
+def md5(path: Path) -> str:
+    """The hash by which DVC knows a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def changed_dependencies(stage: str) -> list[str]:
+    """What a stage depends on and is not as it was recorded."""
+    changes = json.loads(ask("status", "--json", stage)).get(stage, [])
+    found = [path for change in changes if isinstance(change, dict) for path in change.get("changed deps", {})]
+    return [RAW if path == "workflow/data-version" else path for path in found]
+
+
+def default_remote() -> str:
+    """The name of the remote; no pushing or pulling without one."""
+    name = run("dvc", "config", "core.remote").stdout.strip()
+    if not name:
+        raise UserError(
+            "no remote; e.g. dvc remote add --default store /shared/distillery (docs/versioning.md has more)"
+        )
+    return name
+
+
+def mend_cache(experiments: dict[str, Experiment]) -> None:
+    """Replace damaged copies in the cache by the results, if those are whole: DVC believes its own cache."""
+    targets = [RAW, *stages(experiments)]
+    damaged = [(path, copy) for path, copy, _ in recorded(targets) if copy.is_file() and not is_whole(copy)]
+    for path, copy in damaged:
+        copy.unlink()
+        if not (path.is_dir() or (path.is_file() and md5(path) == copy.parent.name + copy.name)):
+            raise UserError(
+                f"{path}: damaged, and its copy in the cache too; delete it, then make restore or snakemake"
+            )
+    if damaged:
+        print(f"Damaged in the cache: {', '.join(str(path) for path, _ in damaged)}; taken from the results again.")
+        commit(experiments)
+
+
+def check_whole(targets: list[str]) -> None:
+    """Refuse what did not come whole: `dvc fetch` drops a damaged file without a word."""
+    for path, copy, listing in recorded(targets):
+        if not is_whole(copy):
+            copy.unlink(missing_ok=True)
+            # With its folder's listing: DVC takes a listing in the remote for proof that all its files are there.
+            objects = dict.fromkeys(str(each.relative_to(each.parents[3])) for each in (copy, listing))
+            raise UserError(
+                f"{path}: did not come whole, so nothing was restored. If the remote is to blame, delete "
+                f"{' and '.join(objects)} there, make save where the results are whole, then make restore"
+            )
+
+
+def check_digests(experiment: Experiment) -> None:
+    """Refuse results that this checkout would make of something else."""
+    copies = {path: copy for path, copy, _ in recorded(stages({experiment.name: experiment}))}
+    manifest = json.loads(copies[dataset_folder(RESULTS, experiment.config.dataset) / "manifest.json"].read_text())
+    for path, digest in digests(experiment):
+        found = json.loads(copies[path].read_text()) if path in copies else {}
+        for key, expected in (("digest", digest), ("manifest_digest", manifest["digest"])):
+            if found.get(key, expected) != expected:
+                raise UserError(f"{path}: {key} is {found[key][:16]}, but would be {expected[:16]} here, {REFUSED}")
+
+
+def hand_over(experiments: dict[str, Experiment]) -> None:
+    """Tell Snakemake that the recorded results are those of this checkout.
+
+    Tables and figures hold no digest: if anything that they are made from was changed, they are left out, and Snakemake
+    makes them again, for they are older than the results that are touched.
+    """
+    targets: list[Path] = []
+    for name, experiment in experiments.items():
+        targets.append(dataset_folder(RESULTS, experiment.config.dataset) / "manifest.json")
+        targets += [path for path, _ in digests(experiment) if path.is_file()]
+        if not changed_dependencies(f"experiment@{name}"):
+            targets += [table_folder(RESULTS) / f"{name}.md", figure_folder(RESULTS, name)]
+    snakemake("--touch", "--forceall", "--cores", "1", "--", *map(str, dict.fromkeys(targets)))
 
 
 def snakemake(*arguments: str) -> str:
-    """What Snakemake prints; its failure is one line."""
+    """What Snakemake prints; shown if it fails."""
     result = run("snakemake", *arguments)
     if result.returncode:
-        lines = [line.strip() for line in result.stdout.splitlines() if line.strip()]
-        told = [line for line in lines if line.startswith("distillery: ")]
-        if told:
-            raise UserError(told[-1].removeprefix("distillery: "))
-        if any("Directory cannot be locked" in line or "LockException" in line for line in lines):
-            raise UserError(
-                f"{ROOT}: another snakemake works here; wait for it, or after it was killed: snakemake --unlock"
-            )
-        raise UserError(f"snakemake {' '.join(arguments)}: {lines[-1] if lines else 'failed'}")
+        print(result.stdout + result.stderr, file=sys.stderr)
+        raise UserError("snakemake stopped; what it says above has to be mended first")
+    return result.stdout + result.stderr
+
+
+def ask(*arguments: str) -> str:
+    """What DVC answers; its failure, as while another DVC works here, is one line."""
+    result = run("dvc", *arguments)
+    if result.returncode:
+        raise UserError(f"dvc {' '.join(arguments)}: {' '.join(result.stderr.split())}")
     return result.stdout
 
 
@@ -377,14 +267,9 @@ def dvc(*arguments: str, failed: str) -> None:
         raise UserError(failed)
 
 
-def output(*command: str, **environment: str) -> str:
-    """What a command prints to standard output."""
-    return subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True).stdout
-
-
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     """Run a command and keep what it prints."""
-    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.run(command, capture_output=True, text=True)
 
 
 if __name__ == "__main__":

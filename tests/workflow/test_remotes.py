@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slow
 
 EVERYTHING = ("--config", "experiments=tiny")
 WEIGHTS = "results/tiny/taught/seed0/weights.safetensors"
+RECORD = "results/tiny/taught/seed0/run.json"
 TABLE = "results/tables/tiny.md"
 
 
@@ -110,7 +111,15 @@ def check_nothing_to_do_until_an_edit(clone: Checkout) -> None:
     assert {message for message in clone.planned(*EVERYTHING) if "tiny/" in message} == {
         *("train tiny/taught, seed 0", "evaluate tiny/taught, seed 0", "profile tiny/taught"),
     }
-    assert "distil@taught-seed0" in clone.run("dvc", "status").stdout
+
+
+def check_damage_is_refused(clone: Checkout) -> None:
+    """By us, and from then on by DVC itself."""
+    result = restore(clone)
+    assert result.returncode == 2
+    assert last_line(result).startswith(f"distillery: {WEIGHTS}: did not come whole, so nothing was restored")
+    assert clone.run("dvc", "pull", "experiment@tiny").returncode != 0
+    assert not (clone.folder / WEIGHTS).exists()
 
 
 def free_port() -> int:
@@ -155,14 +164,19 @@ def wait_for(port: int) -> None:
 def test_ssh(recorded_copy, ssh_server, tmp_path):
     port, key = ssh_server
     options = (("port", str(port)), ("user", getpass.getuser()), ("keyfile", str(key)))
-    url = f"ssh://127.0.0.1{tmp_path}/far/store"
-    configure(recorded_copy, *options, url=url)
+    configure(recorded_copy, *options, url=f"ssh://127.0.0.1{tmp_path}/far/store")
     result = save(recorded_copy)
     assert result.returncode == 0, result.stdout
     commit_all(recorded_copy)
     clone = fresh_clone(recorded_copy, tmp_path / "clone" / "distillery")
     assert str(key) not in clone.read(".dvc/config")
-    configure(clone, *options, url=url)
+    configure(clone, *options, url=f"ssh://127.0.0.1{tmp_path}/far/store")
+    sent = object_of(tmp_path / "far" / "store", recorded_copy, WEIGHTS)
+    whole = sent.read_bytes()
+    damage(sent)
+    check_damage_is_refused(clone)
+    sent.chmod(0o644)
+    sent.write_bytes(whole)
     result = restore(clone)
     assert result.returncode == 0, result.stdout
     check_nothing_to_do_until_an_edit(clone)
@@ -188,7 +202,7 @@ class Faults:
 
 @contextmanager
 def s3_server():
-    """An S3 server in this process, with a bucket: its address and its faults."""
+    """An S3 server in this process, with a bucket: its address, its faults and a client."""
     import boto3
     from moto.server import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
@@ -199,14 +213,15 @@ def s3_server():
     thread.start()
     url = f"http://127.0.0.1:{server.server_port}"
     keys = {"aws_access_key_id": "key", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
-    boto3.client("s3", endpoint_url=url, **keys).create_bucket(Bucket="bucket")
-    yield url, faults
+    client = boto3.client("s3", endpoint_url=url, **keys)
+    client.create_bucket(Bucket="bucket")
+    yield url, faults, client
     server.shutdown()
     thread.join()
 
 
 def test_s3_and_a_push_that_is_cut(recorded_copy, tmp_path):
-    with s3_server() as (url, faults):
+    with s3_server() as (url, faults, client):
         options = (("endpointurl", url), ("access_key_id", "key"), ("secret_access_key", "secret"))
         recorded_copy.environment |= {"AWS_MAX_ATTEMPTS": "1", "AWS_DEFAULT_REGION": "us-east-1"}
         configure(recorded_copy, *options, url="s3://bucket/distillery")
@@ -223,42 +238,49 @@ def test_s3_and_a_push_that_is_cut(recorded_copy, tmp_path):
         rest = save(recorded_copy)
         assert rest.returncode == 0, rest.stdout
         sent = int(re.search(r"(\d+) files? pushed", rest.stdout)[1])
+        assert sent < len(list((recorded_copy.folder / ".dvc" / "cache" / "files").glob("*/*/*")))
 
         commit_all(recorded_copy)
         clone = fresh_clone(recorded_copy, tmp_path / "clone" / "distillery")
         assert "secret" not in clone.read(".dvc/config")
         configure(clone, *options, url="s3://bucket/distillery")
+        weights = {"Bucket": "bucket", "Key": str(object_of(Path("distillery"), recorded_copy, WEIGHTS))}
+        whole = client.get_object(**weights)["Body"].read()
+        client.put_object(**weights, Body=whole[:-1] + bytes([whole[-1] ^ 1]))
+        check_damage_is_refused(clone)
+        client.put_object(**weights, Body=whole)
         result = restore(clone)
         assert result.returncode == 0, result.stdout
-        assert sent < len(list((recorded_copy.folder / ".dvc" / "cache" / "files").glob("*/*/*")))
         check_nothing_to_do_until_an_edit(clone)
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_object_of_the_remote_is_not_believed(stored):
+def test_a_damaged_object_of_a_folder_is_refused_and_sent_again(stored, tmp_path):
     original, store, clone = stored
     lost = object_of(store, original, WEIGHTS)
     damage(lost)
-    result = restore(clone)
-    assert result.returncode == 2
-    assert last_line(result) == (
-        f"distillery: {WEIGHTS}: the remote's copy is damaged. Delete {lost.relative_to(store)} there, make save where "
-        "the results are whole, then make restore"
-    )
-    assert not (clone.folder / WEIGHTS).exists()
-    assert not object_of(clone.folder / ".dvc" / "cache", original, WEIGHTS).exists()
+    check_damage_is_refused(clone)
+    named = re.search(r"delete (\S+) and (\S+\.dir) there, make save", restore(clone).stdout)
+    assert named
+    assert store / named[1] == lost
+    for name in named.groups():
+        (store / name).unlink()
+    source = Checkout(tmp_path / "source" / "distillery")
+    shutil.copytree(original.folder, source.folder, symlinks=True)
+    source.run("dvc", "remote", "modify", "--local", "store", "url", str(store))
+    assert "2 files pushed" in save(source).stdout
+    assert restore(clone).returncode == 0
 
 
-def test_what_is_missing_in_the_remote_is_told(stored):
+def test_what_is_missing_in_the_remote_is_reported_and_nothing_put_in_place(stored):
     original, store, clone = stored
     object_of(store, original, WEIGHTS).unlink()
     result = restore(clone)
     assert result.returncode == 2
-    assert WEIGHTS in result.stdout
-    assert last_line(result).startswith("distillery: not everything came back; what came is in place")
-    assert (clone.folder / TABLE).exists()
+    assert last_line(result).startswith("distillery: results/tiny: did not come whole, so nothing was restored")
+    assert not (clone.folder / TABLE).exists()
 
 
 def test_a_damaged_cache_is_mended_before_it_is_sent(recorded_copy, tmp_path):
@@ -268,12 +290,18 @@ def test_a_damaged_cache_is_mended_before_it_is_sent(recorded_copy, tmp_path):
     damage(cached)
     result = save(recorded_copy)
     assert result.returncode == 0, result.stdout
-    assert "Mended 1 damaged file" in result.stdout
+    assert f"Damaged in the cache: {WEIGHTS}; taken from the results again" in result.stdout
     sent = object_of(tmp_path / "store", recorded_copy, WEIGHTS)
     assert sent.read_bytes() == cached.read_bytes() == (recorded_copy.folder / WEIGHTS).read_bytes() == whole
 
+    damage(cached)
+    damage(recorded_copy.folder / WEIGHTS)
+    result = save(recorded_copy)
+    assert result.returncode == 2
+    assert last_line(result).startswith(f"distillery: {WEIGHTS}: damaged, and its copy in the cache too")
 
-def test_a_locked_store_gets_one_line(stored):
+
+def test_a_locked_store_is_reported(stored):
     _, _, clone = stored
     folder = clone.folder / ".dvc" / "tmp"
     folder.mkdir(exist_ok=True)
@@ -282,33 +310,67 @@ def test_a_locked_store_gets_one_line(stored):
         result = restore(clone)
     assert result.returncode == 2
     assert "Unable to acquire lock" in result.stdout
-    assert last_line(result).startswith("distillery: not everything came back")
+    assert "Traceback" not in result.stdout
 
 
-def test_results_of_ones_own_are_not_overwritten(stored):
+@pytest.mark.parametrize("name", [TABLE, "results/tiny/own/seed0/weights.safetensors"])
+def test_files_of_ones_own_are_not_overwritten(stored, name):
     _, _, clone = stored
-    (clone.folder / TABLE).parent.mkdir(parents=True)
-    clone.write(TABLE, "My own.\n")
+    (clone.folder / name).parent.mkdir(parents=True)
+    clone.write(name, "My own.\n")
     result = restore(clone)
     assert result.returncode == 2
-    assert TABLE in result.stdout
-    assert clone.read(TABLE) == "My own.\n"
+    assert name in result.stdout
+    assert last_line(result).startswith("distillery: files of your own are in the way")
+    assert clone.read(name) == "My own.\n"
 
 
-def test_a_checkout_that_would_make_other_results_gets_none(stored):
+@pytest.mark.parametrize(
+    ("file", "old", "new", "refused"),
+    [
+        (
+            "config/tiny.yaml",
+            "kd: {weight: 0.5}",
+            "kd: {weight: 0.4}",
+            f"{RECORD}: digest is [0-9a-f]{{16}}, but would",
+        ),
+        (
+            "config/datasets.yaml",
+            "tiny: {",
+            "tiny: {embed: false, ",
+            "config/datasets.yaml: dataset@tiny was recorded with",
+        ),
+        ("data.dvc", "nfiles: 36", "nfiles: 35", "data.dvc: dataset@tiny was recorded with"),
+    ],
+)
+def test_a_checkout_that_would_make_other_results_gets_none(stored, file, old, new, refused):
     """Snakemake would take them for its own: it knows nothing of files that it did not make."""
     _, _, clone = stored
-    clone.replace("config/tiny.yaml", "kd: {weight: 0.5}", "kd: {weight: 0.5, temperature: 2}")
-    lineage = clone.read("versions/tiny/lineage.json")
+    clone.replace(file, old, new)
     result = restore(clone)
     assert result.returncode == 2
-    assert re.search(r"distillery: tiny: figures and \d more: config/ or src/ were changed", last_line(result))
+    assert re.match(f"distillery: {refused}", last_line(result))
     assert not (clone.folder / WEIGHTS).exists()
-    assert clone.read("versions/tiny/lineage.json") == lineage
+
+
+def test_tables_with_another_layout_are_made_again(stored):
+    _, _, clone = stored
+    clone.replace("config/tiny.yaml", "top1, nll,", "top1,")
+    assert restore(clone).returncode == 0
+    assert clone.planned(*EVERYTHING) == {"assemble the tables of tiny", "draw the figures of tiny"}
+
+
+def test_a_run_that_was_not_recorded_is_all_that_is_left_to_make(stored):
+    _, _, clone = stored
+    clone.replace("config/tiny.yaml", "    small:", "    new: {model: cifar_resnet8, recipe: tiny}\n    small:")
+    assert restore(clone).returncode == 0
+    assert {message for message in clone.planned(*EVERYTHING) if "tiny/" in message} == {
+        *("train tiny/new, seed 0", "evaluate tiny/new, seed 0"),
+    }
 
 
 def test_nowhere_to_save_to(recorded_copy):
     for command in (save, restore):
         result = command(recorded_copy)
         assert result.returncode == 2
-        assert last_line(result).startswith("distillery: no remote to save to or restore from; e.g. dvc remote add")
+        assert last_line(result).startswith("distillery: no remote; e.g. dvc remote add")
