@@ -42,7 +42,7 @@ def main(experiment: str = "digits") -> int:
         lock.flush()
         code = make(experiment, lock)
         lock.truncate(0)
-        if code == 0 and Path("versions", experiment).is_dir():
+        if code == 0:
             command = [sys.executable, "scripts/versions.py", "record", experiment]
             recorded = subprocess.run(command, stdin=lock, capture_output=True, text=True)
             if recorded.returncode:
