@@ -30,11 +30,11 @@ def images(place, monkeypatch):
     return ArrowImages(place.output, manifest, "train")
 
 
-def loader(images, workers=0, seed=3, order=None, transform=None, **options):
+def loader(images, workers=0, seed=3, order=None, transform=None, second_view=False, **options):
     order = order or shuffled_order(len(images), seed)
     batches = GlobalBatches(order, len(images), 4, **({"drop_last": False} | options))
     transform = transform or train_transform(PREPROCESS, AUGMENT)
-    return train_loader(images, transform, batches, seed, workers, pin_memory=False), batches
+    return train_loader(images, transform, batches, seed, workers, False, second_view), batches
 
 
 def epoch(made, number, step=0):
@@ -105,6 +105,21 @@ def test_ranks_and_micro_batches_share_out_the_same_pixels(images):
     for step, batch in enumerate(whole):
         pieces = [parts[rank][2 * step + micro].images for micro in range(2) for rank in range(2)]
         assert torch.equal(torch.cat(pieces), batch.images)
+
+
+def test_a_second_view_is_another_augmentation_and_leaves_the_first_as_it_is(images):
+    plain, twice, again = (
+        epoch(loader(images, workers, second_view=second), 2) for workers, second in ((0, False), (0, True), (2, True))
+    )
+    same(plain, twice)
+    for one, two, other in zip(plain, twice, again, strict=True):
+        assert one.view is None
+        assert torch.equal(two.view, other.view)
+        assert two.view.shape == two.images.shape
+        assert not torch.equal(two.view, two.images)
+        lit = two._replace(view_shifts=torch.ones(len(two.labels), 3)).to("cpu")
+        assert torch.equal(lit.images, two.images)
+        assert lit.view.is_floating_point()
 
 
 def test_copies_of_an_image_are_augmented_each_in_its_own_way(images):

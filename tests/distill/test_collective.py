@@ -1,5 +1,6 @@
 """Terms across real processes (gloo): BAKE's global ensemble as the original computed it, one flow for all ranks."""
 
+import copy
 import json
 import socket
 from pathlib import Path
@@ -9,13 +10,21 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from lightning_fabric.plugins.precision.amp import MixedPrecision
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from distillery.distill.collective import Collective, ProcessGroup
 from distillery.distill.losses.bake import BAKE
 from distillery.distill.losses.crd import CRD
 from distillery.distill.losses.mgd import MGD
+from distillery.distill.objective import WeightedTerms
 from distillery.distill.step import Outputs, StepInputs
-from distillery.distill.term import StagePair, TermContext
+from distillery.distill.student import FeatureExtractor, Learner
+from distillery.distill.teacher import Teacher
+from distillery.distill.term import StagePair, Term, TermContext
+from distillery.models import create_model
+from distillery.models.taps import Taps, plan_taps
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -106,6 +115,47 @@ def _one_memory(rank, expected, total):
 def test_every_rank_remembers_what_one_process_does():
     term, total = _contrasted(Collective(), [slice(0, 6)])
     in_processes(_one_memory, 2, term.state_dict(), total)
+
+
+class Looks(Term):
+    """Sums up everything that it is shown."""
+
+    def forward(self, inputs):
+        assert isinstance(inputs, StepInputs)
+        assert inputs.indices_B.tolist() == [3, 1]
+        assert inputs.epoch == 1.5
+        parties = (inputs.student, inputs.teacher, inputs.view.student, inputs.view.teacher)
+        assert all(isinstance(party, Outputs) for party in parties)
+        assert [len(party.stages) for party in parties] == [3, 3, 3, 3]
+        assert inputs.teacher.embedding_BD is None
+        return sum(party.logits_BC.mean() + sum(feature.mean() for feature in party.stages) for party in parties)
+
+
+def _shown(rank):
+    torch.manual_seed(0)
+    network = create_model("cifar_resnet8", 5)
+    taps = Taps(network, plan_taps(network, 8), frozenset({"stages"}))
+    extractor = FeatureExtractor(network, nn.Identity(), taps, [(8, 8), (4, 4), (2, 2)], False)
+    teacher = Teacher(FeatureExtractor(copy.deepcopy(network), nn.Identity(), None, [], False), "eval")
+    images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(rank))
+    answers = teacher(images)._replace(stages=extractor(images).stages)
+    answers = Outputs(answers.logits_BC, tuple(stage.detach() for stage in answers.stages))
+    learner = DistributedDataParallel(
+        Learner(extractor, WeightedTerms({"looks": Looks()}, {"looks": lambda epoch: 1.0}))
+    )
+    shown = (images, torch.tensor([0, 1]), answers, 1.0, 1.5, torch.tensor([3, 1]), (images.flip(3), answers))
+    precision = MixedPrecision("bf16-mixed", "cpu")
+    with precision.forward_context():
+        values, logits_BC = learner(*precision.convert_input(shown))
+    values["loss"].backward()
+    assert logits_BC.shape == (2, 5)
+    gradient = network.conv1.weight.grad
+    both, _ = ProcessGroup().all_gather(gradient[None])
+    assert torch.equal(*both)
+
+
+def test_named_tuples_pass_precision_and_ddp_as_they_are():
+    in_processes(_shown, 2)
 
 
 def _lessons(parts):

@@ -195,6 +195,15 @@ def test_the_flow_is_found_when_it_is_due_and_kept_with_the_state():
     torch.testing.assert_close(again(inputs)["loss"], objective(inputs)["loss"])
 
 
+def test_a_weight_may_rise_over_the_first_epochs():
+    student, teacher, context = networks()
+    options = {"ce": {"weight": 0.5}, "kd": {"weight": {"value": 3, "warmup": 4}}}
+    objective = build_objective(Objective.model_validate(options), context)
+    for epoch, weight in ((0.0, 0.75), (0.9, 0.75), (1.0, 1.5), (3.0, 3.0), (200.5, 3.0)):
+        values = objective(StepInputs(student, torch.tensor([0, 1, 2, 3]), teacher, epoch=epoch))
+        torch.testing.assert_close(values["loss"], 0.5 * values["ce"] + weight * values["kd"])
+
+
 def test_margins_come_from_the_loaded_teacher_not_from_a_checkpoint():
     _, _, context = networks()
     objective = build_objective(Objective.model_validate({"mgd": {}, "overhaul": {}}), context)

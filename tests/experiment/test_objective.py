@@ -1,0 +1,91 @@
+"""What terms declare: needs, weights, and hooks that resolving, building and rehearsing call without knowing them."""
+
+from typing import ClassVar
+
+import pytest
+
+from distillery.errors import UserError
+from distillery.experiment.schema.objective import TERMS, Kind, Needs, Objective, Sampling, TermOptions
+from distillery.experiment.schema.recipe import Recipe
+
+RECIPE = {
+    "epochs": 1,
+    "batch": 8,
+    "optimizer": {"name": "sgd", "lr": 0.1},
+    "schedule": {"name": "constant"},
+    "preprocess": {"size": 8},
+}
+
+
+def objective(**terms):
+    return Objective.model_validate(terms)
+
+
+@pytest.mark.parametrize("options", TERMS.values(), ids=TERMS)
+def test_every_term_says_what_it_needs_and_where_it_lies(options):
+    assert options.needs.student
+    assert options.needs.student | options.needs.teacher <= set(Kind.__args__)
+    module, _, name = options.implementation.partition(":")
+    assert module.startswith("distillery.distill.losses.")
+    assert name
+    assert options.numerics >= 1
+
+
+def test_an_objective_needs_what_its_terms_need_together():
+    needs = objective(ce={}, bake={}, crd={}).needs()
+    assert needs == Needs(student={"logits", "embedding"}, teacher={"embedding"}, indices=True)
+    assert objective(kd={}).needs() == Needs(student={"logits"}, teacher={"logits"})
+
+
+def test_the_terms_say_how_the_teacher_normalises_by_default():
+    assert objective(kd={}, overhaul={}).default_teacher_norm() == "batch"
+    assert objective(kd={}, mgd={}).default_teacher_norm() == "eval"
+
+
+def test_partners_want_an_order_of_their_own():
+    assert objective(ce={}, bake={"partners": 3}).sampling() == Sampling("partners", {"partners": 3})
+    assert objective(ce={}, bake={"partners": 0}).sampling() is None
+    assert objective(kd={}).sampling() is None
+
+
+@pytest.mark.parametrize(
+    ("terms", "recipe", "message"),
+    [
+        ({"bake": {"partners": 2}}, {}, "batch: 8 is no multiple of 3, an image and its 2 partners"),
+        ({"bake": {}}, {"repeats": 3}, "repeats: 3 cannot go with BAKE's partners; set repeats: 1 or partners: 0"),
+        ({"bake": {"partners": 0}}, {"repeats": 3}, None),
+        ({"crd": {}}, {"mix": {"mixup": 0.8}}, "mix: crd looks at single images and cannot learn from mixed ones; "),
+        ({"rkd": {}}, {"mix": {"mixup": 0.8}}, None),
+    ],
+)
+def test_terms_check_the_recipe(terms, recipe, message):
+    recipe = Recipe.model_validate(RECIPE | recipe)
+    if message is None:
+        objective(**terms).check(recipe)
+        return
+    with pytest.raises(UserError) as raised:
+        objective(**terms).check(recipe)
+    assert str(raised.value).startswith(message)
+
+
+def test_two_terms_cannot_each_order_the_images_or_replace_the_last_layer(monkeypatch):
+    monkeypatch.setattr(TERMS["kd"], "sampling", lambda self: Sampling("partners", {"partners": 2}))
+    with pytest.raises(UserError, match=r"^objective: kd and bake each want an order of images of their own"):
+        objective(kd={}, bake={"partners": 1}).check(Recipe.model_validate(RECIPE))
+    objective(kd={}, bake={"partners": 0}).check(Recipe.model_validate(RECIPE))
+    for name in ("ce", "mgd"):
+        monkeypatch.setattr(TERMS[name], "head", "somewhere:Head")
+    with pytest.raises(UserError, match=r"^objective: ce and mgd each replace the student's last layer"):
+        objective(ce={}, mgd={}).check(Recipe.model_validate(RECIPE))
+
+
+def test_a_term_of_a_few_lines_has_every_hook():
+    class Options(TermOptions):
+        needs: ClassVar[Needs] = Needs(student={"logits"})
+        implementation: ClassVar[str] = "somewhere:Term"
+
+    options = Options(weight={"value": 2, "warmup": 4})
+    assert [options.weight_at(epoch) for epoch in (0, 1, 3, 100)] == [0.5, 1.0, 2.0, 2.0]
+    assert Options().weight_at(7) == 1.0
+    assert options.sampling() is None
+    assert (options.rehearsal_batch(8), options.variant(), options.default_teacher_norm) == (8, "", "eval")

@@ -1,0 +1,106 @@
+"""The kinds of features beside what stands before the activation, and that only what is asked for is taken."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from distillery.experiment.schema.objective import Needs
+from distillery.models import create_model
+from distillery.models.taps import TapError, Taps, pair_networks, plan_taps
+
+STAGEWISE = frozenset({"stages", "activations", "raw"})
+
+
+def recorded(network, kinds, size=16):
+    taps = Taps(network, plan_taps(network, size), kinds)
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    outputs = {}
+    for name, module in network.named_modules():
+        module.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
+    with torch.no_grad(), taps.record() as features:
+        network.eval()(images)
+    return features, outputs
+
+
+def test_a_rectified_stage_is_handed_on_rectified():
+    features, outputs = recorded(create_model("cifar_resnet8", 5), STAGEWISE)
+    for number, (before, after, raw) in enumerate(
+        zip(features.stages, features.activations, features.raw, strict=True)
+    ):
+        assert (before < 0).any()
+        assert torch.equal(after, before.relu())
+        assert torch.equal(raw, outputs[f"layer{number + 1}"])
+        assert torch.equal(raw, after)
+
+
+def test_a_pre_activation_network_hands_on_raw_sums():
+    features, outputs = recorded(create_model("cifar_wrn_16_1", 5), STAGEWISE)
+    for number, (before, after, raw) in enumerate(
+        zip(features.stages, features.activations, features.raw, strict=True)
+    ):
+        assert torch.equal(raw, outputs[f"stages.{number}"])  # a sum, neither normed nor rectified
+        assert (raw < 0).any()
+        assert not torch.equal(raw, before)
+        assert torch.equal(after, before.relu())
+
+
+class Functional(nn.Module):
+    """Its activations are no modules, and what they make enters only functions."""
+
+    def __init__(self, activate):
+        super().__init__()
+        self.activate = activate
+        self.first, self.second = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 1, 1)
+        self.norm, self.fc = nn.BatchNorm2d(4), nn.Linear(4, 5)
+
+    def forward(self, images):
+        feature = self.norm(self.second(self.first(images)))
+        return self.fc((self.activate(feature) * 2.0).mean(dim=(2, 3)))
+
+
+def test_an_activation_that_no_module_shows_is_applied_to_what_enters_it():
+    features, _ = recorded(Functional(F.silu), STAGEWISE)
+    assert torch.equal(features.activations[-1], F.silu(features.stages[-1]))
+
+
+def test_an_activation_that_no_module_shows_and_that_has_parameters_is_refused_only_if_asked_for():
+    network = Functional(lambda feature: F.leaky_relu(feature, 0.3))
+    plan = plan_taps(network, 16, "net")
+    Taps(network, plan, frozenset({"stages", "raw"}))
+    with pytest.raises(TapError, match=r"^net: no module of it takes or returns what is activated at the end of"):
+        Taps(network, plan, frozenset({"activations"}))
+
+
+def test_tokens_come_with_those_in_front_and_maps_have_none():
+    network = create_model("timm:test_vit", 5, img_size=64)
+    features, outputs = recorded(network, frozenset({"tokens", "raw"}), 64)
+    assert torch.equal(features.tokens[-1], outputs["blocks"])
+    prefix = network.num_prefix_tokens
+    assert prefix > 0
+    assert torch.equal(features.raw[-1].flatten(2).transpose(1, 2), features.tokens[-1][:, prefix:])
+    plan = plan_taps(create_model("cifar_resnet8", 5), 16)
+    with pytest.raises(TapError, match=r"the end of layer1 is a map of 16@16x16, no sequence of tokens"):
+        Taps(create_model("cifar_resnet8", 5), plan, frozenset({"tokens"}))
+
+
+@pytest.mark.parametrize("name", ["torchvision:mobilenet_v2", "torchvision:shufflenet_v2_x0_5", "timm:densenet121"])
+def test_values_that_are_overwritten_later_are_copied(name):
+    torch.manual_seed(0)
+    features, _ = recorded(create_model(name, 5), STAGEWISE, 64)
+    for before, after in zip(features.stages, features.activations, strict=True):
+        assert torch.equal(after, before.relu()) or torch.equal(after, F.relu6(before))
+
+
+def test_only_what_is_asked_for_is_tapped():
+    student, teacher = create_model("cifar_resnet8", 5), create_model("cifar_resnet14", 5)
+    pair = pair_networks(student, teacher, Needs(student={"logits"}, teacher={"logits"}), 16)
+    assert (pair.student.taps, pair.teacher.taps, pair.sizes) == (None, None, ())
+    pair = pair_networks(student, None, Needs(student={"logits", "embedding"}), 16)
+    assert [str(source) for source in pair.student.taps.sources] == ["fc input"]
+    pair = pair_networks(student, teacher, Needs(student={"raw"}, teacher={"logits", "classifier"}), 16)
+    assert len(pair.student.taps.sources) == len(pair.sizes) == 3  # alone, all its stages count
+    assert pair.teacher.taps is None
+    assert pair.teacher.classifier is teacher.fc
+    hooked = [module for module in teacher.modules() if module._forward_hooks or module._forward_pre_hooks]
+    assert not hooked
