@@ -10,9 +10,16 @@ pytestmark = pytest.mark.slow
 def follow(checkout):
     """Write down what the document says, where it says so."""
     blocks = re.findall(r"```\w+\n(.*?)```", checkout.read("docs/extending.md"), flags=re.DOTALL)
-    model, entry, recipe, experiment, ledger, run, table = blocks
-    checkout.write("src/distillery/models/plain.py", model)
-    checkout.replace("src/distillery/models/zoo.py", '        "cifar_resnet8":', entry + '        "cifar_resnet8":')
+    model, entry, recipe, experiment, ledger, run, table, term, options = blocks
+    checkout.write("src/distillery/models/zoo/plain.py", model)
+    checkout.write("src/distillery/distill/losses/pkt.py", term)
+    declared, registry = "src/distillery/experiment/schema/objective.py", "TERMS: Mapping[str, type[TermOptions]] ="
+    checkout.replace(declared, registry, options + "\n\n" + registry)
+    checkout.replace(declared, '        "kd": KDOptions,\n', '        "kd": KDOptions,\n        "pkt": PKTOptions,\n')
+    run += run.replace("plain-kd:", "plain-pkt:").replace("kd: {weight: 0.9, temperature: 4}", "pkt: {weight: 30000}")
+    checkout.replace(
+        "src/distillery/models/zoo/__init__.py", '        "cifar_resnet8":', entry + '        "cifar_resnet8":'
+    )
     checkout.write("config/recipes/digits-plain.yaml", recipe)
     checkout.write("config/plain.yaml", experiment.replace("  tables:\n", run + "  tables:\n") + table)
     checkout.write("config/published/plain.csv", ledger)
@@ -24,7 +31,8 @@ def test_each_addition_is_accepted(fresh):
     assert taps.returncode == 0, taps.stdout
     check = fresh.run("distillery", "check", "config/plain.yaml")
     assert check.returncode == 0, check.stdout
-    assert re.search(r"\| plain-kd +\| +1 \| resnet20 +\| plain ", check.stdout)
+    for name in ("kd", "pkt"):
+        assert re.search(rf"\| plain-{name} +\| +1 \| resnet20 +\| plain ", check.stdout)
     partial = fresh.run("distillery", "tabulate", "config/plain.yaml", "--partial")
     assert partial.returncode == 0, partial.stdout
     experiment = fresh.read("results/tables/plain.md")
