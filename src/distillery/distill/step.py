@@ -61,7 +61,7 @@ class StepInputs(NamedTuple):
         teacher: what the teacher gave, without gradient; None where there is no teacher.
         batch_fraction: the step's global batch over the nominal one: below 1 for an epoch's last batch.
         epoch: where the run stands, epochs from 0 and fractions of them: epoch + step / steps.
-        indices_B: every image's position in the training set, where a term asks for it.
+        indices_B: every image's position in the training set.
         view: a second augmentation, where a term asks for it.
     """
 

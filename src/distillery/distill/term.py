@@ -40,6 +40,8 @@ class StagePair:
 class TermContext:
     """What a term is told about the run before training begins.
 
+    A term that keeps one of the networks' layers holds it in a list: as a submodule it would be checkpointed twice.
+
     Attributes:
         stages: the paired stages.
         collective: all processes of the run.

@@ -1,6 +1,7 @@
 """A run's images on their way to its networks: training batches, calibration batches, measurements."""
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 
 import torch
 from lightning_fabric import Fabric
@@ -137,15 +138,15 @@ def build_calibration(
 
     @torch.no_grad()
     def batches(epoch: int, limit: int) -> Iterator[StepInputs]:
-        assert teacher is not None
         learner.eval()
         chosen = flow_sample(len(images), job.seed, epoch, limit)
-        with teacher.as_evaluated():
+        with teacher.as_evaluated() if teacher else nullcontext():
             for batch in _plain_loader(job, fabric, images, recipe.preprocess, chosen):
                 shown = batch.to(fabric.device, non_blocking=True)
                 with fabric.autocast():
-                    inputs = StepInputs(learner.extractor(shown.images), shown.labels, teacher(shown.images))
-                yield inputs.widened()
+                    answers = teacher(shown.images) if teacher else None
+                    inputs = StepInputs(learner.extractor(shown.images), shown.labels, answers)
+                yield inputs._replace(indices_B=shown.indices).widened()
 
     return lambda epoch: lambda limit: batches(epoch, limit)
 
