@@ -54,10 +54,9 @@ class RunLock:
         self._released = threading.Event()
 
     def acquire(self, death_seconds: float = DEATH_SECONDS, patience_seconds: float = 0.0) -> None:
-        """Become the owner: at once if nobody is, or if the owner is known to be dead.
+        """Become the owner, once nobody else is. A living owner gets ``patience_seconds`` to end.
 
-        A living owner gets ``patience_seconds`` to end; the file of one on another machine is watched for
-        ``death_seconds`` at most to tell whether it lives.
+        Whether an owner on another machine lives is known after a heartbeat, or after ``death_seconds`` without one.
 
         Raises:
             UserError: somebody else works on the run.
@@ -68,10 +67,10 @@ class RunLock:
             if owner is None:
                 continue  # released meanwhile
             if self._is_dead(owner, death_seconds):
+                if not self._replace(owner):
+                    continue
                 print(f"{self.path}: its former owner is dead ({owner}); taking over", file=sys.stderr, flush=True)
-                if self._replace(owner):
-                    break
-                continue
+                break
             self.waited = True
             if time.monotonic() >= deadline:
                 owner = _read(self.path) or owner
@@ -102,7 +101,7 @@ class RunLock:
         if owner is not None and owner.token == self._owner.token:
             self.path.unlink(missing_ok=True)
         with suppress(OSError):
-            for folder in self.path.parents[:3]:  # <experiment>/<run>/seed<k>
+            for folder in self.path.parents[:3]:  # seed<k>, <run>, <experiment>
                 folder.rmdir()
 
     def _create(self) -> bool:
@@ -119,10 +118,9 @@ class RunLock:
 
     def _replace(self, dead: Owner) -> bool:
         """Take over a dead owner's file, unless somebody else does."""
-        if _read(self.path) != dead:
-            return False
-        write_json(self.path, asdict(self._owner))
-        self._pause()
+        if _read(self.path) == dead:
+            write_json(self.path, asdict(self._owner))
+            self._pause()
         return _read(self.path) == self._owner
 
     def _is_dead(self, owner: Owner, death_seconds: float) -> bool:
