@@ -159,6 +159,11 @@ def test_while_slurm_does_not_answer_no_job_is_forgotten(executor, program, repo
     assert not Path("7.log").exists()
 
 
+def test_the_first_look_may_come_before_the_executor_is_set_up():
+    """Snakemake starts the thread that looks first; an error there would end all looks."""
+    assert looked(Executor.__new__(Executor)) == []
+
+
 def test_jobs_of_an_array_and_on_another_cluster_are_found(executor, program, reports):
     job = a_job(reports)
     job.resources["clusters"] = "north"
