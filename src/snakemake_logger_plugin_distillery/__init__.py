@@ -76,7 +76,7 @@ class LogHandler(LogHandlerBase):
             lines = [f"\nFailed: {_message(self.jobs.pop(fields['jobid']))}. {fields['rule_msg'] or ''}".rstrip()]
             for log in fields["log"]:
                 end = _end(log).splitlines()[-LOG_LINES:]
-                lines += [f"{log} ends with:", *(f"    {line}" for line in end)] if end else [f"{log} is empty."]
+                lines += [f"{log} ends with:", *end] if end else [f"{log} is empty."]
             return "\n".join(lines if fields["log"] else [*lines, str(fields["shellcmd"]).strip()])
         elif event in (LogEvent.JOB_ERROR, LogEvent.GROUP_ERROR):
             return self.format(record)

@@ -62,7 +62,7 @@ def test_a_failed_job_shows_the_end_of_its_log(shown, tmp_path):
     lines = text.strip().splitlines()
     assert lines[0] == "Failed: train digits/resnet8, seed 0. SLURM status is: 'TIMEOUT'"
     assert lines[1:3] == [f"{empty} is empty.", f"{log} ends with:"]
-    assert lines[3:] == [f"    line {number}" for number in range(4_985, 5_000)]
+    assert lines[3:] == [f"line {number}" for number in range(4_985, 5_000)]
 
 
 def test_a_failed_job_without_a_log_shows_its_command(shown):
