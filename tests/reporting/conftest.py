@@ -36,6 +36,11 @@ preprocess: {size: 8}
 """
 
 
+def origin(commit: str = "1a2b3c4d5e", dirty: bool = False, torch: str = "2.9.0") -> dict:
+    """The provenance of a process, as run.json has it."""
+    return {"git": {"commit": commit, "dirty": dirty}, "packages": {"distillery": "0.1.0", "torch": torch}}
+
+
 @dataclass
 class Desk:
     """A folder with an experiment and whatever results a test writes for it."""
@@ -120,6 +125,14 @@ class Desk:
         path = run_folder(self.results, experiment.name, run, seed) / "metrics.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(metrics))
+        if not path.with_name("run.json").is_file():
+            self.write_record(run, seed)
+
+    def write_record(self, run: str, seed: int, *sessions: dict) -> None:
+        """Write what made a run: sessions with a provenance each."""
+        path = run_folder(self.results, self.experiment.name, run, seed) / "run.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"sessions": [{"provenance": session} for session in sessions or [origin()]]}))
 
     def write_profile(self, run: str, **values: object) -> None:
         experiment = self.experiment

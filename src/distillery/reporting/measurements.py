@@ -13,6 +13,7 @@ from distillery.experiment import Experiment
 from distillery.experiment.reading import validate
 from distillery.experiment.schema.columns import COLUMNS, METRICS, PROFILE, Column, File
 from distillery.paths import profile_path, run_folder
+from distillery.reporting.origins import Origin, read_origins
 from distillery.results import command, read_json, unusable
 
 
@@ -54,6 +55,7 @@ class Measured:
 
     metrics: tuple[Metrics, ...] = ()
     profile: Profile | None = None
+    origins: frozenset[Origin] = frozenset()
 
     def values(self, file: File, key: str) -> list[float]:
         """What a file holds under a key: a value a seed, or the profile's one; none where it is null or not read."""
@@ -114,11 +116,17 @@ def tables_with_figures(experiment: Experiment) -> list[str]:
 
 
 def read_measurements(
-    experiment: Experiment, results: Path, tables: Iterable[str] | None = None, *, partial: bool = False
+    experiment: Experiment,
+    results: Path,
+    tables: Iterable[str] | None = None,
+    *,
+    partial: bool = False,
+    origins: bool = False,
 ) -> dict[str, Measured]:
     """Read what the cells of some of an experiment's tables, or all, are filled with, by run.
 
-    A partial experiment leaves out what is missing or measured another configuration.
+    A partial experiment leaves out what is missing or measured another configuration. With ``origins``, run.json is
+    read too.
 
     Raises:
         UserError: a file is damaged or, unless ``partial``, missing or stale; the line names it and the command that
@@ -128,6 +136,7 @@ def read_measurements(
         run: Measured(
             _read_metrics(experiment, run, results, columns, partial),
             _read_profile(experiment, run, results, columns, partial),
+            read_origins(experiment, run, results, partial=partial) if origins else frozenset(),
         )
         for run, columns in _needed_columns(experiment, tables).items()
     }

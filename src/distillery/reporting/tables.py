@@ -16,6 +16,7 @@ from distillery.reporting.content import Content, Entry, gather, read_ledger
 from distillery.reporting.legend import NOT_RUN, SELECTIONS, introduce, legend
 from distillery.reporting.markup import LATEX_HEAD, Cell, Sheet, escape_markdown, to_latex, to_markdown
 from distillery.reporting.measurements import Measured, Profile, read_measurements
+from distillery.reporting.origins import describe_origins
 from distillery.results import remove_others
 
 NOTHING = "–"
@@ -56,7 +57,7 @@ def tabulate_experiment(experiment: Experiment, results: Path, published: Path, 
     """
     manifest = _read_manifest(experiment, results, partial)
     ledger = read_ledger(experiment, published)
-    runs = read_measurements(experiment, results, partial=partial)
+    runs = read_measurements(experiment, results, partial=partial, origins=True)
     contents = [gather(experiment, name, table, runs, ledger) for name, table in experiment.config.tables.items()]
     stable = [content for content in contents if not content.timed]
 
@@ -92,7 +93,7 @@ def tabulate_table(
         raise UserError(f"{experiment.path}: {experiment.name}.tables: no table {name!r}; {known}")
     manifest = _read_manifest(experiment, results, partial)
     ledger = read_ledger(experiment, published)
-    runs = read_measurements(experiment, results, [name], partial=partial)
+    runs = read_measurements(experiment, results, [name], partial=partial, origins=True)
     content = gather(experiment, name, experiment.config.tables[name], runs, ledger)
     files = _alone(experiment, content, introduce(experiment, manifest, runs, [name]), results)
     for path, text in files.items():
@@ -183,11 +184,14 @@ def _verdict_cells(entry: Entry) -> list[Cell]:
 
 
 def _notes(content: Content) -> tuple[str, ...]:
-    """On what machine times were taken."""
-    if not content.timed:
-        return ()
-    measured = [content.runs[run].profile for run in content.table.runs() if run in content.runs]
-    profiles = [profile for profile in measured if profile is not None]
+    """Where the runs come from several commits or versions; on what machine times were taken."""
+    shown = [content.runs[run] for run in content.table.runs() if run in content.runs]
+    origins = describe_origins(origin for measured in shown for origin in measured.origins)
+    return (*([origins] if origins else []), *(_machine_notes(content, shown) if content.timed else ()))
+
+
+def _machine_notes(content: Content, shown: Iterable[Measured]) -> tuple[str, ...]:
+    profiles = [measured.profile for measured in shown if measured.profile is not None]
     machines = dict.fromkeys(machine for profile in profiles for machine in _machines(profile, content.table.columns))
     if not machines:
         return ()
