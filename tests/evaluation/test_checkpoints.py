@@ -85,7 +85,7 @@ def test_mistakes_are_one_line(place, item, line):
     assert "\n" not in str(caught.value)
 
 
-def test_nobody_guesses_how_images_are_prepared(place):
+def test_how_images_are_prepared_is_never_guessed(place):
     with pytest.raises(UserError, match=r"big\.pth: does not say how images .*; add e\.g\. --size 32 --normalize"):
         evaluate_checkpoints([foreign(place)], None, place.data)
 

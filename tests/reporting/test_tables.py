@@ -93,7 +93,7 @@ def test_without_published_numbers_no_column_and_no_word_is_spent_on_them(desk):
         assert not re.search("published|verdict|difference", path.read_text(), re.IGNORECASE), path
 
 
-def test_a_table_of_untaught_runs_has_no_column_for_teachers(desk):
+def test_a_table_of_runs_without_teacher_has_no_column_for_teachers(desk):
     desk.write_experiment(desk.text.replace("rows: [big, small, small-kd]", "rows: [big, small]"))
     desk.write_results()
     tabulate(desk)
