@@ -255,6 +255,11 @@ MISTAKES = [
     ),
     (
         RESNET20,
+        "{model: cifar_resnet20, recipe: digits, optimizer: {name: null, lr: 0.1}}",
+        "optimizer.name: None is not valid; input should be a valid string",
+    ),
+    (
+        RESNET20,
         "{model: cifar_resnet20, recipe: digits, schedule: {name: step}}",
         "a step schedule needs either `drops` or `every`",
     ),

@@ -151,7 +151,11 @@ def test_a_class_folder_that_is_empty_on_disk_is_named(place):
 
 @pytest.mark.parametrize("name", get_args(LayoutName))
 def test_every_layout_takes_class_folders_and_says_what_to_do_without_images(name, place):
-    with pytest.raises(UserError, match=r"no raw images for data set 'toy': put .* there.*, or change datasets\.yaml$"):
+    line = r"no raw images for data set 'toy': put .* there.*, or change datasets\.yaml$"
+    with pytest.raises(UserError, match=line):
+        find(place, layout=name)
+    write_all(place, ".cache/x", "README.txt")
+    with pytest.raises(UserError, match=line):
         find(place, layout=name)
     write_all(place, "train/a/1.png", "val/a/1.png")
     assert find(place, layout=name).classes == ("a",)

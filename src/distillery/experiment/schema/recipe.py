@@ -71,9 +71,9 @@ class TimmOptimizer(Block):
     weight_decay: NonNegativeFloat = 0.0
 
 
-def _optimizer_class(value: Any) -> str | None:  # noqa: ANN401
+def _optimizer_class(value: Any) -> str:  # noqa: ANN401
     name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
-    return name if name in ("sgd", "adamw", None) else "other"
+    return name if name in ("sgd", "adamw") else "other"
 
 
 Optimizer = Annotated[
