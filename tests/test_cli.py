@@ -80,7 +80,7 @@ def test_version_and_help_end_well(capsys):
 
 
 def test_ctrl_c_ends_with_130(monkeypatch, capsys):
-    def interrupt(path):
+    def interrupt(path, rehearsal):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("distillery.cli.load_experiment", interrupt)

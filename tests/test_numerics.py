@@ -22,10 +22,14 @@ from distillery.data.augment.lighting import add_shifts
 from distillery.data.orders import flow_sample, partner_order, repeated_order, shuffled_order
 from distillery.data.prepare import prepare_dataset
 from distillery.data.transforms import eval_transform, train_transform
+from distillery.distill.objective import build_objective
+from distillery.distill.step import Outputs, StepInputs
+from distillery.distill.term import StagePair, TermContext
 from distillery.evaluation.metrics import evaluate_model
 from distillery.experiment import ledger
 from distillery.experiment.schema.augmentation import Augmentation
 from distillery.experiment.schema.dataset import Dataset
+from distillery.experiment.schema.objective import TERMS, Objective
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.experiment.zoo import ZOO
 from distillery.models import create_model
@@ -166,6 +170,50 @@ def test_network(name):
     with torch.no_grad():
         logits = network(picture(size, size)[None].float() / 255)
     check(f"network {name}", ZOO[name].numerics, logits)
+
+
+# Every option that takes another way through a term.
+VARIANTS = {"mgd": [{"reducer": reducer} for reducer in ("amp", "rd", "sm", "sp")], "crd": [{"negatives": 5}]}
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_term(name):
+    """Two steps of each term on made-up outputs of two networks: its values and what it remembers."""
+    outputs = []
+    for options in VARIANTS.get(name, [{}]):
+        torch.manual_seed(0)
+        objective = build_objective(Objective.model_validate({name: options}), term_context())
+        objective.begin_epoch(0, lambda limit: [step_inputs(0)])
+        for step in range(2):
+            torch.manual_seed(step)
+            outputs.append(objective(step_inputs(step))["loss"])
+            objective.end_step()
+        outputs += [buffer for _, buffer in sorted(objective.named_buffers()) if buffer.numel()]
+    check(f"term {name}", TERMS[name].numerics, *outputs)
+
+
+def term_context():
+    margin = -torch.linspace(0.1, 0.9, 6).reshape(1, -1, 1, 1)
+    return TermContext(
+        stages=(StagePair(3, 6, margin), StagePair(4, 6, None)),
+        student_features=5,
+        teacher_features=7,
+        labels=np.arange(24) % 4,
+        classes=4,
+    )
+
+
+def step_inputs(step):
+    def values(*shape):
+        flat = torch.arange(math.prod(shape), dtype=torch.float32)
+        return (torch.sin(flat * (1.3 + step)) + torch.cos(flat * 0.7)).reshape(shape)
+
+    def network(channels, features):
+        maps = tuple(values(6, width, 4, 4) for width in channels)
+        return Outputs(2 * values(6, 4), maps, values(6, features), maps, maps, maps)
+
+    indices = torch.arange(6) * 3 + step
+    return StepInputs(network((3, 4), 5), indices % 4, network((6, 6), 7), indices_B=indices)
 
 
 SCHEDULES = [
