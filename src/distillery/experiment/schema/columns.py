@@ -66,9 +66,9 @@ class Column:
     """
 
     heading: str
-    file: File
     key: str  # what it is taken from, in the file
     meaning: str
+    file: File
     better: Better | None
     decimals: int | None = None  # None: three digits and a prefix, as in 25.6 M
     unit: str = ""
@@ -150,53 +150,41 @@ def _size_ratio(run: Measurements, teacher: Measurements | None, published: Impr
 
 
 _share = partial(Column, file=METRICS, better="higher", decimals=2, share=True, bounds=(0, 100))
-_count = partial(
-    Column,
-    file=PROFILE,
-    better=None,
-    verdict_rule="Parameters, operations and size are *reproduced* if they equal the published ones by the digits "
-    "printed.",
-)
+_exact = "Parameters, operations and size are *reproduced* if they equal the published ones by the digits printed."
+_count = partial(Column, file=PROFILE, better=None, verdict_rule=_exact)
 _time = partial(Column, file=PROFILE, machine=("device", "threads"))
-_throughput = partial(_time, better="higher", decimals=0, axis="speed", meaning="images a second in large batches")
+_throughput = partial(_time, meaning="images a second in large batches", better="higher", decimals=0, axis="speed")
 
 COLUMNS: dict[str, Column] = {
     "top1": _share(
-        heading="Top-1 (%)",
-        key="top1",
-        meaning="share of images whose most probable class is right",
-        complement="error1",
-        axis="accuracy",
+        "Top-1 (%)", "top1", "share of images whose most probable class is right", complement="error1", axis="accuracy"
     ),
     "top5": _share(
-        heading="Top-5 (%)",
-        key="top5",
-        meaning="share of images whose class is among the five most probable",
-        complement="error5",
+        "Top-5 (%)", "top5", "share of images whose class is among the five most probable", complement="error5"
     ),
     "error1": _share(
-        heading="Top-1 error (%)",
-        key="top1",
-        meaning="share of images whose most probable class is wrong",
+        "Top-1 error (%)",
+        "top1",
+        "share of images whose most probable class is wrong",
         better="lower",
         compute=_error("top1"),
         complement="top1",
         axis="accuracy",
     ),
     "error5": _share(
-        heading="Top-5 error (%)",
-        key="top5",
-        meaning="share of images whose class is not among the five most probable",
+        "Top-5 error (%)",
+        "top5",
+        "share of images whose class is not among the five most probable",
         better="lower",
         compute=_error("top5"),
         complement="top5",
     ),
     "gain": Column(
-        heading="Gain (points)",
-        file=METRICS,
-        key="top1",
-        meaning="top-1 less the best that was published for the network before, in percentage points",
-        better="higher",
+        "Gain (points)",
+        "top1",
+        "top-1 less the best that was published for the network before, in percentage points",
+        METRICS,
+        "higher",
         decimals=2,
         compute=_gain,
         bounds=(-100, 100),
@@ -204,51 +192,30 @@ COLUMNS: dict[str, Column] = {
         verdict_rule="A gain is judged as the top-1 behind it; what was best before is the published top-1 less the "
         "published gain.",
     ),
-    "nll": Column(
-        heading="NLL",
-        file=METRICS,
-        key="nll",
-        meaning="mean negative log-likelihood of the right class",
-        better="lower",
-        decimals=3,
-    ),
+    "nll": Column("NLL", "nll", "mean negative log-likelihood of the right class", METRICS, "lower", decimals=3),
     "ece": Column(
-        heading="ECE (%)",
-        file=METRICS,
-        key="ece",
-        meaning="expected calibration error, 15 bins of confidence",
-        better="lower",
-        decimals=2,
-        bounds=(0, 100),
+        "ECE (%)", "ece", "expected calibration error, 15 bins of confidence", METRICS, "lower", 2, bounds=(0, 100)
     ),
     "agreement": _share(
-        heading="Agreement (%)",
-        key="agreement",
-        meaning="share of images that student and teacher give the same class",
+        "Agreement (%)",
+        "agreement",
+        "share of images that student and teacher give the same class",
         optional=True,
         needs_teacher=True,
     ),
-    "params": _count(heading="Params", key="params", meaning="numbers that training adjusts"),
-    "macs": _count(heading="MACs", key="macs", meaning="multiplications with addition for one image"),
-    "size": _count(heading="Size", key="size_bytes", meaning="file of weights", unit="B"),
+    "params": _count("Params", "params", "numbers that training adjusts"),
+    "macs": _count("MACs", "macs", "multiplications with addition for one image"),
+    "size": _count("Size", "size_bytes", "file of weights", unit="B"),
     "size_ratio": _count(
-        heading="Size ratio (%)",
-        key="size_bytes",
-        meaning="file of weights, as a share of the teacher's",
+        "Size ratio (%)",
+        "size_bytes",
+        "file of weights, as a share of the teacher's",
         decimals=2,
         compute=_size_ratio,
         needs_teacher=True,
     ),
-    "latency": _time(
-        heading="Latency (ms)",
-        key="latency_ms",
-        meaning="median time of one image alone",
-        better="lower",
-        decimals=2,
-    ),
-    "throughput": _throughput(heading="Images/s", key="throughput"),
-    "gpu_throughput": _throughput(heading="GPU images/s", key="gpu_throughput", optional=True),
-    "cpu_throughput": _throughput(
-        heading="CPU images/s", key="cpu_throughput", optional=True, machine=("cpu", "cpu_threads")
-    ),
+    "latency": _time("Latency (ms)", "latency_ms", "median time of one image alone", better="lower", decimals=2),
+    "throughput": _throughput("Images/s", "throughput"),
+    "gpu_throughput": _throughput("GPU images/s", "gpu_throughput", optional=True),
+    "cpu_throughput": _throughput("CPU images/s", "cpu_throughput", optional=True, machine=("cpu", "cpu_threads")),
 }
