@@ -103,7 +103,8 @@ def _parties(
         student = begin_network(job)
     check_input(student, job.spec.model, recipe.preprocess.size, len(job.manifest.classes))
     if synchronised:
-        student = convert_sync_batchnorm(student, fabric.device.type)
+        with located(job.where):
+            student = convert_sync_batchnorm(student, fabric.device.type)
     names = (job.spec.model, job.spec.teacher.model if job.spec.teacher else "")
     network = finished.network if finished else None
     pair = pair_networks(student, network, job.spec.objective.needs(), recipe.preprocess.size, names)
