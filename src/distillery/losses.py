@@ -1,46 +1,30 @@
 """Every method's mathematics as pure functions of tensors: ``from distillery import losses``.
 
-Each one's own file, in distill/losses/, says what it computes and of which shapes.
+These are the public functions of the files in distill/losses/, where each says what it computes and of which shapes:
+``kd_loss``, ``matching_cost``, ``bake_loss`` and so on; a new method's are here as soon as its file is there.
 """
 
-from distillery.distill.losses.bake import (
-    bake_loss,
-    ensemble_targets,
-    ensembling_loss,
-    global_ensemble_targets,
-    knowledge,
-    propagate,
-)
-from distillery.distill.losses.crd import crd_loss, crd_scores, crd_updated
-from distillery.distill.losses.cross_entropy import cross_entropy_loss
-from distillery.distill.losses.kd import kd_loss
-from distillery.distill.losses.mgd import drop_channels, match_channels, matching_cost, reduce_channels
-from distillery.distill.losses.overhaul import overhaul_loss
-from distillery.distill.losses.partial_l2 import bn_margin, margin_relu, partial_l2, stage_weights
-from distillery.distill.losses.rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
+from importlib import import_module
+from inspect import isfunction
+from pkgutil import iter_modules
+from typing import Any
 
-__all__ = [
-    "bake_loss",
-    "bn_margin",
-    "crd_loss",
-    "crd_scores",
-    "crd_updated",
-    "cross_entropy_loss",
-    "drop_channels",
-    "ensemble_targets",
-    "ensembling_loss",
-    "global_ensemble_targets",
-    "kd_loss",
-    "knowledge",
-    "margin_relu",
-    "match_channels",
-    "matching_cost",
-    "overhaul_loss",
-    "partial_l2",
-    "propagate",
-    "reduce_channels",
-    "rkd_angle_loss",
-    "rkd_distance_loss",
-    "rkd_loss",
-    "stage_weights",
-]
+from distillery.distill import losses as _files
+
+
+def _public_functions() -> dict[str, Any]:
+    modules = [import_module(f"{_files.__name__}.{file.name}") for file in iter_modules(_files.__path__)]
+    return {
+        name: value
+        for module in modules
+        for name, value in vars(module).items()
+        if isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+    }
+
+
+globals().update(_public_functions())
+__all__ = sorted(_public_functions())
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  # tells type checkers that there is more than they see
+    raise AttributeError(f"module 'distillery.losses' has no function {name!r}; it has {', '.join(__all__)}")
