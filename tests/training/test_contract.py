@@ -33,6 +33,7 @@ class Everything(Term):
 
     contexts: list = []  # noqa: RUF012
     seen: list = []  # noqa: RUF012
+    ended: list = []  # noqa: RUF012
 
     def __init__(self, temperature):
         super().__init__()
@@ -47,6 +48,9 @@ class Everything(Term):
         distance = sum((ours.mean() - theirs.mean()).square() for ours, theirs in maps)
         again = self.classifier[0](inputs.student.embedding_BD)
         return distance + (again - inputs.student.logits_BC).square().sum() + inputs.view.student.logits_BC.mean() ** 2
+
+    def end_step(self):
+        self.ended.append(len(self.seen))
 
 
 class LinearHead(Head):
@@ -107,6 +111,7 @@ ALL = Needs(student=EVERY_KIND, teacher=EVERY_KIND, margins=True, indices=True, 
 def test_a_term_gets_all_that_it_asks_for(workplace, make):
     Everything.contexts.clear()
     Everything.seen.clear()
+    Everything.ended.clear()
     make(term=Everything, needs=ALL, device_batch=4)
     (context,) = Everything.contexts
     assert [(pair.student_channels, pair.teacher_channels, pair.size) for pair in context.stages] == [
@@ -121,6 +126,7 @@ def test_a_term_gets_all_that_it_asks_for(workplace, make):
 
     assert [inputs.epoch for inputs in Everything.seen[:3]] == [0.0, 0.0, 0.25]  # two micro-batches a step
     assert Everything.seen[-1].epoch == 1.75
+    assert Everything.ended == [2 * step for step in range(1, 9)]
     for inputs in Everything.seen[-3:]:
         assert (context.labels[inputs.indices_B] == inputs.target.numpy()).all()
         for party, other in ((inputs.student, inputs.view.student), (inputs.teacher, inputs.view.teacher)):
