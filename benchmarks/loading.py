@@ -316,12 +316,7 @@ def private_megabytes(pid: int) -> float:
     return sum(int(fields[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem")) / 1e3
 
 
-PARTS = {
-    "loaders": compare_loaders,
-    "reduced": compare_reduced,
-    "prepare": compare_prepare,
-    "memory": measure_memory,
-}
+PARTS = {"loaders": compare_loaders, "reduced": compare_reduced, "prepare": compare_prepare, "memory": measure_memory}
 
 
 def main() -> None:

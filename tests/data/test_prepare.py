@@ -283,11 +283,7 @@ def test_leftovers_of_an_older_run_are_replaced(place):
     (place.output / "train-00007-of-00009.arrow").write_bytes(b"old")
     (place.output / ".snakemake_timestamp").touch()
     place.prepare()
-    assert sorted(contents(place.output)) == [
-        "manifest.json",
-        "train-00000-of-00001.arrow",
-        "val-00000-of-00001.arrow",
-    ]
+    assert sorted(contents(place.output)) == ["manifest.json", "train-00000-of-00001.arrow", "val-00000-of-00001.arrow"]
 
 
 def test_deep_images_are_warned_about(place, encode):

@@ -39,12 +39,7 @@ def test_ranks_and_micro_batches_partition_the_global_batch(images, batch, world
     order = shuffled_order(images, 5)(epoch)
     steps = collect(images, batch, world_size, accumulation, drop_last, epoch)
     largest = GlobalBatches(
-        shuffled_order(images, 5),
-        images,
-        batch,
-        world_size=world_size,
-        accumulation=accumulation,
-        drop_last=drop_last,
+        shuffled_order(images, 5), images, batch, world_size=world_size, accumulation=accumulation, drop_last=drop_last
     ).largest
     assert len(steps) == (images // batch if drop_last else -(-images // batch))
     for number, step in enumerate(steps):

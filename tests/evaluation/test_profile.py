@@ -8,13 +8,7 @@ import torch
 from torch import nn
 
 from distillery.errors import UserError
-from distillery.evaluation.profile import (
-    count_macs,
-    count_parameters,
-    measure_latency,
-    measure_throughput,
-    profile_run,
-)
+from distillery.evaluation.profile import count_macs, count_parameters, measure_latency, measure_throughput, profile_run
 from distillery.experiment import load_experiment
 from distillery.models import create_model
 from distillery.training.job import Job, Machine

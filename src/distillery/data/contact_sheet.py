@@ -25,12 +25,7 @@ _PAPER, _INK = "white", "black"
 
 
 def draw_contact_sheet(
-    manifest: Manifest,
-    images: ArrowImages,
-    name: str,
-    recipe: Recipe,
-    path: Path,
-    seed: int = 0,
+    manifest: Manifest, images: ArrowImages, name: str, recipe: Recipe, path: Path, seed: int = 0
 ) -> None:
     """Write a PNG: a row for each of up to ten classes, spread over all, with one training image of each.
 

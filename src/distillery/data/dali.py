@@ -142,18 +142,13 @@ def _arguments(crops: list[CropParams]) -> dict[str, list[npt.NDArray[Any]]]:
 def _build_pipeline(crop: Crop, batch: int, threads: int, device: torch.device) -> Any:  # noqa: ANN401
     from nvidia.dali import fn, pipeline_def, types
 
-    resizing = {
-        "nearest": types.INTERP_NN,
-        "bilinear": types.INTERP_LINEAR,
-        "bicubic": types.INTERP_CUBIC,
-    }[crop.interpolation]
+    resizing = {"nearest": types.INTERP_NN, "bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}[
+        crop.interpolation
+    ]
     on_gpu = device.type == "cuda"
 
     @pipeline_def(  # type: ignore[untyped-decorator]
-        batch_size=batch,
-        num_threads=threads,
-        device_id=(device.index or 0) if on_gpu else None,
-        prefetch_queue_depth=1,
+        batch_size=batch, num_threads=threads, device_id=(device.index or 0) if on_gpu else None, prefetch_queue_depth=1
     )
     def pipeline() -> Any:  # noqa: ANN401
         encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)

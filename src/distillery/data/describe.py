@@ -10,13 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from distillery.data.manifest import (
-    Duplicates,
-    Manifest,
-    Shard,
-    SkippedImage,
-    Split,
-)
+from distillery.data.manifest import Duplicates, Manifest, Shard, SkippedImage, Split
 from distillery.data.shards import ShardFacts
 from distillery.data.sources import RawImage, RawImages
 from distillery.experiment.schema.block import Statistics

@@ -145,11 +145,7 @@ def assemble(images: ArrowImages, indices: Sequence[int], loaded: Sequence[tuple
 
 
 def _loader(
-    dataset: Dataset[Batch],
-    batches: GlobalBatches | list[list[int]],
-    workers: int,
-    pin_memory: bool,
-    persistent: bool,
+    dataset: Dataset[Batch], batches: GlobalBatches | list[list[int]], workers: int, pin_memory: bool, persistent: bool
 ) -> "DataLoader[Batch]":
     """A DataLoader whose every item is a whole batch: nothing is collated twice."""
     return _Loader(

@@ -107,15 +107,7 @@ def test_timms_own_namings_of_originals_are_used(tmp_path):
 
 # Tan and Le 2019, EfficientNet, table 1: expansion, channels, layers and kernel of each stage, and how a variant scales
 # its width and depth.
-STAGES = (
-    (1, 16, 1, 3),
-    (6, 24, 2, 3),
-    (6, 40, 2, 5),
-    (6, 80, 3, 3),
-    (6, 112, 3, 5),
-    (6, 192, 4, 5),
-    (6, 320, 1, 3),
-)
+STAGES = ((1, 16, 1, 3), (6, 24, 2, 3), (6, 40, 2, 5), (6, 80, 3, 3), (6, 112, 3, 5), (6, 192, 4, 5), (6, 320, 1, 3))
 SCALES = {
     "b0": (1.0, 1.0),
     "b1": (1.0, 1.1),
@@ -250,9 +242,7 @@ def test_dense_networks_that_join_their_channels_in_another_order_are_refused(tm
     renamed = {}
     for name, value in network.state_dict().items():
         name = re.sub(
-            r"features\.denseblock(\d)\.denselayer(\d+)\.",
-            lambda found: f"dense{found[1]}.{int(found[2]) - 1}.",
-            name,
+            r"features\.denseblock(\d)\.denselayer(\d+)\.", lambda found: f"dense{found[1]}.{int(found[2]) - 1}.", name
         )
         name = re.sub(r"features\.transition(\d)\.", r"trans\1.", name).replace("norm", "bn")
         renamed[name.replace("features.conv0", "conv1").replace("features.bn5", "bn")] = value

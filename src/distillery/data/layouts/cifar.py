@@ -114,6 +114,5 @@ def _text(value: object) -> str:
 
 
 LAYOUT = Layout(
-    find_cifar,
-    "put cifar-10-python.tar.gz or cifar-100-python.tar.gz there, or the folder that it unpacks to",
+    find_cifar, "put cifar-10-python.tar.gz or cifar-100-python.tar.gz there, or the folder that it unpacks to"
 )

@@ -17,11 +17,7 @@ from distillery.models.weights import StateDict, copy_weights, read_safetensors
 
 
 def import_weights(
-    model: nn.Module,
-    source: str,
-    name: str,
-    model_args: Mapping[str, Any] | None = None,
-    new_classifier: bool = False,
+    model: nn.Module, source: str, name: str, model_args: Mapping[str, Any] | None = None, new_classifier: bool = False
 ) -> Preprocess | None:
     """Read weights into a model, in place; every weight must find its place.
 
