@@ -1,4 +1,4 @@
-"""Write files so that they appear whole or not at all, whatever kills the process or the machine."""
+"""Write files so that they appear whole or not at all, even if the process is killed or the machine fails."""
 
 import json
 import os

@@ -8,24 +8,13 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "distillery",
-    "torch",
-    "torchvision",
-    "timm",
-    "lightning-fabric",
-    "torchmetrics",
-    "datasets",
-    "pyarrow",
-    "pillow",
-    "numpy",
-    "scipy",
-    "ortools",
-    "safetensors",
-)
+    "distillery", "torch", "torchvision", "timm", "lightning-fabric", "torchmetrics", "datasets", "pyarrow", "pillow",
+    "numpy", "scipy", "ortools", "safetensors",
+)  # fmt: skip
 
 
 def provenance() -> dict[str, Any]:
-    """Tell what this process runs on, as plain JSON data.
+    """What this process runs on, as plain JSON data.
 
     Keys: ``git`` (commit and dirty; None when the package does not come from a repository), ``python``, ``platform``,
     ``packages`` (versions; None for what is not installed), ``cuda``, ``cudnn``, ``gpus`` (names), ``cpu`` and
@@ -51,7 +40,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
     """The commit that the files of a folder come from, and whether tracked files of its repository differ from it.
 
     None if there is no git, no repository, no commit yet, or if the folder merely lies inside a repository that does
-    not track it, as an installed package lies in somebody's project.
+    not track it, as an installed package lies in another project.
     """
     if not _git(folder, "ls-files", "--", "."):
         return None
@@ -83,7 +72,7 @@ def _version(package: str) -> str | None:
 
 
 def cpu_name() -> str:
-    """The processor's product name, where the system tells it."""
+    """The processor's product name, where the system gives it."""
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text(encoding="utf-8", errors="replace").splitlines() if facts.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -13,6 +13,7 @@ from distillery.data.manifest import Manifest, load_manifest
 from distillery.errors import UserError
 from distillery.evaluation.evaluate import SPLIT, measure
 from distillery.evaluation.metrics import METRICS
+from distillery.evaluation.profile import count_parameters
 from distillery.evaluation.restore import ReadyNetwork, default_device, read_record
 from distillery.experiment.schema.columns import COLUMNS
 from distillery.experiment.schema.recipe import Preprocess
@@ -37,11 +38,6 @@ class Checkpoint(ReadyNetwork):
     model: str
     source: str
 
-    @property
-    def parameters(self) -> int:
-        """How many numbers training adjusts."""
-        return sum(parameter.numel() for parameter in self.network.parameters())
-
 
 def evaluate_checkpoints(
     students: Sequence[str],
@@ -54,14 +50,9 @@ def evaluate_checkpoints(
 ) -> list[dict[str, Any]]:
     """Measure checkpoints on the validation images of a prepared data set, the teacher first.
 
-    Args:
-        students: each ``MODEL=WEIGHTS``, with weights as `import_weights` takes them; or the folder of a finished run.
-        teacher: likewise; every student's agreement with it is measured.
-        data_folder: the prepared data set.
-        preprocess: how images are prepared for weights that do not say it themselves.
-        model_args: further arguments of the models.
-        workers: processes that read images.
-        device: where networks run; by default the GPU where there is one.
+    A checkpoint is ``MODEL=WEIGHTS``, with weights as `import_weights` takes them, or the folder of a finished run.
+    ``preprocess`` is for weights that do not say themselves how images are prepared; ``device`` is by default the GPU
+    where there is one.
 
     Returns:
         A row a checkpoint: ``model``, ``weights``, ``parameters``, ``images`` and the metrics; those that compare with
@@ -83,9 +74,14 @@ def evaluate_checkpoints(
         )
         if not math.isfinite(measured["nll"]):
             raise UserError(f"{checkpoint.source}: the network's scores are NaN or infinite")
-        about = {"model": checkpoint.model, "weights": checkpoint.source, "parameters": checkpoint.parameters}
         known = {name: measured.get(name) for name, metric in METRICS.items() if teacher or not metric.needs_teacher}
-        return about | {"images": int(measured["images"])} | known
+        return {
+            "model": checkpoint.model,
+            "weights": checkpoint.source,
+            "parameters": count_parameters(checkpoint.network),
+            "images": int(measured["images"]),
+            **known,
+        }
 
     loaded = None if teacher is None else load(teacher)
     # Every file is read before the first is measured: a mistake in the last shows at once.

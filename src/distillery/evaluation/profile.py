@@ -116,14 +116,13 @@ def _cpu_throughput(network: nn.Module, size: int) -> float:
 
 def device_name(device: torch.device) -> str:
     """The product name of a GPU or CPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return cpu_name()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
 
 
 def _median_seconds(network: nn.Module, images: Tensor, device: torch.device) -> float:
     """Median time of a forward pass, each one waited for."""
-    synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else _nothing_to_wait_for
+    # CPU kernels are done when they return.
+    synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     fast_convolutions = torch.backends.cudnn.flags(benchmark=True) if device.type == "cuda" else nullcontext()
     times: list[float] = []
     with torch.inference_mode(), fast_convolutions:
@@ -137,10 +136,6 @@ def _median_seconds(network: nn.Module, images: Tensor, device: torch.device) ->
             synchronize()
             times.append(time.perf_counter() - start)
     return statistics.median(times)
-
-
-def _nothing_to_wait_for() -> None:
-    """CPU kernels are done when they return."""
 
 
 def _images(network: nn.Module, batch: int, size: int) -> Tensor:

@@ -50,15 +50,7 @@ class FinishedRun(ReadyNetwork):
 def restore_run(
     experiment: Experiment, run: str, seed: int, results: Path, device: torch.device, manifest: Manifest | None = None
 ) -> FinishedRun:
-    """Read run.json and weights.safetensors of a run.
-
-    Args:
-        experiment: the experiment.
-        run: a line of it.
-        seed: one of its seeds.
-        results: the results folder.
-        device: where the network goes.
-        manifest: the data set it is to be used on, if it is to be used on one.
+    """Read run.json and weights.safetensors of a run; with ``manifest``, check that this data set made it.
 
     Raises:
         UserError: the run was not made yet, was made from another configuration or other data, or is damaged.

@@ -1,4 +1,4 @@
-"""The networks: built by name, given weights, and told how their images are normalised.
+"""The networks: built by name, given weights, with the normalisation of their images.
 
 Nothing heavy is imported here, so that names can be checked without torch.
 """

@@ -20,23 +20,10 @@ if TYPE_CHECKING:
 
 
 # What a run says elsewhere (classes: its data set; weights: `weights`), or what would fetch files behind its back.
-RESERVED_ARGUMENTS = frozenset(
-    {
-        "cache_dir",
-        "checkpoint_path",
-        "features_only",
-        "name",
-        "num_classes",
-        "pretrained",
-        "pretrained_cfg",
-        "pretrained_cfg_overlay",
-        "pretrained_strict",
-        "progress",
-        "scriptable",
-        "weights",
-        "weights_backbone",
-    }
-)
+RESERVED_ARGUMENTS = frozenset({
+    "cache_dir", "checkpoint_path", "features_only", "name", "num_classes", "pretrained", "pretrained_cfg",
+    "pretrained_cfg_overlay", "pretrained_strict", "progress", "scriptable", "weights", "weights_backbone",
+})  # fmt: skip
 
 
 def model_names() -> list[str]:
@@ -73,7 +60,7 @@ def create_model(name: str, num_classes: int, /, **model_args: Any) -> "nn.Modul
         name: a name of the zoo, of timm or of torchvision, looked for in this order; ``timm:NAME`` and
             ``torchvision:NAME`` choose.
         num_classes: width of the last layer.
-        model_args: whatever else the network's builder accepts.
+        model_args: further arguments of the network's builder.
 
     Returns:
         A module from float images ``(B, 3, H, W)`` to logits ``(B, num_classes)``, in training mode as in evaluation.
@@ -94,7 +81,7 @@ def create_model(name: str, num_classes: int, /, **model_args: Any) -> "nn.Modul
         return build(bare_name(name), num_classes, model_args)
     except UserError:
         raise
-    # Whatever a library's builder raises for arguments it dislikes: from TypeError to AssertionError.
+    # For wrong arguments, builders raise anything from TypeError to AssertionError.
     except Exception as error:
         if not model_args:
             raise UserError(f"model {name!r}: cannot be built: {_first_line(error)}") from error
@@ -152,24 +139,21 @@ def bare_name(name: str) -> str:
 
 
 def _library(name: str) -> str | None:
-    """Find whose network a name is: zoo, timm or torchvision; None when nobody's."""
+    """Find which library a name belongs to: zoo, timm or torchvision; None if it is unknown."""
     if name in ZOO:
         return "zoo"
     bare = bare_name(name)
     # timm's tags (resnet50.a1_in1k) and hubs (hf-hub:...) name weights, which are no part of a model's name here.
     if re.fullmatch(r"[A-Za-z0-9_]+", bare) is None:
         return None
-    if not name.startswith("torchvision:") and _is_timm(bare):
-        return "timm"
+    if not name.startswith("torchvision:"):
+        import timm
+
+        if timm.is_model(bare):
+            return "timm"
     if not name.startswith("timm:") and bare in _torchvision_names():
         return "torchvision"
     return None
-
-
-def _is_timm(bare: str) -> bool:
-    import timm
-
-    return bool(timm.is_model(bare))
 
 
 def _timm_names() -> list[str]:
@@ -202,8 +186,7 @@ def _zoo_builder(name: str) -> "Callable[..., nn.Module]":
 def _build_timm(name: str, num_classes: int, model_args: Mapping[str, Any]) -> "nn.Module":
     import timm
 
-    network: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, **model_args)
-    return network
+    return timm.create_model(name, pretrained=False, num_classes=num_classes, **model_args)
 
 
 def _build_torchvision(name: str, num_classes: int, model_args: Mapping[str, Any]) -> "nn.Module":
@@ -211,8 +194,7 @@ def _build_torchvision(name: str, num_classes: int, model_args: Mapping[str, Any
 
     # Auxiliary heads make a network return a tuple while it trains; no objective here reads them.
     fixed = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    arguments = {**fixed, **model_args}
-    network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **arguments)
+    network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **fixed | model_args)
     return network
 
 

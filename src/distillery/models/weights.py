@@ -22,17 +22,17 @@ COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
 def save_weights(model: nn.Module, path: Path) -> None:
     """Write a model's parameters and buffers as safetensors, whole or not at all.
 
-    Equal weights give equal bytes, whatever device or memory format they are in.
+    Equal weights give equal bytes, on any device and in any memory format.
     """
     # A copy of each: safetensors refuses tensors that share memory, as tied weights do.
     state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
-    # Written here, because safetensors' own writer makes files that nobody else may read.
+    # Written here, because safetensors' own writer makes files that only their owner may read.
     with replace_file(path) as temporary:
         temporary.write_bytes(save(state, metadata={"format": "pt"}))
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Read what `save_weights` wrote into a model, in place, on whatever device it is.
+    """Read what `save_weights` wrote into a model, in place, on any device.
 
     Raises:
         UserError: the file is missing or damaged, or belongs to another network.
@@ -87,7 +87,7 @@ def copy_weights(model: nn.Module, state: StateDict, source: str, without: tuple
 
 
 def _explain_shapes(unequal: list[str], state: StateDict, own: StateDict) -> str:
-    """Tell a last layer for another number of classes from a network of another shape."""
+    """Distinguish a last layer for another number of classes from a network of another shape."""
     widths = {(state[name].shape[:1], own[name].shape[:1]) for name in unequal}
     same_inside = all(state[name].shape[1:] == own[name].shape[1:] for name in unequal)
     if len(unequal) <= 2 and len(widths) == 1 and same_inside:

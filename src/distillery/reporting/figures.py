@@ -24,11 +24,7 @@ if TYPE_CHECKING:
 def plot_experiment(experiment: Experiment, results: Path, published: Path, *, partial: bool = False) -> list[Path]:
     """Draw the figures of an experiment, and return the files.
 
-    Args:
-        experiment: the experiment.
-        results: the results folder.
-        published: the ledger of published numbers; need not exist.
-        partial: draw what there is, instead of refusing an experiment with gaps.
+    The ledger ``published`` need not exist. ``partial`` draws what there is instead of refusing an experiment with gaps.
 
     Raises:
         UserError: a history or a measurement is missing or damaged. Nothing is written then.

@@ -1,4 +1,4 @@
-"""How figures look, and how they are written: the same bytes every time, whatever a user's own matplotlibrc says."""
+"""How figures look, and how they are written: the same bytes every time, with any matplotlibrc of the user's."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +37,7 @@ PIXELS_PER_INCH = 160
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Draw in the style of the house."""
+    """Draw in this project's style."""
     import matplotlib.style
 
     # The default style first: a user's own matplotlibrc must not change the bytes.

@@ -21,36 +21,17 @@ from distillery.results import remove_others
 
 NOTHING = "–"
 CSV_HEADER = (
-    "table",
-    "run",
-    "teacher",
-    "metric",
-    "mean",
-    "std",
-    "n",
-    "selection",
-    "published",
-    "published_std",
-    "published_n",
-    "published_selection",
-    "difference",
-    "tolerance",
-    "verdict",
-    "source",
-)
+    "table", "run", "teacher", "metric", "mean", "std", "n", "selection", "published", "published_std", "published_n",
+    "published_selection", "difference", "tolerance", "verdict", "source",
+)  # fmt: skip
 
 
 def tabulate_experiment(experiment: Experiment, results: Path, published: Path, *, partial: bool = False) -> list[Path]:
     """Write the tables of an experiment from the metrics and profiles of its runs, and return the files.
 
     The experiment's own three files have the same bytes whenever they are made from the same results. A table
-    with times cannot have that, so it is only written alone, and the experiment links to it.
-
-    Args:
-        experiment: the experiment.
-        results: the results folder.
-        published: the ledger of published numbers; need not exist.
-        partial: mark what is missing or stale instead of refusing it.
+    with times cannot have that, so it is only written alone, and the experiment links to it. The ledger ``published``
+    need not exist. ``partial`` marks what is missing or stale instead of refusing it.
 
     Raises:
         UserError: a measurement is missing or stale, or the ledger is wrong. Nothing is written then.
@@ -72,8 +53,7 @@ def tabulate_experiment(experiment: Experiment, results: Path, published: Path, 
     }
     for content in contents:
         files |= _alone(experiment, content, introduce(experiment, manifest, runs, [content.name]), results)
-    for path, text in files.items():
-        write_text(path, text)
+    _write(files)
     # Snakemake declares the folder as an output, so it has to exist even for an experiment without tables.
     (folder / experiment.name).mkdir(parents=True, exist_ok=True)
     remove_others(folder / experiment.name, (".md", ".tex", ".csv"), keep=files)
@@ -96,9 +76,7 @@ def tabulate_table(
     runs = read_measurements(experiment, results, [name], partial=partial, origins=True)
     content = gather(experiment, name, experiment.config.tables[name], runs, ledger)
     files = _alone(experiment, content, introduce(experiment, manifest, runs, [name]), results)
-    for path, text in files.items():
-        write_text(path, text)
-    return list(files)
+    return _write(files)
 
 
 def lay_out(content: Content) -> Sheet:
@@ -177,9 +155,7 @@ def _verdict_cells(entry: Entry) -> list[Cell]:
     spread = "" if number.std is None else f" ± {number.std}"
     column = COLUMNS[entry.metric]
     value = column.show(float(number.value)) if column.decimals is None else f"{number.value:f}"
-    difference = NOTHING
-    if verdict.difference is not None:
-        difference = column.show_difference(verdict.difference)
+    difference = NOTHING if verdict.difference is None else column.show_difference(verdict.difference)
     return [Cell(value + spread), Cell(difference), Cell(verdict.finding)]
 
 
@@ -206,11 +182,11 @@ def _machines(profile: Profile, columns: Iterable[str]) -> list[str]:
     """What the times of some columns were taken on."""
     keys = [machine for column in columns if (machine := COLUMNS[column].machine) is not None]
     used = [(profile.value(name), profile.value(threads)) for name, threads in keys]
-    return [_machine(name, threads) for name, threads in used if name is not None]
-
-
-def _machine(name: str, threads: int | None) -> str:
-    return name if threads is None else f"{name} ({threads} CPU thread{'s' * (threads > 1)})"
+    return [
+        name if threads is None else f"{name} ({threads} CPU thread{'s' * (threads > 1)})"
+        for name, threads in used
+        if name is not None
+    ]
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -220,6 +196,12 @@ def _read_manifest(experiment: Experiment, results: Path, partial: bool) -> Mani
     """The data set's manifest; None if a partial experiment is made before its data set."""
     folder = dataset_folder(results, experiment.config.dataset)
     return None if partial and not (folder / FILE_NAME).exists() else load_manifest(folder)
+
+
+def _write(files: dict[Path, str]) -> list[Path]:
+    for path, text in files.items():
+        write_text(path, text)
+    return list(files)
 
 
 def _alone(experiment: Experiment, content: Content, introduction: str, results: Path) -> dict[Path, str]:

@@ -19,18 +19,9 @@ from distillery.models.weights import COUNTERS, StateDict, check_exists
 # Under which key training scripts keep the weights in a checkpoint. Averaged weights come first, because they are the
 # ones whose accuracy is published.
 NESTS = (
-    "state_dict_ema",
-    "model_ema",
-    "ema_state_dict",
-    "ema",
-    "state_dict",
-    "model_state_dict",
-    "model_state",
-    "model",
-    "net",
-    "network",
-    "weights",
-)
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model_state", "model",
+    "net", "network", "weights",
+)  # fmt: skip
 
 # Names that different code bases give to the same part.
 SYNONYMS = (("fc", "linear", "classifier", "head"), ("downsample", "shortcut"))

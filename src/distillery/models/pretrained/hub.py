@@ -97,12 +97,12 @@ def _download(build: Callable[[], nn.Module], file: str, source: str, preprocess
     # Proxies, firewalls, timeouts, full disks and wrong checksums: each library raises its own.
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        told = ""
+        advice = ""
         if preprocess is not None:
-            told = f" and preprocess: {_flow_yaml(preprocess.model_dump(mode='json', exclude_defaults=True))}"
+            advice = f" and preprocess: {_flow_yaml(preprocess.model_dump(mode='json', exclude_defaults=True))}"
         raise UserError(
             f"weights: {source} could not be downloaded ({reason}); fetch {file} on a machine with network access, "
-            f"copy it here, and write weights: PATH_OF_THE_FILE{told}"
+            f"copy it here, and write weights: PATH_OF_THE_FILE{advice}"
         ) from error
 
 

@@ -27,10 +27,10 @@ def import_weights(
             ``torch.save`` wrote (.pth, .pt, .th, .tar, .bin, .ckpt) with tensors and plain values inside.
         name: the model's name.
         model_args: its further arguments.
-        new_classifier: leave the model's last layer as it was drawn, whatever the weights have for it.
+        new_classifier: leave the model's last layer as it was drawn; the weights for it are left out.
 
     Returns:
-        How images must be prepared for these weights, where the source tells.
+        How images must be prepared for these weights, where the source says it.
 
     Raises:
         UserError: the file is missing, damaged, unsafe or belongs to another network; the tag is unknown; or the
@@ -63,14 +63,14 @@ def fit_names(found: StateDict, model: nn.Module, name: str) -> StateDict:
         return state
     try:
         renamed: StateDict = rename(dict(bare), model)
-    # It is made for files of known networks; whatever it makes of others, the message about the names says it better.
+    # It is made for files of known networks; for others, the message about the names says more than its error.
     except Exception:
         return state
     return renamed if own.keys() <= renamed.keys() else state
 
 
 def classifier_modules(model: nn.Module) -> tuple[str, ...]:
-    """The names of the layers that make the logits: as timm tells, else the last layer with a matrix of weights."""
+    """The names of the layers that make the logits: as timm names them, else the last layer with a matrix of weights."""
     known = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
     if known:
         return (known,) if isinstance(known, str) else tuple(known)

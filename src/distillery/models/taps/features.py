@@ -16,19 +16,10 @@ from distillery.models.taps.trace import Call, Op, Ref, Trace
 
 # ATen names of elementwise activations; the in-place form of each ends in "_".
 ACTIVATIONS = {
-    "relu": "relu",
-    "hardtanh": "relu6",
-    "leaky_relu": "leaky_relu",
-    "_prelu_kernel": "prelu",
-    "rrelu_with_noise": "rrelu",
-    "elu": "elu",
-    "celu": "celu",
-    "silu": "silu",
-    "gelu": "gelu",
-    "mish": "mish",
-    "hardswish": "hardswish",
-    "softplus": "softplus",
-}
+    "relu": "relu", "hardtanh": "relu6", "leaky_relu": "leaky_relu", "_prelu_kernel": "prelu",
+    "rrelu_with_noise": "rrelu", "elu": "elu", "celu": "celu", "silu": "silu", "gelu": "gelu", "mish": "mish",
+    "hardswish": "hardswish", "softplus": "softplus",
+}  # fmt: skip
 NORMS = ("batch_norm", "group_norm", "layer_norm")
 # Operations that only pick, join or rearrange elements: what they do to channels can be read off index tensors.
 REARRANGEMENTS = {"cat", "view", "_unsafe_view", "transpose", "permute", "clone", "slice", "split", "split_with_sizes"}

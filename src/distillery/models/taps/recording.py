@@ -3,9 +3,10 @@
 B batch, C channels, H height, W width, N tokens, D features.
 """
 
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -74,13 +75,27 @@ class Taps:
         ]
 
     def _listen(self, module: nn.Module, source: Source, slot: int) -> torch.utils.hooks.RemovableHandle:
+        listener = _Listener(self.board, slot, source)
         if source.side == "input":
-            return module.register_forward_pre_hook(_InputListener(self.board, slot, source))
-        return module.register_forward_hook(_OutputListener(self.board, slot, source))
+            return module.register_forward_pre_hook(listener)
+        return module.register_forward_hook(listener)
 
-    def record(self) -> "Recording":
-        """Record one forward pass: ``with taps.record() as features: network(images)``."""
-        return Recording(self)
+    @contextmanager
+    def record(self) -> Iterator[Features]:
+        """Record one forward pass: ``with taps.record() as features: network(images)``.
+
+        Raises:
+            TapError: another recording has not ended, or a tap did not give what was planned.
+        """
+        if self.board.active:
+            raise TapError(f"{self.plan.model}: its taps are recording already; end one recording before the next")
+        features = Features()
+        self.board.begin()
+        try:
+            yield features
+            self.collect(features)
+        finally:
+            self.board.end()
 
     def remove(self) -> None:
         """Take the hooks off the network."""
@@ -125,7 +140,7 @@ class Taps:
                 f"{place} fired {calls} times, but one forward pass has {source.calls} calls; record exactly one"
             )
         if version is not None and tensor._version != version:
-            raise TapError(f"{place} was overwritten in place after it was taken; plan the taps anew")
+            raise TapError(f"{place} was overwritten in place after it was taken; plan the taps again")
         return tensor
 
 
@@ -148,29 +163,6 @@ def _sources(plan: TapPlan, point: TapPoint, kind: Kind) -> tuple[Source, ...]:
     if point.raw is None:
         raise TapError(f"{plan.model}: no module of it takes or returns what {point.name} hands on")
     return (point.raw,)
-
-
-class Recording:
-    """The time of one forward pass during which taps keep what they see."""
-
-    def __init__(self, taps: Taps) -> None:
-        self.taps = taps
-        self.features = Features()
-
-    def __enter__(self) -> Features:
-        if self.taps.board.active:
-            raise TapError(f"{self.taps.plan.model}: its taps are recording already; end one recording before the next")
-        self.taps.board.begin()
-        return self.features
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self.taps.collect(self.features)
-        finally:
-            self.taps.board.end()
 
 
 class _Board:
@@ -197,11 +189,11 @@ class _Board:
             return
         items = items if isinstance(items, (tuple, list)) else (items,)
         tensor = items[source.item] if source.item < len(items) else None
-        # Called by keyword, or returning something else than planned: the slot stays empty, which `collect` tells.
+        # Called by keyword, or returning something else than planned: the slot stays empty, which `collect` reports.
         if not isinstance(tensor, Tensor):
             return
         if source.overwritten:
-            # The network keeps the original, so that whatever relies on the in-place update still sees it.
+            # The network keeps the original, so that what relies on the in-place update still sees it.
             self.tensors[slot] = tensor.clone()
         else:
             self.tensors[slot] = tensor
@@ -216,24 +208,14 @@ class _Board:
 
 
 class _Listener:
-    """A hook. Its copies in copies of the network have a board of their own, on which nobody records."""
+    """A hook. Its copies in copies of the network have a board of their own, which never records."""
 
     def __init__(self, board: _Board, slot: int, source: Source) -> None:
-        self.board = board
-        self.slot = slot
-        self.source = source
+        self.board, self.slot, self.source = board, slot, source
 
-
-class _InputListener(_Listener):
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any = None) -> None:  # noqa: ANN401
         if self.board.active:
-            self.board.take(self.slot, self.source, args)
-
-
-class _OutputListener(_Listener):
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ANN401
-        if self.board.active:
-            self.board.take(self.slot, self.source, output)
+            self.board.take(self.slot, self.source, args if self.source.side == "input" else output)
 
 
 def as_map(tensor: Tensor, point: TapPoint, model: str) -> Tensor:

@@ -97,8 +97,8 @@ def find_stage_ends(trace: Trace, model: nn.Module) -> tuple[Found, list[StageEn
 def map_shape(trace: Trace, value: int) -> MapShape | None:
     """Read a value as a feature map: (B, C, H, W), (B, H, W, C) or (B, N, C) with N = prefix tokens + H*W; else None.
 
-    Maps of square images are square, which tells channels from pixels; where all three sizes agree, what the network
-    does with the map tells.
+    Maps of square images are square, which distinguishes channels from pixels; where all three sizes agree, the
+    operations that read the map decide.
     """
     shape = trace.values[value].shape
     if not shape or shape[0] != BATCH:

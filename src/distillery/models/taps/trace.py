@@ -1,6 +1,6 @@
 """One forward pass of a network, written down: every tensor, the operation that made it, and the modules it crossed.
 
-The network runs once on the ``meta`` device, so tracing costs no memory and no arithmetic whatever the network's size.
+The network runs once on the ``meta`` device, so tracing costs no memory and no arithmetic for a network of any size.
 Operations are seen below Python, which catches functional calls, operators and in-place updates that module hooks
 alone would miss. Nothing is written into the traced network: a copy of it runs.
 

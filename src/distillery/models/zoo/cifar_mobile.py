@@ -1,7 +1,7 @@
 """EfficientNet-B0, MobileNetV2 and ShuffleNetV2 for 32 x 32 images, on torchvision's classes.
 
 Layers, widths and strides are those of pytorch-cifar by Kuang Liu, and weights are first drawn as there: by torch's own
-rule. docs/models.md tells where that collection has weights beside these.
+rule. docs/models.md says where that collection has weights beside these.
 """
 
 import re

@@ -28,7 +28,10 @@ class PyramidBlock(nn.Module):
         self.relu = nn.ReLU()
         self.conv2 = nn.Conv2d(width, width, 3, second, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
-        self.widen = nn.Identity() if not bottleneck else _widening(width, EXPANSION * width)
+        self.widen: nn.Module = nn.Identity()
+        if bottleneck:  # the last third of it
+            outputs = EXPANSION * width
+            self.widen = nn.Sequential(nn.ReLU(), nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
         self.shortcut = nn.AvgPool2d(2, ceil_mode=True) if stride == 2 else nn.Identity()
 
     def forward(self, feature_BCHW: Tensor) -> Tensor:
@@ -39,11 +42,6 @@ class PyramidBlock(nn.Module):
         missing = residual.shape[1] - shortcut.shape[1]
         total: Tensor = residual + F.pad(shortcut, (0, 0, 0, 0, 0, missing))
         return total
-
-
-def _widening(in_channels: int, out_channels: int) -> nn.Sequential:
-    """The last third of a bottleneck."""
-    return nn.Sequential(nn.ReLU(), nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
 
 
 class CifarPyramidNet(nn.Module):

@@ -4,7 +4,7 @@ A 3 x 3 convolution, three stages of n basic blocks with 16, 32 and 64 channels 
 global average pooling, one linear layer: 6n + 2 layers with weights. Shortcuts carry no weights ("option A"), or are
 projections ("option B"), as in the networks that Tian et al. 2020, "Contrastive Representation Distillation", publish
 results of on CIFAR-100, among them the wider 8x4 and 32x4.
-Modules bear the names of torchvision's ResNets, so that whatever finds a part of those finds it here.
+Modules have the names of torchvision's ResNets, so that code for those finds its layers here.
 
 B batch, C classes, H and W height and width.
 """
@@ -34,7 +34,7 @@ class PadShortcut(nn.Module):
 class BasicBlock(nn.Module):
     """Two 3 x 3 convolutions and a shortcut; the activation follows the sum.
 
-    The activation is not done in place, so that the sum before it can be kept by whoever listens to ``relu``.
+    The activation is not done in place, so that hooks on ``relu`` can keep the sum before it.
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, downsample: nn.Module | None) -> None:

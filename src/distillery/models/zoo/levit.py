@@ -9,7 +9,7 @@ from timm.models.levit import LevitDistilled
 def levit_768(
     num_classes: int, img_size: int = 224, drop_rate: float = 0.0, drop_path_rate: float = 0.0
 ) -> LevitDistilled:
-    """Build the network; as timm's LeViT-384 it has two heads, whose mean it answers, and timm's first weights."""
+    """Build the network; as timm's LeViT-384 it has two heads, whose logits are averaged, and timm's first weights."""
     network = LevitDistilled(  # type: ignore[no-untyped-call]
         img_size=img_size,
         num_classes=num_classes,
@@ -20,6 +20,6 @@ def levit_768(
         drop_rate=drop_rate,
         drop_path_rate=drop_path_rate,
     )
-    # What timm tells of its own networks; a new last layer is found by it.
+    # As timm has it of its own networks; `classifier_modules` finds the last layer by it.
     network.pretrained_cfg = {"classifier": ("head.linear", "head_dist.linear")}  # type: ignore[assignment]
     return network
