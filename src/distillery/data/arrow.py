@@ -48,7 +48,7 @@ class ArrowImages:
     def path(self, index: int) -> str:
         """What the data set calls an image: its path below the raw images' root."""
         shard, row = self._find(index)
-        return shard.path(row)
+        return str(shard.paths[row].as_py())
 
     def _find(self, index: int) -> "tuple[_Embedded | _Placed, int]":
         if not 0 <= index < len(self):
@@ -63,22 +63,19 @@ class _Embedded:
     """A mapped shard: where each image's bytes begin and end, and the bytes of all images."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
-        self._paths = batch.column("image").field("path")
+        self.paths = batch.column("image").field("path")
         _, offsets, data = batch.column("image").field("bytes").buffers()
         self._offsets, self._data = np.frombuffer(offsets, dtype=np.int32), memoryview(data)
 
     def encoded(self, row: int) -> memoryview:
         return self._data[self._offsets[row] : self._offsets[row + 1]]
 
-    def path(self, row: int) -> str:
-        return str(self._paths[row].as_py())
-
 
 class _Placed:
     """A mapped shard whose images lie elsewhere."""
 
     def __init__(self, batch: pa.RecordBatch, made_by: str) -> None:
-        self._paths, self._made_by = batch.column("image").field("path"), made_by
+        self.paths, self._made_by = batch.column("image").field("path"), made_by
         self._places = [batch.column(name) for name in ("file", "offset", "size", "sha256")]
 
     def encoded(self, row: int) -> memoryview:
@@ -86,19 +83,16 @@ class _Placed:
         try:
             with Path(file).open("rb") as opened:
                 opened.seek(offset or 0)
-                # One byte more tells whether the file has grown.
+                # One byte more shows whether the file has grown.
                 content = opened.read(size + (offset is None))
         except OSError as error:
             raise UserError(
                 f"{file}: cannot be read: {error.strerror}; bring it back, or run: {self._made_by}"
             ) from None
         if len(content) != size or hashlib.sha256(content).digest() != sha256:
-            name = file if offset is None else f"{file}: {self.path(row)}"
+            name = file if offset is None else f"{file}: {self.paths[row].as_py()}"
             raise UserError(f"{name}: was changed since it was prepared; bring it back, or run: {self._made_by}")
         return memoryview(content)
-
-    def path(self, row: int) -> str:
-        return str(self._paths[row].as_py())
 
 
 def _map_shard(path: Path) -> _Embedded | _Placed:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
-from torch import Tensor
 
 from distillery.atomic import replace_file
 from distillery.data.arrow import ArrowImages
@@ -52,7 +51,9 @@ def draw_contact_sheet(
         top = 2 * _LINE + row * (tile + _GAP)
         pen.text((_GAP, top + tile // 2 - 8), _short(label), _INK, font)
         for column, picture in enumerate(_views(manifest, images, index, recipe, seed)):
-            shown = ImageOps.contain(picture, (tile, tile), _enlarging(picture, tile))
+            # Small images are shown pixel by pixel, large ones smoothly.
+            method = Image.Resampling.NEAREST if max(picture.size) < tile else Image.Resampling.LANCZOS
+            shown = ImageOps.contain(picture, (tile, tile), method)
             sheet.paste(shown, (margin + column * (tile + _GAP), top))
     with replace_file(path) as temporary:
         sheet.save(temporary, "png")
@@ -80,16 +81,7 @@ def _views(manifest: Manifest, images: ArrowImages, index: int, recipe: Recipe, 
             if shift is not None:
                 square = (add_shifts(square[None], shift[None])[0] * 255).round().clamp(0, 255).byte()
             views.append(square)
-    return [_picture(view) for view in views]
-
-
-def _picture(image_CHW: Tensor) -> Image.Image:
-    return Image.fromarray(np.ascontiguousarray(image_CHW.permute(1, 2, 0).numpy()))
-
-
-def _enlarging(picture: Image.Image, tile: int) -> Image.Resampling:
-    """Small images are shown pixel by pixel, large ones smoothly."""
-    return Image.Resampling.NEAREST if max(picture.size) < tile else Image.Resampling.LANCZOS
+    return [Image.fromarray(np.ascontiguousarray(view.permute(1, 2, 0).numpy())) for view in views]
 
 
 def _short(label: str) -> str:

@@ -5,7 +5,7 @@ address, and handed to DALI; the operations on the finished square are the very 
 So the same address gives the same crop, and a run may change loaders at any step: pixels differ by what decoders and
 resizers round differently (about 0.2 of 255 levels on average).
 
-DALI is for JPEGs and plain PNGs. Whatever else a data set holds, Pillow decodes as ever.
+DALI is for JPEGs and plain PNGs. All other images Pillow decodes, as in the first loader.
 """
 
 import importlib.util
@@ -44,13 +44,7 @@ class _Order:
 class DaliLoader:
     """Augmented batches of ``batches``, prepared by DALI; each iteration goes where ``batches.start`` has put it.
 
-    Args:
-        images: the encoded images.
-        transform: what is to become of them.
-        batches: which samples come next.
-        seed: of the run.
-        threads: DALI's CPU threads.
-        device: where the network is; on a GPU, images are decoded there and stay.
+    ``threads`` are DALI's, on the CPU. Where ``device`` is a GPU, images are decoded there and stay.
 
     Raises:
         UserError: DALI is not installed.
@@ -130,21 +124,14 @@ class DaliLoader:
 def _arguments(crops: list[CropParams]) -> dict[str, list[npt.NDArray[Any]]]:
     """What the pipeline asks about each image."""
     rows = np.array(crops, dtype=np.int32)
-    columns = {
-        "start": rows[:, 0:2],
-        "shape": rows[:, 2:4],
-        "new": rows[:, 4:6].astype(np.float32),
-        "cut": rows[:, 6:8],
-    }
+    columns = {"start": rows[:, :2], "shape": rows[:, 2:4], "new": rows[:, 4:6].astype(np.float32), "cut": rows[:, 6:]}
     return {name: list(np.ascontiguousarray(values)) for name, values in columns.items()}
 
 
 def _build_pipeline(crop: Crop, batch: int, threads: int, device: torch.device) -> Any:  # noqa: ANN401
     from nvidia.dali import fn, pipeline_def, types
 
-    resizing = {"nearest": types.INTERP_NN, "bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}[
-        crop.interpolation
-    ]
+    resizing = {"nearest": types.INTERP_NN, "bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
     on_gpu = device.type == "cuda"
 
     @pipeline_def(  # type: ignore[untyped-decorator]
@@ -165,7 +152,7 @@ def _build_pipeline(crop: Crop, batch: int, threads: int, device: torch.device) 
             output_type=types.RGB,
             adjust_orientation=False,
         )
-        resized = fn.resize(window, size=new, interp_type=resizing, antialias=crop.antialias)
+        resized = fn.resize(window, size=new, interp_type=resizing[crop.interpolation], antialias=crop.antialias)
         square = fn.slice(resized, start=cut, shape=[crop.size, crop.size], axes=[0, 1])
         return fn.transpose(square, perm=[2, 0, 1])
 

@@ -3,7 +3,7 @@
 Every kind of image becomes 8-bit RGB as Pillow's ``convert("RGB")`` has it, which is what torchvision's ImageFolder
 trains on: greyscale is repeated in three channels, palettes are looked up, alpha is dropped without blending, CMYK is
 converted without a colour profile (Adobe's inverted CMYK is turned right by Pillow's reader), 1-bit becomes black and
-white, and greyscale of 16 and more bits is clipped at 255. Of an animation the first crop counts. The EXIF
+white, and greyscale of 16 and more bits is clipped at 255. Of an animation the first frame counts. The EXIF
 orientation is ignored.
 
 JPEGs go straight to libjpeg-turbo, whose pixels Pillow passes on too, less a copy and a conversion. It can also decode
@@ -22,7 +22,7 @@ from PIL import Image
 if TYPE_CHECKING:  # torch stays out of the processes that prepare data
     from torch import Tensor
 
-# Modes whose values do not fit 8 bits: whatever is above 255 becomes white.
+# Modes whose values do not fit 8 bits: what is above 255 becomes white.
 DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 
 # By how much libjpeg-turbo can reduce an image at no loss of speed; 1 leaves it whole.

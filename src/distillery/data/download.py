@@ -30,7 +30,7 @@ class _Unfinished(Exception):
 def download(name: str, url: str, target: Path, checksum: str) -> None:
     """Fetch ``url`` to ``target``, which appears when all of it is there and has the ``checksum`` (``md5:<hex>``).
 
-    What has come stays in ``.<target>.partial`` beside it whatever happens, and the next call asks the server for the
+    What has come stays in ``.<target>.partial`` beside it after any failure, and the next call asks the server for the
     rest only. A second process that wants the same file waits for the first.
 
     Raises:
@@ -105,7 +105,7 @@ def _request(name: str, url: str, partial: Path) -> None:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and begin:
-            return  # there is no more; the checksum tells whether that is all of it
+            return  # there is no more; the checksum shows whether that is all of it
         raise _Unfinished(f"the server says {error.code} {error.reason}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
@@ -169,7 +169,7 @@ def _locked(partial: Path) -> Iterator[None]:
             with suppress(OSError):
                 fcntl.flock(file, fcntl.LOCK_EX)
             if not _is_at(partial, os.fstat(file.fileno())):
-                continue  # whoever held it before has put it in its place, or removed it
+                continue  # another process held it, and has put it in its place or removed it
             try:
                 yield
             finally:

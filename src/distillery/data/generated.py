@@ -16,7 +16,7 @@ from distillery.randomness import addressed_bits
 def generate_images(folder: Path, settings: Generated) -> RawImages:
     """Write ``<folder>/{train,val}/<class>/<number>.jpg`` and list them; most classes have no image.
 
-    Images come in pairs of one class, whose colours tell the classes apart, and classes are spread over the whole
+    Images come in pairs of one class, whose colours distinguish the classes, and classes are spread over the whole
     range. Validation has half as many images, of the first classes of training. An older folder is replaced.
 
     Raises:

@@ -32,6 +32,6 @@ def hold_out(images: RawImages, share: float, name: str) -> RawImages:
         held += [image for place, image in enumerate(members) if place in chosen]
         train += [image for place, image in enumerate(members) if place not in chosen]
     folders = images.folders | {"holdout": images.folders["train"]}
-    # The images that are chosen by stand between those that are learnt from and those that are reported.
+    # The images that are chosen by stand between those for training and those that are reported.
     splits = {"train": train, "holdout": held, "val": images.splits["val"]}
     return replace(images, folders=folders, splits=splits)

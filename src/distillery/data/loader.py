@@ -176,7 +176,7 @@ def _whole(batch: Batch) -> Batch:
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """Leave the process's generators as they were; a worker's belong to nobody."""
+    """Leave the process's generators as they were; a worker's need not be kept."""
     if get_worker_info() is not None:
         yield
         return

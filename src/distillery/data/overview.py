@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from tabulate import tabulate
 
-from distillery.data.manifest import Manifest, Split
+from distillery.data.manifest import Manifest
 
 # So many classes are listed one by one; of more, the smallest and the largest.
 _LISTED = 20
@@ -12,8 +12,9 @@ _EXTREMES = 5
 
 
 def describe_manifest(manifest: Manifest) -> str:
-    """Splits, classes, pixels, and whatever is odd: copies, files passed over, images left out."""
-    mean, std = (", ".join(f"{value:.4f}" for value in triple) for triple in _triples(manifest))
+    """Splits, classes, pixels, and what is odd: copies, files passed over, images left out."""
+    statistics = manifest.statistics
+    mean, std = (", ".join(f"{value:.4f}" for value in triple) for triple in (statistics.mean, statistics.std))
     parts = [
         f"{manifest.name}: {len(manifest.classes)} classes, digest {manifest.digest[:16]}",
         _table(
@@ -24,10 +25,6 @@ def describe_manifest(manifest: Manifest) -> str:
         _table(_odd_rows(manifest), ("odd", "count", "for example")),
     ]
     return "\n\n".join(parts)
-
-
-def _triples(manifest: Manifest) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    return manifest.statistics.mean, manifest.statistics.std
 
 
 def _split_rows(manifest: Manifest) -> list[tuple[object, ...]]:
@@ -41,7 +38,7 @@ def _split_rows(manifest: Manifest) -> list[tuple[object, ...]]:
             _counts(split.formats),
             _counts(split.modes),
             len(split.shards),
-            _megabytes(split),
+            sum(shard.bytes for shard in split.shards) / 1e6,
         )
         for name, split in manifest.splits.items()
     ]
@@ -85,7 +82,3 @@ def _counts(counts: Mapping[str, int]) -> str:
         return next(iter(counts))
     ordered = sorted(counts.items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {count}" for name, count in ordered)
-
-
-def _megabytes(split: Split) -> float:
-    return sum(shard.bytes for shard in split.shards) / 1e6

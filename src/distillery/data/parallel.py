@@ -1,4 +1,4 @@
-"""Spread shards over processes, show how it goes, and leave nothing running whatever happens."""
+"""Spread shards over processes, show how it goes, and leave no process running after an error."""
 
 import multiprocessing
 import sys
@@ -97,7 +97,7 @@ _report: Callable[[int], None]
 
 
 class _Stopped(Exception):
-    """The parent gave up; nobody waits for this shard."""
+    """The parent gave up; this shard is not needed."""
 
 
 def _start_worker(counter: Any, stop: Any) -> None:  # noqa: ANN401

@@ -86,9 +86,7 @@ def summary(manifest: Manifest, folder: Path) -> list[str]:
     deep = sum(number for split in (train, val) for mode, number in split.modes.items() if mode in DEEP_MODES)
     if deep:
         lines.append(f"{name}: warning: {deep:,} images have more than 8 bits a channel; values above 255 become white")
-    ignored = {
-        f"{extension or 'without extension'}": number for extension, number in manifest.ignored.extensions.items()
-    }
+    ignored = {name or "without extension": number for name, number in manifest.ignored.extensions.items()}
     ignored |= {"hidden": manifest.ignored.hidden} if manifest.ignored.hidden else {}
     if ignored:
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in ignored.items())

@@ -14,7 +14,7 @@ class Sample(NamedTuple):
     """One use of an image: the address of its augmentation."""
 
     epoch: int
-    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls on it
+    index: int  # type: ignore[assignment]  # hides tuple.index, which is never called on it
     copy: int  # how often the image came before in this epoch
 
 
@@ -26,14 +26,8 @@ class GlobalBatches(Sampler[list[Sample]]):
     the same images for any number of either. An iteration goes from where ``start`` has put it to the end of that
     epoch.
 
-    Args:
-        order: the sample ids of an epoch, of length ``images``; ids may repeat.
-        images: how many samples an epoch has.
-        batch: images in one optimizer step, over all ranks.
-        world_size: how many processes train together.
-        rank: which of them this is.
-        accumulation: micro-batches in one step.
-        drop_last: leave out the last, smaller batch of an epoch.
+    ``order`` gives the ``images`` sample ids of an epoch, which may repeat. ``drop_last`` leaves out its last, smaller
+    batch.
 
     Raises:
         UserError: a batch, or the last one, has fewer images than ranks times micro-batches.
@@ -104,11 +98,9 @@ class GlobalBatches(Sampler[list[Sample]]):
 def copy_numbers(order: Ids) -> Ids:
     """For each place in an order, how often its id occurred before."""
     by_id = np.argsort(order, kind="stable")
-    grouped = order[by_id]
-    places = np.arange(len(order))
-    begins = (
-        np.maximum.accumulate(np.where(np.r_[True, grouped[1:] != grouped[:-1]], places, 0)) if len(order) else places
-    )
+    grouped, places = order[by_id], np.arange(len(order))
+    is_first = np.r_[True, grouped[1:] != grouped[:-1]][: len(order)]
+    begins = np.maximum.accumulate(np.where(is_first, places, 0))
     copies = np.empty_like(order)
     copies[by_id] = places - begins
     return copies

@@ -4,7 +4,7 @@ A shard is an Arrow IPC stream of one record batch with the columns ``image`` (t
 ``label``, and the schema of the `datasets` library's Image and ClassLabel, so ``load_dataset("arrow", data_files=...)``
 reads it too. Every image is decoded once here, to check it and to count its pixels.
 
-Where images are not embedded, ``bytes`` is null, and the columns ``file``, ``offset``, ``size`` and ``sha256`` tell
+Where images are not embedded, ``bytes`` is null, and the columns ``file``, ``offset``, ``size`` and ``sha256`` say
 where the image's bytes lie (all of the file, or so many bytes of an archive) and what they must be.
 
 This module runs in worker processes and does not import torch.
@@ -34,7 +34,7 @@ BYTES_PER_SHARD = 256 * 2**20
 # Where the bytes of an image that is not embedded lie; an offset is null where they are all of the file.
 _PLACE = {"file": pa.string(), "offset": pa.int64(), "size": pa.int64(), "sha256": pa.binary()}
 
-# Progress is told after so many images: often enough for a moving bar, seldom enough to cost nothing.
+# Progress is reported after so many images: often enough for a moving bar, seldom enough to cost nothing.
 _REPORT_EVERY = 32
 
 
@@ -84,7 +84,7 @@ def split_into_shards(images: Sequence[RawImage]) -> Iterator[tuple[RawImage, ..
 
 
 def write_shard(task: ShardTask, report: Callable[[int], None]) -> ShardFacts:
-    """Check a shard's images, write those that are sound, and tell what was found.
+    """Check a shard's images, write those that are sound, and report what was found.
 
     ``report`` is called with a number of images as they are done. Without sound images no file is written.
 

@@ -18,7 +18,7 @@ from distillery.errors import UserError
 def staged_folder(output: Path) -> Iterator[Path]:
     """Give an empty sibling folder to fill, and put it in the place of ``output`` when the block ends well.
 
-    An older ``output`` stays as it was until then. Whatever ends the block otherwise leaves nothing behind; what a
+    An older ``output`` stays as it was until then. A block that ends by an error leaves nothing behind; what a
     killed process left is removed by the next call. Missing parent folders are made.
 
     Raises:

@@ -18,7 +18,7 @@ class Transform:
     """From an image to the network's square, uint8 (3, size, size).
 
     The draws come in a fixed order from the global generators of torch, Python and numpy: the crop's, the steps', the
-    lighting's. Whoever seeds them alike and calls ``crop.draw`` before ``finish`` gets what ``decode`` gets.
+    lighting's. With the same seeds, ``crop.draw`` and then ``finish`` give what ``decode`` gives.
     """
 
     crop: Crop

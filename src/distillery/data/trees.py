@@ -244,7 +244,7 @@ class ZipTree(_ArchiveTree):
 
 
 def _content_begin(member: zipfile.ZipInfo, opened: BinaryIO) -> int:
-    """Where a member's bytes begin: behind its own header, whose length the zip's directory does not tell."""
+    """Where a member's bytes begin: behind its own header, whose length the zip's directory does not give."""
     opened.seek(member.header_offset)
     header = opened.read(30)
     if len(header) < 30 or not header.startswith(_ZIP_MAGIC[0]):

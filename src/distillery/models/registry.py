@@ -194,7 +194,9 @@ def _build_torchvision(name: str, num_classes: int, model_args: Mapping[str, Any
 
     # Auxiliary heads make a network return a tuple while it trains; no objective here reads them.
     fixed = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-    network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **fixed | model_args)
+    network: nn.Module = torchvision.models.get_model(
+        name, weights=None, num_classes=num_classes, **{**fixed, **model_args}
+    )
     return network
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def plot_experiment(experiment: Experiment, results: Path, published: Path, *, partial: bool = False) -> list[Path]:
     """Draw the figures of an experiment, and return the files.
 
-    The ledger ``published`` need not exist. ``partial`` draws what there is instead of refusing an experiment with gaps.
+    The ledger ``published`` need not exist. ``partial`` draws what there is instead of refusing gaps.
 
     Raises:
         UserError: a history or a measurement is missing or damaged. Nothing is written then.

@@ -4,10 +4,10 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from distillery.data.layouts._official import find_marked_folder, lines_of, need
+from distillery.data.layouts._official import find_marked_folder, images_below, lines_of, named_if_damaged, need
 from distillery.data.layouts.folders import find_class_folders
 from distillery.data.raw import RawFile, RawReader, shown
-from distillery.data.sources import Scan, is_hidden, visible_images
+from distillery.data.sources import Scan, is_hidden
 from distillery.data.trees import FolderTree, Tree, open_tree
 from distillery.errors import UserError
 from distillery.experiment.schema.dataset import Dataset
@@ -36,8 +36,7 @@ def find_listed(
         return find_class_folders(top, name, dataset)
     pictures = top if _PICTURES in top.subfolders("") else open_tree(top.source / need(top, archive).path, scratch)
     scan = Scan({"train": "train", "val": "val"})
-    files = visible_images(pictures.files(_PICTURES), _PICTURES, scan.ignored)
-    present = {file.path.removeprefix(f"{_PICTURES}/"): file for file in files}
+    present = images_below(pictures, _PICTURES, scan.ignored)
     taken: set[str] = set()
     with RawReader() as reader:
         for split, listing in lists.items():
@@ -60,12 +59,6 @@ def _paths(tree: Tree, file: RawFile, reader: RawReader) -> Iterator[str]:
         return
     from scipy.io import loadmat
 
-    try:
-        rows = loadmat(io.BytesIO(reader.read(file)))["file_list"]
-        paths = [str(row[0][0]) for row in rows]
-    except UserError:
-        raise
-    except Exception as error:  # scipy's reader raises anything
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{tree.source}: {shown(file.path)} cannot be read: {reason}; get it again") from None
+    with named_if_damaged(tree, file.path):
+        paths = [str(row[0][0]) for row in loadmat(io.BytesIO(reader.read(file)))["file_list"]]
     yield from paths

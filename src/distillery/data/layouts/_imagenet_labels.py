@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
-from distillery.data.layouts._official import find_marked_folder, lines_of, need, wrong_line
+from distillery.data.layouts._official import find_marked_folder, lines_of, named_if_damaged, need, wrong_line
 from distillery.data.raw import RawFile, RawReader, shown
 from distillery.data.trees import Tree, open_tree
 from distillery.errors import UserError
@@ -26,7 +26,7 @@ def validation_labels(top: Tree, scratch: Path) -> tuple[dict[str, str], str]:
         UserError: there is no list, or it is misshapen.
     """
     with RawReader() as reader:
-        for tree in (top, *_kits(top, scratch)):
+        for tree in (top, *(open_tree(top.source / kit, scratch) for kit in _KITS if top.find(kit))):
             for folder in ("", "data/"):
                 root = find_marked_folder(tree, [folder + _GROUND_TRUTH])
                 if root is not None:
@@ -37,10 +37,6 @@ def validation_labels(top: Tree, scratch: Path) -> tuple[dict[str, str], str]:
     raise UserError(
         f"{top.source}: the validation images lie flat and no list has their labels; put {_KITS[0]} beside them"
     )
-
-
-def _kits(top: Tree, scratch: Path) -> list[Tree]:
-    return [open_tree(top.source / kit, scratch) for kit in _KITS if top.find(kit)]
 
 
 def _from_ground_truth(tree: Tree, root: str, reader: RawReader) -> tuple[dict[str, str], str]:
@@ -74,17 +70,12 @@ def _read_meta(tree: Tree, meta: RawFile, reader: RawReader) -> dict[int, str]:
     """``synsets`` of meta.mat: numbers and wnids of the classes, which have no children, and of those above them."""
     from scipy.io import loadmat
 
-    try:
+    with named_if_damaged(tree, meta.path):
         synsets: Any = loadmat(io.BytesIO(reader.read(meta)), squeeze_me=True)["synsets"]
         rows = zip(
             synsets["ILSVRC2012_ID"].tolist(), synsets["WNID"].tolist(), synsets["num_children"].tolist(), strict=True
         )
         wnids = {int(number): str(wnid) for number, wnid, children in rows if int(children) == 0}
-    except UserError:
-        raise
-    except Exception as error:  # scipy's reader raises anything
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{tree.source}: {shown(meta.path)} cannot be read: {reason}; get it again") from None
     if not wnids:
         raise UserError(f"{tree.source}: {shown(meta.path)} names no classes; get it again")
     return wnids

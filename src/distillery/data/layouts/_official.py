@@ -1,11 +1,13 @@
 """What the layouts of published data sets share: finding the archive, and reading its lists."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from distillery.data.layouts.folders import has_class_folders
 from distillery.data.raw import RawFile, RawReader, shown
-from distillery.data.sources import is_hidden
+from distillery.data.sources import is_hidden, visible_images
 from distillery.data.trees import Tree, open_tree
 from distillery.errors import UserError
 from distillery.experiment.schema.dataset import Dataset
@@ -53,6 +55,11 @@ def need(tree: Tree, path: str) -> RawFile:
     return file
 
 
+def images_below(tree: Tree, base: str, ignored: Counter[str]) -> dict[str, RawFile]:
+    """The images below the folder ``base``, by their paths there; other files are counted."""
+    return {file.path.removeprefix(f"{base}/"): file for file in visible_images(tree.files(base), base, ignored)}
+
+
 def lines_of(tree: Tree, file: RawFile, reader: RawReader) -> Iterator[tuple[int, str]]:
     """The lines of a text file that are not empty, with their numbers from 1.
 
@@ -66,6 +73,22 @@ def lines_of(tree: Tree, file: RawFile, reader: RawReader) -> Iterator[tuple[int
     for number, line in enumerate(text.splitlines(), start=1):
         if line.strip():
             yield number, line
+
+
+@contextmanager
+def named_if_damaged(tree: Tree, path: str) -> Iterator[None]:
+    """Name the file in one line when what reads its content fails; readers of damaged files raise anything.
+
+    Raises:
+        UserError: as said.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"{tree.source}: {shown(path)} cannot be read: {reason}; get it again") from None
 
 
 def wrong_line(tree: Tree, file: RawFile, number: int, line: str, expected: str) -> UserError:

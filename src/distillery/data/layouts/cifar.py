@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from distillery.data.layouts._official import need, open_official
+from distillery.data.layouts._official import named_if_damaged, need, open_official
 from distillery.data.layouts.folders import find_class_folders
 from distillery.data.png import encode_png
 from distillery.data.raw import MadeFile, RawReader, shown
@@ -88,12 +88,8 @@ def _add_batch(scan: Scan, split: str, tree: Tree, path: str, batch: dict[str, A
 
 
 def _unpickle(tree: Tree, path: str, reader: RawReader) -> dict[str, Any]:
-    content = reader.read(need(tree, path))
-    try:
-        table = _SafeUnpickler(io.BytesIO(content), encoding="bytes").load()
-    except Exception as error:  # damaged pickles raise anything
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{tree.source}: {shown(path)} cannot be read: {reason}; get it again") from None
+    with named_if_damaged(tree, path):
+        table = _SafeUnpickler(io.BytesIO(reader.read(need(tree, path))), encoding="bytes").load()
     if not isinstance(table, dict):
         raise UserError(f"{tree.source}: {shown(path)} holds no table; get it again")
     return {_text(key): value for key, value in table.items()}

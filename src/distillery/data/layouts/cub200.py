@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from distillery.data.layouts._official import lines_of, need, open_official, wrong_line
+from distillery.data.layouts._official import images_below, lines_of, need, open_official, wrong_line
 from distillery.data.layouts.folders import find_class_folders
 from distillery.data.raw import RawFile, RawReader, shown
-from distillery.data.sources import Layout, Scan, visible_images
+from distillery.data.sources import Layout, Scan
 from distillery.data.trees import Tree
 from distillery.errors import UserError
 from distillery.experiment.schema.dataset import Dataset
@@ -36,9 +36,7 @@ def find_cub200(name: str, dataset: Dataset, scratch: Path) -> Scan:
         _check_numbers(tree, root, listing, set(content), set(paths))
     scan = Scan({"train": "train", "val": "val"})
     base = f"{root}images"
-    present = {
-        file.path.removeprefix(f"{base}/"): file for file in visible_images(tree.files(base), base, scan.ignored)
-    }
+    present = images_below(tree, base, scan.ignored)
     for number, path in paths.items():
         folder, _, file_name = path.partition("/")
         where = f"{tree.source}: {root}{{}}: image {number} ({shown(path)}) "

@@ -77,9 +77,9 @@ def _find_root(tree: Tree, dataset: Dataset) -> str:
     top = [folder for folder in tree.subfolders("") if not is_hidden(folder)]
     if "train" in top:
         return ""
-    if len(top) == 1 and "train" in tree.subfolders(top[0]):
-        return f"{top[0]}/"
     inside = [f"{top[0]}/{folder}" for folder in tree.subfolders(top[0])] if len(top) == 1 else []
+    if f"{top[0]}/train" in inside:
+        return f"{top[0]}/"
     raise UserError(f"{dataset.path}: no folder train/ in it (found {listed(inside or top)}); {_wanted('train')}")
 
 

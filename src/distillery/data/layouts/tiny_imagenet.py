@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from distillery.data.layouts._official import lines_of, need, open_official, wrong_line
+from distillery.data.layouts._official import images_below, lines_of, need, open_official, wrong_line
 from distillery.data.layouts.folders import add_class_folders, find_class_folders
 from distillery.data.raw import RawReader, shown
-from distillery.data.sources import Layout, Scan, visible_images
+from distillery.data.sources import Layout, Scan
 from distillery.errors import UserError
 from distillery.experiment.schema.dataset import Dataset
 
@@ -18,7 +18,7 @@ def find_tiny_imagenet(name: str, dataset: Dataset, scratch: Path) -> Scan:
 
     Training images lie in ``train/<wnid>/images/``, validation images in ``val/images/``; the first two columns of
     ``val/val_annotations.txt`` are their names and wnids. A validation image becomes ``val/<wnid>/<file>``. The test
-    images have no labels and are passed over. Where ``val/images`` is gone, somebody has sorted them into classes.
+    images have no labels and are passed over. Without ``val/images`` they were sorted into class folders.
 
     Raises:
         UserError: the list is misshapen or contradicts the files.
@@ -30,9 +30,7 @@ def find_tiny_imagenet(name: str, dataset: Dataset, scratch: Path) -> Scan:
     add_class_folders(scan, "train", tree, root, "train", dataset.path)
     annotations = need(tree, root + _ANNOTATIONS)
     base = f"{root}val/images"
-    present = {
-        file.path.removeprefix(f"{base}/"): file for file in visible_images(tree.files(base), base, scan.ignored)
-    }
+    present = images_below(tree, base, scan.ignored)
     with RawReader() as reader:
         for number, line in lines_of(tree, annotations, reader):
             words = line.split()

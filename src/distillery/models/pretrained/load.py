@@ -70,7 +70,7 @@ def fit_names(found: StateDict, model: nn.Module, name: str) -> StateDict:
 
 
 def classifier_modules(model: nn.Module) -> tuple[str, ...]:
-    """The names of the layers that make the logits: as timm names them, else the last layer with a matrix of weights."""
+    """The names of the layers that make the logits: as timm has them, else the last layer with a matrix of weights."""
     known = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
     if known:
         return (known,) if isinstance(known, str) else tuple(known)
