@@ -29,7 +29,7 @@ def small_shards(monkeypatch):
     monkeypatch.setattr(shards, "IMAGES_PER_SHARD", 4)
 
 
-def test_the_manifest_tells_what_is_there(place, encode, noise):
+def test_the_manifest_describes_the_images(place, encode, noise):
     place.fill(train=5, val=2)
     place.write("train/ape/grey.png", encode(noise(90, (4, 20), "L")))
     place.write("train/ape/photo.jpeg", encode(noise(91), "jpeg"))

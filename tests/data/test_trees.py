@@ -21,7 +21,7 @@ def fill(place):
 
 
 def seen(path, scratch):
-    """All that a tree tells."""
+    """All that a tree shows."""
     tree = open_tree(path, scratch)
     with RawReader() as reader:
         files = {file.path: (file.size, reader.read(file)) for file in tree.files("")}

@@ -6,6 +6,15 @@ import torch
 from distillery.models import create_model
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Many small networks, which several threads only slow down."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def donor():
     torch.manual_seed(1)

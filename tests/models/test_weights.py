@@ -4,17 +4,17 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.models.conftest import same
 from torch import nn
 
 from distillery.errors import UserError
 from distillery.models.weights import load_weights, save_weights
 
-# --- own files ---------------------------------------------------------------------------------------------------
-
 
 def test_weights_come_back_as_they_were(donor, network, tmp_path):
     save_weights(donor, tmp_path / "w.safetensors")
+    assert load_file(tmp_path / "w.safetensors").keys() == donor.state_dict().keys()
     assert not same(donor, network)
     load_weights(network, tmp_path / "w.safetensors")
     assert same(donor, network)

@@ -8,6 +8,8 @@ import pytest
 
 from distillery.experiment import Experiment, load_experiment
 from distillery.paths import dataset_folder, profile_path, run_folder
+from distillery.reporting.content import Content, gather, read_ledger
+from distillery.reporting.measurements import read_measurements
 
 EXPERIMENT = """
 toy:
@@ -161,6 +163,12 @@ class Desk:
 
     def write_ledger(self, *rows: str) -> None:
         self.ledger.write_text("\n".join(["run,metric,value,std,n,selection,source", *rows, ""]))
+
+    def content(self, name: str) -> Content:
+        """What a table says of the results that there are."""
+        experiment = self.experiment
+        runs = read_measurements(experiment, self.results, partial=True)
+        return gather(experiment, name, experiment.config.tables[name], runs, read_ledger(experiment, self.ledger))
 
     def write_results(self) -> None:
         """Means and deviations that a reader can check: small 90, 91, 92; small-kd 92, 93, 94; big 95."""

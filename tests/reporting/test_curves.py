@@ -46,7 +46,7 @@ def snapshot(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_experiment_gets_both_figures_in_both_formats(desk):
+def test_an_experiment_gets_both_figures_in_both_formats(desk):
     write_histories(desk)
     files = plot_experiment(desk.experiment, desk.results, desk.ledger)
     folder = figure_folder(desk.results, "toy")
@@ -190,7 +190,7 @@ def test_imported_networks_have_no_curve(desk):
     assert len(plot_experiment(desk.experiment, desk.results, desk.ledger)) == 4
 
 
-def test_a_experiment_of_imported_networks_has_a_folder_without_figures(desk):
+def test_an_experiment_of_imported_networks_has_a_folder_without_figures(desk):
     text = desk.text.replace("recipe: toy", "weights: w.pth").partition("    small-kd")[0]
     desk.write_experiment(text)
     folder = figure_folder(desk.results, "toy")

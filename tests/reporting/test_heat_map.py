@@ -1,10 +1,8 @@
-"""A grid as a picture: the text of each cell, and the colours that tell students apart."""
+"""A grid as a picture: the text of each cell, and the colours of the students."""
 
 import pytest
 
-from distillery.reporting.content import gather, read_ledger
 from distillery.reporting.heat_map import draw_heat_map
-from distillery.reporting.measurements import read_measurements
 
 GRID = """    grid:
       title: A grid of two settings whose title is far too long for a small picture and has to be broken
@@ -16,11 +14,7 @@ GRID = """    grid:
 
 def draw(desk, metric="top1"):
     desk.write_experiment(desk.text.partition("    methods:")[0] + GRID.format(metric=metric))
-    experiment = desk.experiment
-    runs = read_measurements(experiment, desk.results, partial=True)
-    return draw_heat_map(
-        gather(experiment, "grid", experiment.config.tables["grid"], runs, read_ledger(experiment, desk.ledger))
-    )
+    return draw_heat_map(desk.content("grid"))
 
 
 def colours(figure):

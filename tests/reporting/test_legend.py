@@ -13,10 +13,14 @@ def experiment(desk):
     def text(*ledger):
         desk.write_results()
         desk.write_ledger(*ledger)
-        tabulate_experiment(desk.experiment, desk.results, desk.ledger)
-        return (table_folder(desk.results) / "toy.md").read_text()
+        return tabulated(desk)
 
     return text
+
+
+def tabulated(desk):
+    tabulate_experiment(desk.experiment, desk.results, desk.ledger)
+    return (table_folder(desk.results) / "toy.md").read_text()
 
 
 def test_the_experiment_opens_with_its_data_and_seeds(experiment):
@@ -56,8 +60,7 @@ def test_only_the_selection_rules_in_use_are_explained(desk, experiment):
     desk.write_results()
     for seed in (0, 1, 2):
         desk.write_metrics("small", seed, selection="best")
-    tabulate_experiment(desk.experiment, desk.results, desk.ledger)
-    text = (table_folder(desk.results) / "toy.md").read_text()
+    text = tabulated(desk)
     assert "*best epoch*: " in text
     assert "*imported*: " not in text
 
@@ -66,8 +69,7 @@ def test_scores_of_an_epoch_chosen_by_held_out_images_say_so(desk, experiment):
     experiment()
     for seed in (0, 1, 2):
         desk.write_metrics("small", seed, selection="best", selection_split="holdout")
-    tabulate_experiment(desk.experiment, desk.results, desk.ledger)
-    text = (table_folder(desk.results) / "toy.md").read_text()
+    text = tabulated(desk)
     assert "best held-out |" in text
     assert "*best held-out*: " in text
     assert "*best epoch*: " not in text

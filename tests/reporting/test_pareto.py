@@ -4,8 +4,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillery.reporting.content import gather, read_ledger
-from distillery.reporting.measurements import read_measurements
 from distillery.reporting.pareto import Point, draw_pareto, pareto_front
 
 TABLE = """    speeds:
@@ -33,11 +31,7 @@ def test_no_point_beats_one_of_the_front_and_each_other_is_beaten(pairs):
 
 def draw(desk, metric="top1", name=""):
     desk.write_experiment(desk.text.partition("    methods:")[0] + TABLE.format(metric=metric, name=name))
-    experiment = desk.experiment
-    runs = read_measurements(experiment, desk.results, partial=True)
-    return draw_pareto(
-        gather(experiment, "speeds", experiment.config.tables["speeds"], runs, read_ledger(experiment, desk.ledger))
-    )
+    return draw_pareto(desk.content("speeds"))
 
 
 def panels(figure):

@@ -18,8 +18,10 @@ LEDGER = (
 )
 
 
-def tabulate(desk):
-    return tabulate_experiment(desk.experiment, desk.results, desk.ledger)
+def tabulate(desk, kind="md"):
+    """Write the tables and return the text of the experiment's own file."""
+    tabulate_experiment(desk.experiment, desk.results, desk.ledger)
+    return (table_folder(desk.results) / f"toy.{kind}").read_text()
 
 
 def snapshot(folder):
@@ -34,8 +36,7 @@ def judged(desk):
 
 
 def test_the_table_in_markdown(judged):
-    tabulate(judged)
-    text = (table_folder(judged.results) / "toy.md").read_text()
+    text = tabulate(judged)
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert [re.sub(r" +", " ", line) for line in table if "---" not in line] == [
         "| Run | Teacher | Top-1 (%) | NLL | Agreement (%) | Params | Size | n | Selection | Published Top-1 (%) "
@@ -49,8 +50,7 @@ def test_the_table_in_markdown(judged):
 
 
 def test_the_table_in_latex(judged):
-    tabulate(judged)
-    lines = (table_folder(judged.results) / "toy.tex").read_text().splitlines()
+    lines = tabulate(judged, "tex").splitlines()
     assert r"\caption{Teaching a small network.}" in lines
     assert r"\label{tab:toy-methods}" in lines
     assert r"\begin{tabular}{llrrrrrrlrrl}" in lines
@@ -61,9 +61,7 @@ def test_the_table_in_latex(judged):
 
 def test_the_table_for_machines_has_every_digit(judged):
     judged.write_metrics("small", 0, top1=100 / 3)
-    tabulate(judged)
-    with (table_folder(judged.results) / "toy.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(tabulate(judged, "csv").splitlines()))
     assert tuple(rows[0]) == CSV_HEADER
     assert len(rows) == 3 * 5
     by_key = {(row["table"], row["run"], row["metric"]): row for row in rows}
@@ -71,12 +69,8 @@ def test_the_table_for_machines_has_every_digit(judged):
     values = [100 / 3, 91.0, 92.0]
     assert float(small["mean"]) == pytest.approx(sum(values) / 3, rel=1e-15)
     assert float(small["difference"]) == float(small["mean"]) - 91.5
-    assert (small["n"], small["selection"], small["published"], small["verdict"]) == (
-        "3",
-        "last",
-        "91.5",
-        "within noise",
-    )
+    kept = [small[key] for key in ("n", "selection", "published", "verdict")]
+    assert kept == ["3", "last", "91.5", "within noise"]
     assert small["source"] == "Author 2020, Table 3"
     kd = by_key["methods", "small-kd", "top1"]
     assert (kd["teacher"], kd["published"], kd["published_std"], kd["published_n"]) == ("big", "93.10", "0.2", "5")
@@ -96,8 +90,7 @@ def test_without_published_numbers_no_column_and_no_word_is_spent_on_them(desk):
 def test_a_table_of_runs_without_teacher_has_no_column_for_teachers(desk):
     desk.write_experiment(desk.text.replace("rows: [big, small, small-kd]", "rows: [big, small]"))
     desk.write_results()
-    tabulate(desk)
-    assert "Teacher" not in (table_folder(desk.results) / "toy.md").read_text()
+    assert "Teacher" not in tabulate(desk)
 
 
 def test_rows_may_have_labels_as_the_source_prints_them(desk):
@@ -106,8 +99,7 @@ def test_rows_may_have_labels_as_the_source_prints_them(desk):
     )
     desk.write_experiment(desk.text.replace("rows: [big, small, small-kd]", labels))
     desk.write_results()
-    tabulate(desk)
-    rows = [line for line in (table_folder(desk.results) / "toy.md").read_text().splitlines() if line.startswith("| ")]
+    rows = [line for line in tabulate(desk).splitlines() if line.startswith("| ")]
     assert [[cell.strip() for cell in row.split("|")][1:4] for row in rows] == [
         ["Model", "Method", "Run"],
         ["ResNet-20", "Teacher", "big"],
@@ -125,9 +117,7 @@ def test_a_label_needs_a_cell_for_each_heading(desk):
 def test_a_network_may_be_measured_by_its_teacher(desk):
     desk.write_experiment(desk.text.replace("params, size]", "size_ratio]").partition("    speed:")[0])
     desk.write_results()
-    tabulate(desk)
-    text = (table_folder(desk.results) / "toy.md").read_text()
-    ratios = [line.split("|")[6].strip() for line in text.splitlines() if line.startswith("| ")]
+    ratios = [line.split("|")[6].strip() for line in tabulate(desk).splitlines() if line.startswith("| ")]
     assert ratios == ["Size ratio (%)", "–", "–", "29.09"]  # 320 of 1,100 kB
 
 
@@ -171,10 +161,9 @@ def test_a_table_made_alone_is_the_same_and_needs_its_own_runs_only(judged):
 
 
 def test_a_partial_experiment_marks_what_is_missing_or_stale(judged):
-    run_folder_of = lambda run, seed: run_folder(judged.results, "toy", run, seed)  # noqa: E731
-    (run_folder_of("small", 1) / "metrics.json").unlink()
+    (run_folder(judged.results, "toy", "small", 1) / "metrics.json").unlink()
     judged.write_metrics("big", 0, digest="0" * 16)
-    shutil.rmtree(run_folder_of("small-kd", 0).parent)
+    shutil.rmtree(run_folder(judged.results, "toy", "small-kd", 0).parent)
     shutil.rmtree(judged.results / "datasets")
     tabulate_experiment(judged.experiment, judged.results, judged.ledger, partial=True)
     text = (table_folder(judged.results) / "toy.md").read_text()
@@ -230,7 +219,7 @@ def test_the_order_of_seeds_changes_nothing_but_the_sentence_that_names_them(jud
 
 
 def test_each_table_is_also_written_alone(judged):
-    files = tabulate(judged)
+    files = tabulate_experiment(judged.experiment, judged.results, judged.ledger)
     folder = table_folder(judged.results)
     assert {path.relative_to(folder) for path in files} == set(snapshot(folder))
     assert {str(path.relative_to(folder)) for path in files} == {
@@ -252,7 +241,7 @@ def test_tables_that_the_experiment_no_longer_has_disappear(judged):
     assert sorted(path.name for path in alone.iterdir()) == ["methods.csv", "methods.md", "methods.tex", "notes.txt"]
 
 
-def test_a_experiment_without_tables_is_a_experiment(desk):
+def test_an_experiment_needs_no_tables(desk):
     desk.write_experiment(desk.text.partition("  tables:")[0])
     tabulate(desk)
     folder = table_folder(desk.results)

@@ -23,19 +23,15 @@ WNIDS = ("n02119789", "n01440764", "n01530575")
 def pack(tree, path, mode="w", top=""):
     """Pack a mapping of paths to contents as a tar."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, mode) as tar:
-        for name, content in tree.items():
-            info = tarfile.TarInfo(top + name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
+    path.write_bytes(packed(tree, mode, top))
     return path
 
 
-def packed(tree, mode="w"):
+def packed(tree, mode="w", top=""):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode) as tar:
         for name, content in tree.items():
-            info = tarfile.TarInfo(name)
+            info = tarfile.TarInfo(top + name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
     return buffer.getvalue()

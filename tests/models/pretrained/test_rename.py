@@ -82,7 +82,7 @@ def test_weights_that_the_original_never_uses_are_passed_over(tmp_path):
     import_weights(create_model("cifar_efficientnet_b0", 10), str(tmp_path / "w.pth"), "cifar_efficientnet_b0")
 
 
-def test_timms_own_namings_of_originals_are_used(tmp_path):
+def test_timms_names_of_the_original_weights_are_used(tmp_path):
     """MIIL's file of TResNet-L V2: the bare names of its first version, and signs of in-place batch norms."""
     with torch.device("meta"):
         own = create_model("tresnet_v2_l", 3).state_dict()
@@ -90,10 +90,8 @@ def test_timms_own_namings_of_originals_are_used(tmp_path):
     state = {name: torch.randn(value.shape).to(value.dtype) for name, value in own.items()}
     original = {}
     for name, value in state.items():
-        name = re.sub(r"(conv\d+)\.conv\.", r"\1.0.", name)
-        name = re.sub(r"(conv\d+)\.bn\.", r"\1.1.", name)
-        name = re.sub(r"(downsample\.\d+)\.conv\.", r"\1.0.", name)
-        name = re.sub(r"(downsample\.\d+)\.bn\.", r"\1.1.", name)
+        name = re.sub(r"(conv\d+|downsample\.\d+)\.conv\.", r"\1.0.", name)
+        name = re.sub(r"(conv\d+|downsample\.\d+)\.bn\.", r"\1.1.", name)
         original[f"module.{name}"] = value
     torch.save({"state_dict": original}, tmp_path / "tresnet.pth")
     network = create_model("tresnet_v2_l", 3)
@@ -226,7 +224,7 @@ def dense_logits(state, codebase, images):
 
 
 @pytest.mark.parametrize("codebase", DENSE)
-def test_dense_networks_answer_as_they_did_in_their_code_base(codebase, tmp_path):
+def test_dense_networks_give_the_logits_of_their_code_base(codebase, tmp_path):
     state = dense_state(codebase, 10)
     torch.save({"state_dict": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "w.pth.tar")
     network = create_model("cifar_densenet40", 10, stem_width=STEM).double().eval()

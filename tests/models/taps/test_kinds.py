@@ -25,9 +25,8 @@ def recorded(network, kinds, size=16):
 
 def test_a_rectified_stage_is_handed_on_rectified():
     features, outputs = recorded(create_model("cifar_resnet8", 5), STAGEWISE)
-    for number, (before, after, raw) in enumerate(
-        zip(features.stages, features.activations, features.raw, strict=True)
-    ):
+    kinds = zip(features.stages, features.activations, features.raw, strict=True)
+    for number, (before, after, raw) in enumerate(kinds):
         assert (before < 0).any()
         assert torch.equal(after, before.relu())
         assert torch.equal(raw, outputs[f"layer{number + 1}"])
@@ -36,9 +35,8 @@ def test_a_rectified_stage_is_handed_on_rectified():
 
 def test_a_pre_activation_network_hands_on_raw_sums():
     features, outputs = recorded(create_model("cifar_wrn_16_1", 5), STAGEWISE)
-    for number, (before, after, raw) in enumerate(
-        zip(features.stages, features.activations, features.raw, strict=True)
-    ):
+    kinds = zip(features.stages, features.activations, features.raw, strict=True)
+    for number, (before, after, raw) in enumerate(kinds):
         assert torch.equal(raw, outputs[f"stages.{number}"])  # a sum, neither normed nor rectified
         assert (raw < 0).any()
         assert not torch.equal(raw, before)

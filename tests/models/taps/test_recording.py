@@ -15,18 +15,15 @@ INPLACE = ["torchvision:resnet18", "torchvision:mobilenet_v2", "torchvision:shuf
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def fresh_compiler():
     yield
-    torch.set_num_threads(threads)
     torch.compiler.reset()
 
 
 def tiny(size=16):
     torch.manual_seed(0)
     network = create_model("cifar_resnet8", 5)
-    return network, Taps(network, plan_taps(network, size, "pupil")), torch.randn(2, 3, size, size)
+    return network, Taps(network, plan_taps(network, size, "student")), torch.randn(2, 3, size, size)
 
 
 def without_inplace(network):
@@ -88,10 +85,10 @@ def test_activations_in_place_do_not_reach_the_taps(name):
 
 def test_an_overwritten_tensor_that_was_not_copied_stops_the_run():
     network = create_model("torchvision:resnet18", 5)
-    plan = plan_taps(without_inplace(network), 64, "pupil")
+    plan = plan_taps(without_inplace(network), 64, "student")
     taps = Taps(network, plan)
     with (
-        pytest.raises(TapError, match=r"pupil: the tap on layer1.1.relu input 2/2 was overwritten in place"),
+        pytest.raises(TapError, match=r"student: the tap on layer1.1.relu input 2/2 was overwritten in place"),
         taps.record(),
     ):
         network(torch.randn(2, 3, 64, 64))
@@ -196,8 +193,8 @@ def test_hooks_that_come_after_the_first_compiled_call_stop_the_run():
     images = torch.randn(2, 3, 16, 16)
     compiled = torch.compile(network, backend="eager")
     compiled(images)
-    taps = Taps(network, plan_taps(network, 16, "pupil"))
-    with pytest.raises(TapError, match=r"pupil: the tap on layer1\.0\.relu .* before torch\.compile"), taps.record():
+    taps = Taps(network, plan_taps(network, 16, "student"))
+    with pytest.raises(TapError, match=r"student: the tap on layer1\.0\.relu .* before torch\.compile"), taps.record():
         compiled(images)
 
 
@@ -210,7 +207,7 @@ def test_a_network_in_ddp_feeds_taps_that_sit_inside(tmp_path):
         with taps.record() as features:
             logits = wrapped(images)
         (logits.sum() + sum(tap.mean() for tap in features.stages)).backward()
-        with pytest.raises(TapError, match=r"pupil: layer1\.0\.relu lies under module\. here; .* before DDP"):
+        with pytest.raises(TapError, match=r"student: layer1\.0\.relu lies under module\. here; .* before DDP"):
             Taps(wrapped, taps.plan)
     finally:
         torch.distributed.destroy_process_group()
@@ -221,7 +218,7 @@ class TestMistakes:
     def test_two_recordings_at_once(self):
         network, taps, images = tiny()
         with taps.record():
-            with pytest.raises(TapError, match="pupil: its taps are recording already"):
+            with pytest.raises(TapError, match="student: its taps are recording already"):
                 taps.record().__enter__()
             network(images)
 
@@ -243,13 +240,13 @@ class TestMistakes:
 
     def test_tokens_of_images_of_another_size(self):
         network = create_model("timm:test_vit", 5, img_size=64, dynamic_img_size=True)
-        taps = Taps(network, plan_taps(network, 64, "pupil"))
-        with pytest.raises(TapError, match=r"pupil: blocks\.1 gave 25 tokens, not 4 x 4"), taps.record():
+        taps = Taps(network, plan_taps(network, 64, "student"))
+        with pytest.raises(TapError, match=r"student: blocks\.1 gave 25 tokens, not 4 x 4"), taps.record():
             network(torch.randn(1, 3, 80, 80))
 
     def test_maps_of_images_of_another_size(self):
         network, taps, _ = tiny()
-        line = r"pupil: layer1 gave 16@20x20, not 16@16x16; plan the taps for the size of the images"
+        line = r"student: layer1 gave 16@20x20, not 16@16x16; plan the taps for the size of the images"
         with pytest.raises(TapError, match=line), taps.record():
             network(torch.randn(2, 3, 20, 20))
 

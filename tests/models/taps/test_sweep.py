@@ -1,4 +1,4 @@
-"""One small member of every family of timm and torchvision, at small inputs: tapped, learning and teaching."""
+"""One small member of every family of timm and torchvision, at small inputs: tapped, as student and as teacher."""
 
 import pytest
 import torch
@@ -85,14 +85,6 @@ def build(library, name, arguments):
     return torchvision.models.get_model(name, num_classes=5, **arguments), size
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("library", "name", "arguments"),
@@ -104,7 +96,7 @@ def one_thread():
     ids=lambda value: value if isinstance(value, str) else "",
 )
 @pytest.mark.filterwarnings("ignore")
-def test_every_family_is_tapped_learns_and_teaches(library, name, arguments):
+def test_every_family_is_tapped_and_trains_as_student_and_teacher(library, name, arguments):
     network, size = build(library, name, arguments)
     plan = plan_taps(network, size, name)
     images = torch.randn(2, 3, size, size)
@@ -115,33 +107,36 @@ def test_every_family_is_tapped_learns_and_teaches(library, name, arguments):
         expected = network.eval()(images)
     tokens = all(point.layout == "BNC" for point in plan.points)
     taps = Taps(network, plan, EVERY_KIND if tokens else EVERY_KIND - {"tokens"})
-    with torch.no_grad(), taps.record() as taught:
+    with torch.no_grad(), taps.record() as eval_features:
         logits = network(images)
     assert torch.equal(first(logits), first(expected))
-    assert [tuple(feature.shape) for feature in taught.stages] == shapes
-    assert [tuple(feature.shape) for feature in taught.activations] == shapes
-    assert [tuple(feature.shape) for feature in taught.raw] == shapes
-    for point, before, after in zip(plan.points, taught.stages, taught.activations, strict=True):
+    assert [tuple(feature.shape) for feature in eval_features.stages] == shapes
+    assert [tuple(feature.shape) for feature in eval_features.activations] == shapes
+    assert [tuple(feature.shape) for feature in eval_features.raw] == shapes
+    for point, before, after in zip(plan.points, eval_features.stages, eval_features.activations, strict=True):
         activation = PLAIN_ACTIVATIONS.get(point.activation)
         activated = before if point.activation is None else activation(before) if activation else after
         torch.testing.assert_close(after, activated)
-    assert [sequence.ndim for sequence in taught.tokens] == [3] * len(plan.points) * tokens
-    assert taught.embedding.shape == (2, plan.features)
+    assert [sequence.ndim for sequence in eval_features.tokens] == [3] * len(plan.points) * tokens
+    assert eval_features.embedding.shape == (2, plan.features)
     if plan.classifier is not None:
         assert network.get_submodule(plan.classifier).weight.shape[:2] == (5, plan.features)
 
     network.train()
-    with taps.record() as learnt:
+    with taps.record() as train_features:
         network(images)
-    assert [tuple(feature.shape) for feature in learnt.stages] == shapes
+    assert [tuple(feature.shape) for feature in train_features.stages] == shapes
     # A random weight to each element, because a plain sum has no gradient through a norm.
     weights = torch.Generator().manual_seed(0)
-    loss = sum((tap * torch.randn(tap.shape, generator=weights)).mean() for tap in [*learnt.stages, learnt.embedding])
+    loss = sum(
+        (tap * torch.randn(tap.shape, generator=weights)).mean()
+        for tap in [*train_features.stages, train_features.embedding]
+    )
     loss.backward()
     gradients = [weight.grad for weight in network.parameters() if weight.grad is not None]
     assert gradients
     assert all(gradient.isfinite().all() for gradient in gradients)
-    assert all(tap.requires_grad for tap in [*learnt.stages, learnt.embedding])
+    assert all(tap.requires_grad for tap in [*train_features.stages, train_features.embedding])
     taps.remove()
 
     take_a_step(network, create_model("cifar_resnet8", 5), images)
@@ -154,8 +149,8 @@ def take_a_step(student, teacher, images):
     pair = pair_networks(student, teacher, config.needs(), images.shape[-1])
     margins = [None if norms is None else bn_margin(*norms) for norms in pair.norms(teacher)]
     stages = [
-        StagePair(learnt.channels, taught.channels, margin)
-        for learnt, taught, margin in zip(pair.student.points, pair.teacher.points, margins, strict=True)
+        StagePair(student_point.channels, teacher_point.channels, margin)
+        for student_point, teacher_point, margin in zip(pair.student.points, pair.teacher.points, margins, strict=True)
     ]
     objective = build_objective(config, TermContext(tuple(stages)))
     learner = Learner(FeatureExtractor(student, nn.Identity(), pair.student.taps, pair.sizes, False), objective).train()

@@ -18,14 +18,6 @@ from distillery.models.taps import Taps, plan_taps
 FACTS = json.loads((Path(__file__).parents[2] / "golden" / "arch_facts.json").read_text())
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def on_meta(name, num_classes, **arguments):
     with torch.device("meta"):
         return create_model(name, num_classes, **arguments)
