@@ -90,9 +90,7 @@ def _class_names(splits: dict[str, Any], folders: dict[str, str], label: str) ->
     feature = splits["train"].features[label]
     if type(feature).__name__ == "ClassLabel":
         return tuple(feature.names)
-    return tuple(
-        str(value) for value in sorted({value for folder in folders.values() for value in splits[folder][label]})
-    )
+    return tuple(map(str, sorted({value for folder in folders.values() for value in splits[folder][label]})))
 
 
 def _add_split(scan: Scan, split: str, part: Any, image: str, label: str, dataset: Dataset) -> None:  # noqa: ANN401

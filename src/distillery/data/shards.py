@@ -144,10 +144,8 @@ def examine(content: bytes) -> tuple[Image.Image, Image.Image]:
 
 def arrow_schema(classes: Sequence[str], embed: bool = True) -> pa.Schema:
     """The columns of a shard; the metadata is how the `datasets` library keeps its feature types."""
-    features: dict[str, object] = {
-        "image": {"_type": "Image"},
-        "label": {"names": list(classes), "_type": "ClassLabel"},
-    }
+    label = {"names": list(classes), "_type": "ClassLabel"}
+    features: dict[str, object] = {"image": {"_type": "Image"}, "label": label}
     image = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
     fields = [pa.field("image", image), pa.field("label", pa.int64())]
     if not embed:
@@ -160,12 +158,8 @@ def _places(files: Sequence[AnyFile], hashes: Sequence[bytes]) -> list[pa.Array]
     """The columns of images that are not embedded."""
     stored = [file for file in files if isinstance(file, RawFile)]
     assert len(stored) == len(files), "the caller has refused others"
-    columns = (
-        [str(file.location().absolute()) for file in stored],
-        [file.offset for file in stored],
-        [file.size for file in stored],
-        hashes,
-    )
+    rows = [(str(file.location().absolute()), file.offset, file.size) for file in stored]
+    columns = (*zip(*rows, strict=True), hashes)
     return [pa.array(column, kind) for column, kind in zip(columns, _PLACE.values(), strict=True)]
 
 

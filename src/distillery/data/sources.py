@@ -14,7 +14,7 @@ from distillery.experiment.schema.dataset import Dataset
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"})
 # Folders that macOS adds to archives; like hidden names, they are no part of a data set.
 _HIDDEN_NAMES = frozenset({"__MACOSX"})
-# What people call the split for validation, the likeliest first.
+# Usual names of the split for validation, the likeliest first.
 VALIDATION_NAMES = ("val", "valid", "validation", "test")
 
 
@@ -93,10 +93,8 @@ def to_splits(scan: Scan, path: str) -> RawImages:
         ]
         for split in SPLITS
     }
-    hidden = scan.ignored.pop("hidden", 0)
-    return RawImages(
-        classes, scan.folders, splits, Ignored(hidden=hidden, extensions=dict(sorted(scan.ignored.items())))
-    )
+    ignored = Ignored(hidden=scan.ignored.pop("hidden", 0), extensions=dict(sorted(scan.ignored.items())))
+    return RawImages(classes, scan.folders, splits, ignored)
 
 
 def check_counts(images: RawImages, name: str, dataset: Dataset) -> None:

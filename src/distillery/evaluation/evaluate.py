@@ -38,8 +38,7 @@ def evaluate_run(
     data_folder = dataset_folder(results, experiment.config.dataset)
     manifest = load_manifest(data_folder)
     finished = restore_run(experiment, run, seed, results, device, manifest)
-    teacher_name = experiment.teacher(run)
-    teacher = None
+    teacher, teacher_name = None, experiment.teacher(run)
     if teacher_name is not None:
         teacher = restore_run(experiment, teacher_name, experiment.seeds(teacher_name)[0], results, device, manifest)
 
@@ -81,7 +80,10 @@ def measure(
         num_classes,
         device,
         teacher_predict=None if teacher is None else teacher.predict,
-        teacher_loader=_teacher_loader(images, student, teacher, workers, device),
+        # The images are decoded a second time only where the teacher wants another size or crop than the student.
+        teacher_loader=None
+        if teacher is None or _geometry(teacher.preprocess) == _geometry(student.preprocess)
+        else _loader(images, teacher.preprocess, workers, device),
     )
 
 
@@ -95,15 +97,6 @@ def _loader(images: ArrowImages, preprocess: Preprocess, workers: int, device: t
         rank=0,
         pin_memory=device.type == "cuda",
     )
-
-
-def _teacher_loader(
-    images: ArrowImages, student: ReadyNetwork, teacher: ReadyNetwork | None, workers: int, device: torch.device
-) -> Any:  # noqa: ANN401
-    """Decode the images a second time only where the teacher wants another size or crop than the student."""
-    if teacher is None or _geometry(teacher.preprocess) == _geometry(student.preprocess):
-        return None
-    return _loader(images, teacher.preprocess, workers, device)
 
 
 def _geometry(preprocess: Preprocess) -> tuple[int, int, str, str]:

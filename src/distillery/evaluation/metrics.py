@@ -111,14 +111,9 @@ def evaluate_model(
 ) -> dict[str, float]:
     """Measure a network on every image of a loader; on those of all processes where there are several.
 
-    Args:
-        predict: uint8 images (B, 3, H, W) on ``device`` to logits (B, C).
-        loader: batches of this process's share of the images.
-        num_classes: C.
-        device: where images go.
-        teacher_predict: likewise for the network whose predictions are to be compared.
-        teacher_loader: the same images in the same batches as the teacher wants them prepared; by default the
-            teacher sees what the network sees.
+    ``predict`` and ``teacher_predict`` map uint8 images (B, 3, H, W) on ``device`` to logits (B, C). ``loader`` has
+    this process's share of the images; ``teacher_loader`` has the same in the same batches, prepared for the teacher,
+    which by default sees what the network sees.
 
     Returns:
         ``images``: how many. ``top1``, ``top5``: images whose label is among the 1 and the min(5, C) highest scores,

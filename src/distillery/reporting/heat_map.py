@@ -78,8 +78,8 @@ def _write(axes: "Axes", content: Content, place: tuple[int, int], run: str | No
 
     if run is None:
         return
-    entry, show = content.entries[run, metric], COLUMNS[metric].show
-    text = NOT_RUN if entry.summary is None else show(entry.summary.mean)
+    entry = content.entries[run, metric]
+    text = NOT_RUN if entry.summary is None else COLUMNS[metric].show(entry.summary.mean)
     published = "" if entry.published is None else f"\npublished {entry.published.value:f}"
     if entry.summary is None:
         axes.add_patch(

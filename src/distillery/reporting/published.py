@@ -141,11 +141,9 @@ def _parse(path: Path, row: int, cells: dict[str, str]) -> Published:
     metric = cells["metric"]
     if metric not in COLUMNS:
         raise fault("metric", nearest(metric, list(COLUMNS)))
-    for column in ("run", "source"):
+    for column, advice in (("run", "name the run of the experiment"), ("source", "say where the number is printed")):
         if not cells[column]:
-            raise fault(
-                column, "name the run of the experiment" if column == "run" else "say where the number is printed"
-            )
+            raise fault(column, advice)
     value = _decimal(cells["value"])
     least, most = COLUMNS[metric].bounds
     if value is None or not least <= value <= most:
@@ -165,10 +163,7 @@ def _parse(path: Path, row: int, cells: dict[str, str]) -> Published:
             raise fault("std", "expected a standard deviation, 0 or more, or nothing if it is unknown")
         if n is None or n < 2:
             raise fault("std", f"a spread needs the number of runs behind it, 2 or more, in n; found {cells['n']!r}")
-    selection: Selection | None = None
-    for rule in get_args(Selection):
-        if cells["selection"] == rule:
-            selection = rule
+    selection: Selection | None = next((rule for rule in get_args(Selection) if cells["selection"] == rule), None)
     if selection is None and cells["selection"]:
         raise fault("selection", "expected last or best (epoch), or nothing if the source does not say")
     return Published(cells["run"], metric, value, std, n, selection, cells["source"], row, cells.get("table", ""))

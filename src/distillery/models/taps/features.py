@@ -163,8 +163,7 @@ def _assemble(trace: Trace, value: int, module: str) -> Feature | None:
     reachable = tuple(source for source in sources if source is not None)
     if len(reachable) < len(sources):
         return None
-    total = sum(source.channels for source in reachable)
-    identity = torch.equal(order, torch.arange(total, device="cpu"))
+    identity = order.tolist() == list(range(sum(source.channels for source in reachable)))
     ordered = None if identity else tuple(order.tolist())
     return Feature(reachable, ordered, activations.pop(), find_source(trace, value, 1, module))
 

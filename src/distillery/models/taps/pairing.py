@@ -65,14 +65,12 @@ def pair_networks(
     Raises:
         TapError: a network does not have what is wanted.
     """
+    wanted = (needs.student, needs.teacher)
     plans = [
         plan_taps(network, input_size, name) if network is not None and kinds - {"logits"} else None
-        for network, kinds, name in zip((student, teacher), (needs.student, needs.teacher), names, strict=True)
+        for network, kinds, name in zip((student, teacher), wanted, names, strict=True)
     ]
-    points = [
-        plan.points if plan is not None and kinds & STAGEWISE else ()
-        for plan, kinds in zip(plans, (needs.student, needs.teacher), strict=True)
-    ]
+    points = [plan.points if plan and kinds & STAGEWISE else () for plan, kinds in zip(plans, wanted, strict=True)]
     if all(points):
         assert plans[0] is not None
         assert plans[1] is not None
@@ -146,15 +144,8 @@ def describe_pair(teacher: TapPlan, student: TapPlan) -> str:
     rows = [head]
     for index, (teacher_stage, student_stage) in enumerate(pair_stages(teacher, student)):
         height, width = common_size(teacher_stage, student_stage)
-        rows.append(
-            (
-                str(index),
-                *_cells(teacher_stage),
-                *_cells(student_stage),
-                f"{height}x{width}",
-                f"{teacher_stage.channels / student_stage.channels:.3g}",
-            )
-        )
+        ends = f"{height}x{width}", f"{teacher_stage.channels / student_stage.channels:.3g}"
+        rows.append((str(index), *_cells(teacher_stage), *_cells(student_stage), *ends))
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*map(_title, ("teacher", "student"), (teacher, student)), "", *lines])

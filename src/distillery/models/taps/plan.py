@@ -131,8 +131,7 @@ def norm_affine(model: nn.Module, point: TapPoint) -> tuple[Tensor, Tensor] | No
     gammas, betas = [], []
     for path in point.norms:
         norm = model.get_submodule(path)
-        running_mean = norm.running_mean
-        gamma, beta = norm.weight, norm.bias
+        gamma, beta, running_mean = norm.weight, norm.bias, norm.running_mean
         assert isinstance(running_mean, Tensor)
         gammas.append(gamma.detach().clone() if isinstance(gamma, Tensor) else torch.ones_like(running_mean))
         betas.append(beta.detach().clone() if isinstance(beta, Tensor) else torch.zeros_like(running_mean))

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from distillery.models.taps.features import feature_before_activation, find_source
 from distillery.models.taps.plan import Source, TapError, TapPlan, TapPoint
-from distillery.models.taps.stages import MapShape, StageEnd, find_stage_ends, map_shape
+from distillery.models.taps.stages import StageEnd, find_stage_ends, map_shape
 from distillery.models.taps.trace import Op, Trace, trace_network
 
 LINEAR = ("addmm", "mm", "bmm", "baddbmm", "convolution")
@@ -25,8 +25,7 @@ def plan_taps(model: nn.Module, input_size: int, name: str | None = None) -> Tap
         TapError: the network is wrapped, cannot run on such images, or has no feature maps or no final linear layer.
     """
     name = name or type(model).__name__
-    wrapper = next((wrapper for wrapper in ("module", "_orig_mod") if _is_wrapped(model, wrapper)), None)
-    if wrapper is not None:
+    if [child for child, _ in model.named_children()] in (["module"], ["_orig_mod"]):
         raise TapError(f"{name}: taps are planned on the network itself, not on {type(model).__name__} around it")
     try:
         trace = trace_network(model, input_size)
@@ -45,14 +44,11 @@ def plan_taps(model: nn.Module, input_size: int, name: str | None = None) -> Tap
     return TapPlan(name, input_size, found, points, embedding, features, classifier)
 
 
-def _is_wrapped(model: nn.Module, child: str) -> bool:
-    return [name for name, _ in model.named_children()] == [child]
-
-
 def _point(trace: Trace, stage: int, end: StageEnd, name: str) -> TapPoint:
     shape = map_shape(trace, end.value)
     assert shape is not None, end
-    feature = feature_before_activation(trace, end.value, _channel_dim(shape), end.module)
+    channel_dim = {"BCHW": 1, "BHWC": 3, "BNC": 2}[shape.layout]
+    feature = feature_before_activation(trace, end.value, channel_dim, end.module)
     if feature is None:
         raise TapError(f"{name}: no module of it takes or returns the features at the end of {end.module}")
     channels = len(feature.order) if feature.order is not None else sum(item.channels for item in feature.sources)
@@ -67,13 +63,9 @@ def _point(trace: Trace, stage: int, end: StageEnd, name: str) -> TapPoint:
         height=shape.height,
         width=shape.width,
         activation=feature.activation,
-        raw=find_source(trace, end.value, _channel_dim(shape), end.module),
+        raw=find_source(trace, end.value, channel_dim, end.module),
         activated=feature.activated,
     )
-
-
-def _channel_dim(shape: MapShape) -> int:
-    return {"BCHW": 1, "BHWC": 3, "BNC": 2}[shape.layout]
 
 
 def _embedding(trace: Trace, name: str) -> tuple[Source, int, str | None]:

@@ -167,19 +167,14 @@ def _from_feature_info(trace: Trace, model: nn.Module) -> list[StageEnd]:
 
 def _ends_of(trace: Trace, modules: tuple[str, ...]) -> list[StageEnd]:
     """What each module returned in its last call; an empty list if one of them returned no feature map."""
-    returned = {call.module: _returned_map(trace, call) for call in trace.calls}
+    returned = {call.module: _first_map(trace, call.outputs) for call in trace.calls}
     ends = [StageEnd(module, value) for module in modules if (value := returned.get(module)) is not None]
     return ends if len(ends) == len(modules) else []
 
 
-def _returned_map(trace: Trace, call: Call) -> int | None:
-    """The first feature map among what a module returned."""
-    return next((value for value in call.outputs.values() if map_shape(trace, value) is not None), None)
-
-
-def _taken_map(trace: Trace, call: Call) -> int | None:
-    """The first feature map among what a module was given."""
-    return next((value for value in call.inputs.values() if map_shape(trace, value) is not None), None)
+def _first_map(trace: Trace, values: dict[int, int]) -> int | None:
+    """The first feature map among a module's inputs or outputs."""
+    return next((value for value in values.values() if map_shape(trace, value) is not None), None)
 
 
 def _evenly_spaced(ends: list[StageEnd]) -> list[StageEnd]:
@@ -206,7 +201,7 @@ def _from_shapes(trace: Trace) -> list[StageEnd]:
     layers: dict[int, int] = {}
     ends: dict[int, list[tuple[int, StageEnd]]] = {}
     for call in trace.calls:
-        value = _returned_map(trace, call)
+        value = _first_map(trace, call.outputs)
         if value is None:
             continue
         height = _height(trace, value)
@@ -215,10 +210,10 @@ def _from_shapes(trace: Trace) -> list[StageEnd]:
         if call.module and value in trunk:
             rank = 0 if _changes_resolution(trace, call, height) else 2 if call.module in blocks else 1
             ends.setdefault(height, []).append((rank, StageEnd(call.module, value)))
-    best: dict[int, list[StageEnd]] = {}
-    for height, ranked in ends.items():
-        top = max(rank for rank, _ in ranked)
-        best[height] = [end for rank, end in ranked if rank == top]
+    best = {
+        height: [end for rank, end in ranked if rank == max(rank for rank, _ in ranked)]
+        for height, ranked in ends.items()
+    }
     falling = [height for height in sorted(best, reverse=True) if layers.get(height, 0) > 0]
     deep = [height for height in falling if layers[height] > 1]
     if len(deep) == 1 and best[deep[0]][0].module in blocks:
@@ -256,7 +251,7 @@ def _height(trace: Trace, value: int) -> int:
 def _changes_resolution(trace: Trace, call: Call, height: int) -> bool:
     """Whether a module around this call takes maps of this height and returns something else."""
     for around in trace.calls_around(call):
-        taken, given = _taken_map(trace, around), _returned_map(trace, around)
+        taken, given = _first_map(trace, around.inputs), _first_map(trace, around.outputs)
         if taken is not None and _height(trace, taken) == height != (given and _height(trace, given)):
             return True
     return False
