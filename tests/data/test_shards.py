@@ -1,4 +1,4 @@
-"""Shards are cut by count and bytes, and sound images are told from broken ones."""
+"""Shards are cut by count and bytes, and broken images are found."""
 
 from pathlib import Path
 

@@ -38,13 +38,13 @@ def run_folder(place, run):
     return str(place.results / "tiny" / run / "seed0")
 
 
-def foreign(place):
+def external(place):
     return f"cifar_resnet14={place.folder / 'big.pth'}"
 
 
 def test_files_and_runs_are_measured_as_the_runs_themselves(place):
     expected = {run: evaluate_run(place.experiment, run, 0, place.results) for run in ("big", "taught")}
-    items = [foreign(place), run_folder(place, "taught")]
+    items = [external(place), run_folder(place, "taught")]
     rows = evaluate_checkpoints(items, run_folder(place, "big"), place.data, SMALL)
     assert [row["model"] for row in rows] == ["cifar_resnet14", "cifar_resnet14", "cifar_resnet8"]
     for row, run in zip(rows, ("big", "big", "taught"), strict=True):
@@ -61,10 +61,10 @@ def test_without_a_teacher_nothing_is_said_of_agreement(place):
 
 def test_the_teacher_may_see_its_images_prepared_in_another_way(place):
     row = evaluate_checkpoints(
-        [foreign(place)], run_folder(place, "big"), place.data, Preprocess(size=6, resize=8, normalize="imagenet")
+        [external(place)], run_folder(place, "big"), place.data, Preprocess(size=6, resize=8, normalize="imagenet")
     )[1]
     alone = evaluate_checkpoints(
-        [foreign(place)], None, place.data, Preprocess(size=6, resize=8, normalize="imagenet")
+        [external(place)], None, place.data, Preprocess(size=6, resize=8, normalize="imagenet")
     )[0]
     assert {key: row[key] for key in alone} == alone
 
@@ -87,7 +87,7 @@ def test_mistakes_are_one_line(place, item, line):
 
 def test_how_images_are_prepared_is_never_guessed(place):
     with pytest.raises(UserError, match=r"big\.pth: does not say how images .*; add e\.g\. --size 32 --normalize"):
-        evaluate_checkpoints([foreign(place)], None, place.data)
+        evaluate_checkpoints([external(place)], None, place.data)
 
 
 def test_a_run_for_other_classes_is_refused(place, tmp_path):
@@ -106,7 +106,7 @@ def evaluate(place, capsys, *arguments):
 
 def test_the_command_prints_a_table(place, capsys):
     code, out = evaluate(
-        place, capsys, "--dataset", "tiny", "--size", "8", "--teacher", run_folder(place, "big"), foreign(place)
+        place, capsys, "--dataset", "tiny", "--size", "8", "--teacher", run_folder(place, "big"), external(place)
     )
     assert code == 0
     head, _, teacher, student = out.out.splitlines()

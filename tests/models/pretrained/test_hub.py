@@ -107,7 +107,7 @@ def run_timm_script(*arguments, **environment):
 
 @pytest.mark.slow
 def test_timms_refused_download_says_what_to_fetch(tmp_path):
-    """The hub's client is told to stay offline, which spares the test its minute of retries."""
+    """The hub's client is set to stay offline, which spares the test its minute of retries."""
     said = run_timm_script(1000, HF_HOME=str(tmp_path), HF_HUB_OFFLINE="1")
     assert "fetch model.safetensors of timm/resnet18.a1_in1k on a machine with network access" in said
     assert "preprocess: {size: 224, resize: 235, interpolation: bicubic, normalize: {mean: [0.485" in said
