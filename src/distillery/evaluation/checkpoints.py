@@ -18,6 +18,7 @@ from distillery.evaluation.restore import ReadyNetwork, default_device, read_rec
 from distillery.experiment.schema.columns import COLUMNS
 from distillery.experiment.schema.recipe import Preprocess
 from distillery.models import check_input, create_model
+from distillery.models.composite import with_head
 from distillery.models.normalize import Normalize, resolve_statistics
 from distillery.models.pretrained.load import import_weights
 from distillery.models.weights import load_weights
@@ -143,8 +144,9 @@ def _load_run(folder: Path, manifest: Manifest, device: torch.device) -> Checkpo
     if classes != len(manifest.classes):
         raise UserError(f"{folder}: a network for {classes} classes, but {manifest.name} has {len(manifest.classes)}")
     network = create_model(spec["model"], classes, **spec.get("model_args", {}))
-    load_weights(network, folder / "weights.safetensors")
     preprocess = Preprocess.model_validate(record["preprocess"])
+    network = with_head(network, record, preprocess.size, spec["model"])
+    load_weights(network, folder / "weights.safetensors")
     normalize = Normalize(record["statistics"]["mean"], record["statistics"]["std"]).to(device)
     return Checkpoint(_ready(network, device), normalize, preprocess, spec["model"], str(folder))
 
