@@ -56,6 +56,14 @@ def read_json(path: Path, made_by: str, needed: Iterable[str] = ()) -> dict[str,
     return content
 
 
+def try_json(path: Path) -> dict[str, Any] | None:
+    """What a JSON file holds; None if it is missing, damaged or no mapping."""
+    try:
+        return read_json(path, made_by="")
+    except UserError:
+        return None
+
+
 def remove_others(folder: Path, suffixes: Iterable[str], keep: Iterable[Path]) -> None:
     """Remove files of these kinds that are made no more; they would pass for current ones."""
     kept, old = set(keep), tuple(suffixes)

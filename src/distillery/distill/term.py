@@ -38,7 +38,7 @@ class StagePair:
 
 @dataclass(frozen=True)
 class TermContext:
-    """What a term is told about the run before training begins.
+    """What a term knows of the run before training begins.
 
     A term that keeps one of the networks' layers holds it in a list: as a submodule it would be checkpointed twice.
 

@@ -1,16 +1,15 @@
 """Why a result is stale, or that it is not: the recorded ledger against the present one, key by key."""
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from distillery.errors import UserError
 from distillery.experiment.experiment import Experiment, experiment_names, load_experiment
 from distillery.experiment.ledger import differences
 from distillery.experiment.reading import nearest
 from distillery.paths import dataset_folder, profile_path, run_folder
+from distillery.results import try_json
 
 FORMS = "a file of results/, e.g. results/tables/digits.md, or EXPERIMENT/RUN, or EXPERIMENT"
 
@@ -39,13 +38,13 @@ def explain(target: str, config: Path, results: Path, *, rehearsal: bool = False
         chosen = list(experiment.config.tables[table].runs())
     else:
         chosen = list(experiment.config.runs)
-    family = experiment.family(chosen)
-    for other, member in sorted(family, key=lambda pair: pair not in [(experiment, each) for each in chosen]):
-        seeds = (seed,) if seed is not None and (other, member) == (experiment, run) else other.seeds(member)
-        if (other, member) not in [(experiment, each) for each in chosen]:
-            seeds = seeds[:1]  # others start from and learn from the first seed
-        for each in seeds:
-            yield from _explain_run(other, member, each, results)
+    for name in chosen:
+        for each in experiment.seeds(name) if seed is None else [seed]:
+            yield from _explain_run(experiment, name, each, results)
+    for ancestor, name in experiment.family(chosen):
+        if ancestor is not experiment or name not in chosen:
+            # Others start from and learn from the first seed.
+            yield from _explain_run(ancestor, name, ancestor.seeds(name)[0], results)
 
 
 def _parse(target: str, config: Path, results: Path) -> tuple[str, str | None, int | None, str | None]:
@@ -69,27 +68,19 @@ def _parse(target: str, config: Path, results: Path) -> tuple[str, str | None, i
 
 def _explain_run(experiment: Experiment, run: str, seed: int, results: Path) -> Iterator[str]:
     folder, spec = run_folder(results, experiment.name, run, seed), experiment.spec(run, seed)
-    record = _read(folder / "run.json")
+    record = try_json(folder / "run.json")
     if record is None or not (folder / "weights.safetensors").is_file():
         yield f"{folder}: not made yet"
         return
     reasons = differences(record.get("spec"), spec.ledger)
     if not reasons and record.get("digest") != spec.digest:
         reasons = [f"digest: {record.get('digest')} -> {spec.digest}"]
-    manifest = _read(dataset_folder(results, spec.dataset) / "manifest.json")
+    manifest = try_json(dataset_folder(results, spec.dataset) / "manifest.json")
     if manifest is not None and manifest.get("digest") != record.get("manifest_digest"):
         reasons.append(f"images of {spec.dataset}: {record.get('manifest_digest')} -> {manifest.get('digest')}")
     for path in (folder / "metrics.json", profile_path(results, experiment.name, run)):
-        measured = _read(path)
+        measured = try_json(path)
         if measured is not None and measured.get("digest") != record.get("digest"):
             reasons.append(f"{path.name}: measured another run (digest {measured.get('digest')})")
     yield f"{folder}: {'stale' if reasons else f'up to date (digest {spec.digest})'}"
     yield from (f"  {reason}" for reason in reasons)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None

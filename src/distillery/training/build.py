@@ -133,7 +133,6 @@ def _parties(
 
 
 def _context(job: Job, fabric: Fabric, images: ArrowImages, pair: TapPair, finished: FinishedRun | None) -> TermContext:
-    """What terms are told before training begins."""
     count = len(pair.sizes)
     channels = [[point.channels for point in party.points] or count * [0] for party in (pair.student, pair.teacher)]
     margins = _margins(job, fabric, pair, finished) or count * [None]

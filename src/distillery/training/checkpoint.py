@@ -73,7 +73,7 @@ class CheckpointFolder:
 
 
 def note_session(training: "Training") -> None:
-    """Keep how long this session has lasted with the run's train_state."""
+    """Note in the run's state how long this session has lasted."""
     training.train_state.sessions[-1]["seconds"] = round(time.monotonic() - training.began, 1)
 
 

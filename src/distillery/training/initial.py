@@ -1,6 +1,5 @@
 """How networks begin: with weights drawn at random, or those that a run's line names, or as a finished teacher."""
 
-import json
 from dataclasses import dataclass
 
 from lightning_fabric import Fabric
@@ -13,6 +12,7 @@ from distillery.models import create_model
 from distillery.models.initialisation import draw_classifier
 from distillery.models.pretrained.load import import_weights
 from distillery.paths import run_folder
+from distillery.results import command, read_json
 from distillery.training.inputs import Validate
 from distillery.training.job import Job
 
@@ -62,10 +62,10 @@ def begin_network(job: Job) -> nn.Module:
 
 
 def finished_teacher(job: Job, fabric: Fabric, validate: Validate) -> FinishedRun | None:
-    """Load the teacher and measure it before anybody learns from it.
+    """Load the teacher and measure it before the student learns from it.
 
     Raises:
-        UserError: it was not made yet, or scores less than when it was evaluated.
+        UserError: it was not made yet, its metrics are damaged, or it scores less than when it was evaluated.
     """
     name = job.experiment.teacher(job.run)
     if name is None:
@@ -77,12 +77,13 @@ def finished_teacher(job: Job, fabric: Fabric, validate: Validate) -> FinishedRu
     fabric.print(f"{job.name}: teacher {name} scores {measured:.2f} % top-1 on the validation images")
     metrics = finished.weights.with_name("metrics.json")
     if metrics.exists():
-        recorded = json.loads(metrics.read_text(encoding="utf-8"))
+        made_by = command("evaluate", job.experiment.path, name, job.experiment.seeds(name)[0], job.results)
+        recorded = read_json(metrics, made_by, needed=("top1", "weights_sha256"))
         expected = recorded["top1"]
         # Metrics of weights that were replaced since say nothing about these.
         if recorded["weights_sha256"] == finished.weights_sha256 and measured < expected - TEACHER_TOLERANCE:
             raise UserError(
                 f"{finished.weights}: this teacher scores {measured:.2f} % top-1 on the validation images, but "
-                f"{expected:.2f} % stands in {metrics}; train or import it anew"
+                f"{expected:.2f} % stands in {metrics}; train or import it again"
             )
     return finished

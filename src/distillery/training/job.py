@@ -70,10 +70,3 @@ class Job:
     def lock(self) -> Path:
         """Where it says that it is being made; whatever its spec, it has one folder."""
         return work_folder(self.results, self.experiment.name, self.run, self.seed) / "lock"
-
-    @property
-    def teacher_folder(self) -> Path:
-        """Where its teacher's results lie."""
-        teacher = self.experiment.teacher(self.run)
-        assert teacher is not None
-        return run_folder(self.results, self.experiment.name, teacher, self.experiment.seeds(teacher)[0])

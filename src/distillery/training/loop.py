@@ -60,7 +60,7 @@ class Training:
 
 
 def fit(training: Training) -> None:
-    """Train from the run's train_state to its last epoch."""
+    """Train from where the run stands to its last epoch."""
     train_state, epochs = training.train_state, total_epochs(training.recipe)
     training.metric_logger.begin(training.name, epochs, training.batches.steps, train_state)
     saved_at = time.monotonic()

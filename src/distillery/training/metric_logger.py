@@ -1,4 +1,4 @@
-"""What a run tells while it trains: one train_state bar, TensorBoard, and history.csv."""
+"""What a run reports while it trains: a progress bar, TensorBoard, and history.csv."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from distillery.training.checkpoint import TrainState
 
 
 class MetricLogger:
-    """Writes a run's train_state into its folder and to the terminal; the first rank's only.
+    """Writes a run's progress into its folder and to the terminal; the first rank's only.
 
     The bar covers the whole run, so its ETA is the run's. Where standard error is no terminal, it becomes one line an
     epoch. Timings go to TensorBoard, never into history.csv, which is the same bytes however often a run was stopped.
@@ -30,7 +30,7 @@ class MetricLogger:
         self.rows: list[dict[str, float]] = []
 
     def begin(self, name: str, epochs: int, steps: int, train_state: TrainState) -> None:
-        """Open the bar and TensorBoard at the run's position, telling TensorBoard again what was known before."""
+        """Open the bar and TensorBoard where the run stands."""
         self.name, self.epochs = name, epochs
         self.rows = list(train_state.history)
         self._reset_clock()
@@ -48,7 +48,7 @@ class MetricLogger:
             bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}",
         )
         self.started = time.monotonic()
-        self._tell_again()
+        self._open_tensorboard()
         self._write_history()
 
     @contextmanager
@@ -68,14 +68,14 @@ class MetricLogger:
             self.drawn = time.monotonic()
             now = means()
             epoch = f"epoch {len(self.rows) + 1}/{self.epochs}"
-            told = f"{epoch}, loss {now['loss']:.3f}, top-1 {now['top1']:.1f}, {self._speed()}"
-            self.bar.set_postfix_str(told, refresh=False)
+            text = f"{epoch}, loss {now['loss']:.3f}, top-1 {now['top1']:.1f}, {self._speed()}"
+            self.bar.set_postfix_str(text, refresh=False)
         self.bar.update()
 
     def epoch(self, row: dict[str, float]) -> None:
         """Record a finished epoch."""
         if self.active:
-            self._survive_removal()
+            self._restore_tensorboard()
             self._write_scalars(row)
         self.rows.append(row)
         if self.active:
@@ -89,27 +89,27 @@ class MetricLogger:
     def flush(self) -> None:
         """Bring everything written so far to the disk."""
         if self.active:
-            self._survive_removal()
+            self._restore_tensorboard()
             self.writer.flush()
 
     def end(self) -> None:
         """Close the bar and TensorBoard, and leave both records whole."""
         if self.active:
-            self._survive_removal()
+            self._restore_tensorboard()
             self.bar.close()
             self.writer.close()
             self._write_history()
 
-    def _survive_removal(self) -> None:
+    def _restore_tensorboard(self) -> None:
         """Begin again if TensorBoard's file is gone, for its writer would fail.
 
         A second Snakemake that was refused this run removes what it takes for its own failed job's outputs.
         """
         if not list((self.folder / "tensorboard").glob("events.*")):
-            self._tell_again()
+            self._open_tensorboard()
 
-    def _tell_again(self) -> None:
-        """Begin TensorBoard's file anew with all that is known."""
+    def _open_tensorboard(self) -> None:
+        """Begin TensorBoard's file again, with all epochs so far."""
         from torch.utils.tensorboard import SummaryWriter
 
         tensorboard = self.folder / "tensorboard"

@@ -1,6 +1,5 @@
 """Make one run of an experiment: train it, or import its weights, and leave the results whole."""
 
-import json
 import time
 from typing import Any
 
@@ -17,6 +16,7 @@ from distillery.models.normalize import resolve_statistics
 from distillery.models.pretrained.load import import_weights
 from distillery.models.weights import load_weights, save_weights
 from distillery.provenance import provenance
+from distillery.results import try_json
 from distillery.training.build import build_training
 from distillery.training.checkpoint import note_session, restore
 from distillery.training.devices import start_devices
@@ -87,10 +87,7 @@ def _train(job: Job, recipe: Recipe, lock: RunLock | None, stop: StopSignal) -> 
 
 def _is_complete(job: Job) -> bool:
     """Whether the results of this very configuration are all there; the record is written last."""
-    try:
-        record = json.loads((job.folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
+    record = try_json(job.folder / "run.json") or {}
     same = (record.get("digest"), record.get("manifest_digest")) == (job.spec.digest, job.manifest.digest)
     files = ("weights.safetensors", "history.csv")
     return (

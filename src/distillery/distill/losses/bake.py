@@ -20,7 +20,7 @@ from distillery.distill.term import Term, TermContext
 def knowledge(features: Tensor, logits: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """What one process knows of its images: unit features (B, D) and softened probabilities (B, C), without gradient.
 
-    This is what processes gather from each other when the ensemble spans them all.
+    Processes gather these from each other when the ensemble spans them all.
     """
     return F.normalize(features, dim=1, eps=1e-12), F.softmax(logits / temperature, dim=1)
 
@@ -28,7 +28,7 @@ def knowledge(features: Tensor, logits: Tensor, temperature: float) -> tuple[Ten
 @torch.no_grad()
 @full_precision
 def propagate(unit_features: Tensor, probabilities: Tensor, omega: float) -> Tensor:
-    """Propagate probabilities over the graph of similar images until they setup (eq. 7 of the paper).
+    """Propagate probabilities over the graph of similar images until they settle (eq. 7 of the paper).
 
     With ``W_ij`` the softmax over ``j != i`` of the cosines of images i and j,
 
@@ -48,7 +48,7 @@ def propagate(unit_features: Tensor, probabilities: Tensor, omega: float) -> Ten
     Returns:
         Q, (N, C).
     """
-    assert 0 <= omega < 1, f"omega is {omega}; a share in [0, 1) is needed for the propagation to setup"
+    assert 0 <= omega < 1, f"omega is {omega}; a share in [0, 1) is needed for the propagation to settle"
     if len(unit_features) == 1:
         return probabilities
     affinity = torch.exp(unit_features @ unit_features.T).fill_diagonal_(0)

@@ -49,7 +49,7 @@ def crd_loss(scores: Tensor, normalizer: Tensor, images: int) -> Tensor:
 
     Args:
         scores: (B, 1 + K), the image itself first.
-        normalizer: a scalar, see ``crd_normalizer``.
+        normalizer: a scalar, ``images`` x the mean score of the first batch.
         images: in the memory.
     """
     x = scores / normalizer
@@ -107,7 +107,7 @@ def _hash(keys_B: Tensor, value: Tensor, turn: int) -> Tensor:
 
 
 class CRD(Term):
-    """The term ``crd``: each network's embedding of an image is told from the other's of other images.
+    """The term ``crd``: each network's embedding of an image is told apart from the other network's of other images.
 
     Both networks' embeddings go through a linear layer each, trained with the student, and are compared with what the
     other network's were when their images were last seen. The memories and normalizers are part of the state and equal

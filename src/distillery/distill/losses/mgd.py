@@ -1,6 +1,6 @@
 """MGD: matching guided distillation (Yue et al., ECCV 2020).
 
-Each student channel is taught by the teacher channels that it resembles most. Which ones is found by optimal assignment
+Each student channel learns from the teacher channels that it resembles most. Which ones is found by optimal assignment
 (the flow), not learned; a reducer then makes one target of a student channel's group.
 
 B batch, S student channels, T teacher channels, H W pixels, P = H x W, G teacher channels of each student channel.
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distillery.distill.losses.assignment import assign
 from distillery.distill.losses.partial_l2 import bn_margin, partial_l2, stage_weights
-from distillery.distill.losses.stages import margin_or_relu, taught_stages
+from distillery.distill.losses.stages import distilled_stages, margin_or_relu
 from distillery.distill.precision import full_precision
 from distillery.distill.step import StepInputs
 from distillery.distill.term import CalibrationBatches, Term, TermContext
@@ -73,12 +73,12 @@ def _unit_maps(feature_BCHW: Tensor) -> Tensor:
 
 
 def match_channels(mean_cost: Tensor, reducer: Reducer, columns: int | None = None) -> Tensor:
-    """Find the flow: for each student channel the teacher channels that teach it, at the least total cost.
+    """Find the flow: for each student channel the teacher channels it learns from, at the least total cost.
 
     With T >= S, ``sm`` gives each student channel one teacher channel, the other reducers ``G = floor(T / S)`` distinct
     ones, and no teacher channel serves two. With T < S, where the original has no answer, each student channel gets one
     teacher channel, and each teacher channel serves ``floor(S / T)`` or ``ceil(S / T)`` student channels, so that no
-    part of the teacher goes untaught and none dominates.
+    teacher channel is left out and none dominates.
 
     Costs are integers, ``trunc(1e5 x cost)``, as in the original; the result is an exact optimum.
 
@@ -202,7 +202,7 @@ class MGD(Term):
     """The term ``mgd``: the student's channels, normalised, approach their groups of teacher channels.
 
     Each stage has a batch norm of its own between the student's features and the loss, trained with the student and
-    used for nothing else. The flow is found anew before every ``update_every``-th epoch and is part of the state.
+    used for nothing else. The flow is found again before every ``update_every``-th epoch and is part of the state.
 
     Args:
         reducer: ``amp``, ``rd``, ``sm`` or ``sp``.
@@ -236,7 +236,7 @@ class MGD(Term):
         """Make each stage's batch norm, margin and (still empty) flow."""
         self.collective = context.collective
         self.weights = stage_weights(len(context.stages))
-        self.stages = taught_stages(len(context.stages), self.ignore, "mgd")
+        self.stages = distilled_stages(len(context.stages), self.ignore, "mgd")
         self.shave = any(pair.teacher_channels % pair.student_channels for pair in context.stages)
         self.norms = nn.ModuleDict()
         for stage in self.stages:
@@ -247,7 +247,7 @@ class MGD(Term):
             self.register_buffer(f"margin{stage}", margin_or_relu(pair), persistent=False)
 
     def begin_epoch(self, epoch: int, calibration_batches: CalibrationBatches) -> None:
-        """Match the channels anew when it is time: every process measures its share, all get one flow."""
+        """Match the channels again when it is time: every process measures its share, all get one flow."""
         if epoch % self.update_every:
             return
         images, costs = 0, {stage: self._no_cost(stage) for stage in self.stages}

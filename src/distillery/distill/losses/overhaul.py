@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distillery.distill.losses.partial_l2 import bn_margin, margin_relu, partial_l2, stage_weights
-from distillery.distill.losses.stages import margin_or_relu, taught_stages
+from distillery.distill.losses.stages import distilled_stages, margin_or_relu
 from distillery.distill.step import StepInputs
 from distillery.distill.term import Term, TermContext
 
@@ -62,7 +62,7 @@ class Overhaul(Term):
     def setup(self, context: TermContext) -> None:
         """Make each stage's connector and margin."""
         self.weights = stage_weights(len(context.stages))
-        self.stages = taught_stages(len(context.stages), self.ignore, "overhaul")
+        self.stages = distilled_stages(len(context.stages), self.ignore, "overhaul")
         self.connectors = nn.ModuleDict()
         for stage in self.stages:
             pair = context.stages[stage]

@@ -14,7 +14,7 @@ def margin_or_relu(pair: StagePair) -> Tensor:
     return pair.teacher_margin
 
 
-def taught_stages(stages: int, ignore: frozenset[int], term: str) -> list[int]:
+def distilled_stages(stages: int, ignore: frozenset[int], term: str) -> list[int]:
     """The stages that have a loss.
 
     Raises:

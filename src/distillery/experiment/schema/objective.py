@@ -122,7 +122,7 @@ class TermOptions(Block):
         return batch
 
     def variant(self) -> str:
-        """What tells uses of the term apart that a rehearsal should try each."""
+        """Names this use of the term, where a rehearsal should try several."""
         return ""
 
 
@@ -219,7 +219,7 @@ class RKDOptions(TermOptions):
 
 
 class CRDOptions(TermOptions):
-    """Contrastive representation distillation: an image's two embeddings are told from those of other images."""
+    """Contrastive representation distillation: an image's two embeddings are told apart from those of others."""
 
     needs: ClassVar[Needs] = Needs(student={"embedding"}, teacher={"embedding"}, indices=True)
     implementation: ClassVar[str] = "distillery.distill.losses.crd:CRD"
