@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +76,27 @@ class Workplace:
         kept = [line for line in path.read_text().splitlines() if line.partition(":")[0] not in keys]
         path.write_text("\n".join([*kept, text, ""]))
 
+    def job(self, run="small", seed=0, results="results", **machine):
+        """A run to be made; a further results folder shares the prepared data and the teacher."""
+        from distillery.experiment import load_experiment
+        from distillery.training.job import Job, Machine
+
+        folder = self.folder / results
+        if not folder.exists():
+            (folder / "tiny").mkdir(parents=True)
+            for shared in ("datasets", "tiny/big"):
+                (folder / shared).symlink_to(self.results / shared)
+        machine = {"workers": 0, "threads": 1} | machine
+        return Job(load_experiment(self.experiment), run, seed, folder, Machine(**machine))
+
+    def make(self, *arguments, **options) -> Path:
+        """Make a run, given like a job; its folder."""
+        from distillery.training.run import make_run
+
+        job = self.job(*arguments, **options)
+        make_run(job)
+        return job.folder
+
 
 @pytest.fixture(scope="session")
 def prepared_tiny(tmp_path_factory):
@@ -98,6 +120,25 @@ def workplace(prepared_tiny, tmp_path):
     """A private copy of the tiny workplace."""
     shutil.copytree(prepared_tiny, tmp_path / "work")
     return Workplace(tmp_path / "work")
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Let a run receive a signal in the given one of its steps; ``monkeypatch.undo()`` ends it."""
+    from distillery.training.metric_logger import MetricLogger
+
+    def arrange(steps):
+        taken, original = [], MetricLogger.step
+
+        def step(self, *arguments):
+            taken.append(1)
+            if len(taken) == steps:
+                signal.raise_signal(signal.SIGTERM)
+            return original(self, *arguments)
+
+        monkeypatch.setattr(MetricLogger, "step", step)
+
+    return arrange
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ def run(capsys, *arguments):
     return ended.value.code, output.out, output.err
 
 
-def test_check_lists_the_runs_of_a_experiment(capsys):
+def test_check_lists_the_runs_of_an_experiment(capsys):
     code, out, _ = run(capsys, "check", ROOT / "config/digits.yaml")
     assert code == 0
     assert [line.split("|")[1].strip() for line in out.splitlines()[2:]].count("resnet8-kd") == 3
@@ -87,25 +87,25 @@ def test_ctrl_c_ends_with_130(monkeypatch, capsys):
     assert run(capsys, "plot", "config/tiny.yaml") == (130, "", "")
 
 
-def test_a_misspelt_model_is_found_by_check(workplace, capsys):
-    workplace.edit("model: cifar_resnet14", "model: cifar_resnet15")
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("model: cifar_resnet15", "model: no model 'cifar_resnet15'; did you mean 'cifar_resnet"),
+        (
+            "model: cifar_resnet14, optimizer: {name: lam, lr: 0.1}",
+            "optimizer.name: timm has no 'lam'; did you mean 'lamb'",
+        ),
+        (
+            "model: cifar_resnet14, model_args: {widht: 4}",
+            "model_args.widht: cifar_resnet14 has no argument 'widht'; did you mean 'width'",
+        ),
+    ],
+)
+def test_check_finds_what_is_misspelt(workplace, capsys, written, message):
+    workplace.edit("model: cifar_resnet14", written)
     code, _, err = run(capsys, "check", workplace.experiment)
     assert code == 2
-    assert "tiny.runs.big.model: no model 'cifar_resnet15'; did you mean 'cifar_resnet" in err
-
-
-def test_a_misspelt_optimizer_is_found_by_check(workplace, capsys):
-    workplace.edit_recipe("optimizer: {name: lam, lr: 0.1}")
-    code, _, err = run(capsys, "check", workplace.experiment)
-    assert code == 2
-    assert "tiny.runs.big.optimizer.name: timm has no 'lam'; did you mean 'lamb'" in err
-
-
-def test_a_misspelt_argument_of_a_model_is_found_by_check(workplace, capsys):
-    workplace.edit("model: cifar_resnet14", "model: cifar_resnet14, model_args: {widht: 4}")
-    code, _, err = run(capsys, "check", workplace.experiment)
-    assert code == 2
-    assert "tiny.runs.big.model_args.widht: cifar_resnet14 has no argument 'widht'; did you mean 'width'" in err
+    assert f"tiny.runs.big.{message}" in err
 
 
 def test_a_missing_data_folder_says_what_to_put_where(workplace, monkeypatch, capsys):

@@ -158,7 +158,7 @@ def test_named_tuples_pass_precision_and_ddp_as_they_are():
     in_processes(_shown, 2)
 
 
-def _lessons(parts):
+def _batches(parts):
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(10, channels, 4, 4, generator=generator) for channels in (4, 9))
     for part in parts:
@@ -166,19 +166,19 @@ def _lessons(parts):
         yield StepInputs(Outputs(empty, (student[part],)), empty, Outputs(empty, (teacher[part],)))
 
 
-def _settled(collective):
+def _set_up(collective):
     term = MGD()
     term.setup(TermContext((StagePair(4, 9, None),), collective))
     return term
 
 
 def _one_flow(rank, expected):
-    term = _settled(ProcessGroup())
-    term.begin_epoch(0, lambda limit: _lessons([slice(0, 7)] if rank == 0 else [slice(7, 8), slice(8, 10)]))
+    term = _set_up(ProcessGroup())
+    term.begin_epoch(0, lambda limit: _batches([slice(0, 7)] if rank == 0 else [slice(7, 8), slice(8, 10)]))
     assert term.flow0.tolist() == expected
 
 
 def test_every_rank_gets_the_flow_that_one_process_finds():
-    alone = _settled(Collective())
-    alone.begin_epoch(0, lambda limit: _lessons([slice(0, 10)]))
+    alone = _set_up(Collective())
+    alone.begin_epoch(0, lambda limit: _batches([slice(0, 10)]))
     in_processes(_one_flow, 2, alone.flow0.tolist())

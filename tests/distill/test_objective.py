@@ -1,4 +1,4 @@
-"""The terms as training uses them: set up, surveyed, summed; against the reference implementations' stored results.
+"""The terms as training uses them: set up, calibrated, summed; against the reference implementations' stored results.
 
 B batch, C classes, D features.
 """
@@ -141,7 +141,7 @@ def networks(batch=4, dtype=torch.float32):
 EVERY_TERM = {"ce": {}, "kd": {}, "mgd": {}, "bake": {}, "overhaul": {}, "rkd": {}, "crd": {"negatives": 2}}
 
 
-def taught(terms, dtype=torch.float32, batch_fraction=1.0):
+def computed(terms, dtype=torch.float32, batch_fraction=1.0):
     student, teacher, context = networks(dtype=dtype)
     torch.manual_seed(0)
     objective = build_objective(Objective.model_validate(terms), context)
@@ -156,7 +156,7 @@ def test_every_registered_term_has_its_options_and_the_other_way_round():
 
 
 def test_any_sum_of_terms_is_legal():
-    student, _, values = taught({name: {"weight": 0.5} for name in EVERY_TERM})
+    student, _, values = computed({name: {"weight": 0.5} for name in EVERY_TERM})
     total = sum(0.5 * value for name, value in values.items() if name != "loss")
     torch.testing.assert_close(values["loss"], total)
     values["loss"].backward()
@@ -167,12 +167,12 @@ def test_any_sum_of_terms_is_legal():
 
 @pytest.mark.parametrize("term", EVERY_TERM)
 def test_terms_compute_in_float32_whatever_autocast_does(term):
-    _, _, plain = taught({term: {}})
+    _, _, plain = computed({term: {}})
     with torch.autocast("cpu", torch.bfloat16):
-        _student, _, values = taught({term: {}})
+        _student, _, values = computed({term: {}})
     assert values[term].dtype == torch.float32
     torch.testing.assert_close(values[term], plain[term], rtol=1e-6, atol=1e-7)
-    _, _, half = taught({term: {}}, dtype=torch.bfloat16)
+    _, _, half = computed({term: {}}, dtype=torch.bfloat16)
     torch.testing.assert_close(half[term], plain[term], rtol=0.05, atol=0.02)
 
 
@@ -211,11 +211,11 @@ def test_margins_come_from_the_loaded_teacher_not_from_a_checkpoint():
 
 
 def test_a_smaller_last_batch_weighs_less_only_in_reference_mode():
-    _, _, whole = taught({"mgd": {"compat": "reference"}})
-    _, _, part = taught({"mgd": {"compat": "reference"}}, batch_fraction=0.5)
+    _, _, whole = computed({"mgd": {"compat": "reference"}})
+    _, _, part = computed({"mgd": {"compat": "reference"}}, batch_fraction=0.5)
     torch.testing.assert_close(part["mgd"], whole["mgd"] / 2)
-    _, _, whole = taught({"mgd": {}})
-    _, _, part = taught({"mgd": {}}, batch_fraction=0.5)
+    _, _, whole = computed({"mgd": {}})
+    _, _, part = computed({"mgd": {}}, batch_fraction=0.5)
     torch.testing.assert_close(part["mgd"], whole["mgd"])
 
 
@@ -246,8 +246,8 @@ def test_ignoring_what_is_not_there_or_everything_is_refused(term, ignore, messa
 
 
 def test_ignored_stages_keep_their_place_in_the_weights():
-    _student, _, both = taught({"overhaul": {}})
-    _, objective, last = taught({"overhaul": {"ignore": [0]}})
+    _student, _, both = computed({"overhaul": {}})
+    _, objective, last = computed({"overhaul": {"ignore": [0]}})
     assert objective.terms["overhaul"].weights == [0.5, 1.0]
     assert last["overhaul"] < both["overhaul"]
 

@@ -1,7 +1,6 @@
-"""What a term may ask for and bring along, in whole runs: a term of this test stands in for ``kd``."""
+"""What a term may ask for and deploy, in whole runs: a term of this test stands in for ``kd``."""
 
 import json
-import signal
 
 import pytest
 import torch
@@ -21,9 +20,6 @@ from distillery.evaluation.restore import restore_run
 from distillery.experiment import load_experiment
 from distillery.experiment.schema.objective import KDOptions, Needs
 from distillery.models.composite import Head
-from distillery.training.job import Job, Machine
-from distillery.training.metric_logger import MetricLogger
-from distillery.training.run import make_run
 
 EVERY_KIND = {"logits", "stages", "activations", "raw", "embedding", "classifier"}
 
@@ -86,20 +82,11 @@ def make(workplace, monkeypatch):
     workplace.edit("  tables:", f"    pupil: {line}\n  tables:")
 
     def run(name="pupil", term=None, needs=None, head=None, results="results", **machine):
-        folder = workplace.folder / results
-        if not folder.exists():
-            folder.mkdir()
-            (folder / "datasets").symlink_to(workplace.results / "datasets")
-            (folder / "tiny").mkdir()
-            (folder / "tiny" / "big").symlink_to(workplace.results / "tiny" / "big")
         if term is not None:
             monkeypatch.setattr(KDOptions, "implementation", f"{__name__}:{term.__name__}")
             monkeypatch.setattr(KDOptions, "needs", needs)
             monkeypatch.setattr(KDOptions, "head", head and f"{__name__}:{head.__name__}")
-        machine = {"workers": 0, "threads": 1} | machine
-        job = Job(load_experiment(workplace.experiment), name, 0, folder, Machine(**machine))
-        make_run(job)
-        return job.folder
+        return workplace.make(name, results=results, **machine)
 
     run("big")
     return run
@@ -152,7 +139,7 @@ def written(folder):
 
 
 @pytest.mark.parametrize("extra", ["ema: {decay: 0.9}", "selection: best"])
-def test_a_head_is_trained_saved_restored_and_measured_with_its_student(workplace, make, monkeypatch, extra):
+def test_a_head_is_trained_saved_restored_and_measured_with_its_student(workplace, make, stop_after, extra):
     workplace.edit_recipe(extra)
     make("big")
     folder = make(term=WithHead, needs=HEADED, head=LinearHead)
@@ -181,15 +168,8 @@ def test_a_head_is_trained_saved_restored_and_measured_with_its_student(workplac
     assert profile["params"] - plain["params"] == sum(value.numel() for value in head.parameters()) - (64 * 3 + 3)
     assert profile["macs"] - plain["macs"] == 64 * 3
 
-    straight, taken, original = written(folder), [], MetricLogger.step
-
-    def step(self, *arguments):
-        taken.append(1)
-        if len(taken) == 5:
-            signal.raise_signal(signal.SIGTERM)
-        return original(self, *arguments)
-
-    monkeypatch.setattr(MetricLogger, "step", step)
+    straight = written(folder)
+    stop_after(5)
     with pytest.raises(Stopped):
         make(results="stopped")
     assert written(make(results="stopped")) == straight

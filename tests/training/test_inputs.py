@@ -9,18 +9,11 @@ from distillery.errors import UserError
 from distillery.experiment import load_experiment
 from distillery.randomness import seed_generators
 from distillery.training import inputs
-from distillery.training.job import Job, Machine
-from distillery.training.run import make_run
-
-
-def train(workplace, **machine):
-    machine = {"workers": 0, "threads": 1} | machine
-    make_run(Job(load_experiment(workplace.experiment), "small", 0, workplace.results, Machine(**machine)))
 
 
 def refusal(workplace, **machine):
     with pytest.raises(UserError) as caught:
-        train(workplace, **machine)
+        workplace.make(**machine)
     message = str(caught.value)
     assert "\n" not in message
     return message.removeprefix(f"{workplace.experiment}: tiny.runs.small.")
@@ -52,7 +45,7 @@ def test_validation_keeps_its_loader_from_epoch_to_epoch(workplace, monkeypatch)
         return original(*arguments, **options)
 
     monkeypatch.setattr(inputs, "eval_loader", count)
-    train(workplace)
+    workplace.make()
     assert len(json.loads((workplace.results / "tiny/small/seed0/run.json").read_text())["sessions"]) == 1
     assert len(made) == 1
     assert made[0]["persistent"]
@@ -62,7 +55,7 @@ def test_lit_images_train_and_are_mixed_as_the_floats_they_are(workplace):
     path = workplace.folder / "config/recipes/tiny.yaml"
     recipe = path.read_text().partition("augment:")[0]
     path.write_text(recipe + "augment: [{name: lighting, std: 0.5}]\nmix: {mixup: 0.8}\n")
-    train(workplace)
+    workplace.make()
     assert len((workplace.results / "tiny/small/seed0/history.csv").read_text().splitlines()) == 3
     mix = inputs.build_mix(load_experiment(workplace.experiment).recipes["small"], 3)
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)

@@ -23,7 +23,7 @@ def test_records_removed_by_a_refused_second_job_are_whole_at_the_end(tmp_path):
     metric_logger.end()
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    told = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
-    told.Reload()
-    assert [(scalar.step, scalar.value) for scalar in told.Scalars("val/top1")] == [(1, 0), (2, 1), (3, 2), (4, 3)]
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [(scalar.step, scalar.value) for scalar in events.Scalars("val/top1")] == [(1, 0), (2, 1), (3, 2), (4, 3)]
     assert len((tmp_path / "run" / "history.csv").read_text().splitlines()) == 5

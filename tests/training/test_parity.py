@@ -13,11 +13,8 @@ from safetensors.torch import load_file
 from distillery.data.arrow import ArrowImages
 from distillery.data.decode import decode_rgb
 from distillery.data.manifest import load_manifest
-from distillery.experiment import load_experiment
 from distillery.models import create_model
 from distillery.randomness import addressed_permutation, seed_generators
-from distillery.training.job import Job, Machine
-from distillery.training.run import make_run
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +29,7 @@ def test_the_engine_equals_a_plain_loop(workplace):
     recipe = workplace.folder / "config/recipes/tiny.yaml"
     recipe.write_text("\n".join(line for line in recipe.read_text().splitlines() if not line.startswith("  - ")))
     torch.set_num_threads(1)
-    make_run(Job(load_experiment(workplace.experiment), "small", 0, workplace.results, Machine(workers=0, threads=1)))
+    workplace.make()
 
     folder = workplace.results / "datasets" / "tiny"
     manifest = load_manifest(folder)
@@ -63,23 +60,13 @@ def test_two_processes_give_the_result_of_one(workplace, run):
     workplace.edit_recipe("sync_batchnorm: true\ndrop_last: false")
     line = "{model: cifar_resnet8, recipe: tiny, teacher: big, objective: {ce: {}, crd: {negatives: 9}}}"
     workplace.edit("  tables:", f"    contrasted: {line}\n  tables:")
-    experiment = load_experiment(workplace.experiment)
     if run != "small":
-        make_run(Job(experiment, "big", 0, workplace.results, Machine(workers=0, threads=1)))
-    make_run(Job(experiment, run, 0, workplace.results, Machine(workers=0, threads=1)))
-    folder = workplace.results / "tiny" / run / "seed0"
+        workplace.make("big")
+    folder = workplace.make(run)
     alone, history = load_file(folder / "weights.safetensors"), (folder / "history.csv").read_text()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [
-        str(ROOT / "tests/cpu_sync_batchnorm.py"),
-        "train",
-        str(workplace.experiment),
-        run,
-        "--results",
-        str(workplace.results),
-        "--workers=0",
-        "--threads=1",
-    ]
+    arguments = [str(ROOT / "tests/cpu_sync_batchnorm.py"), "train", str(workplace.experiment), run]
+    arguments += ["--results", str(workplace.results), "--workers=0", "--threads=1"]
     done = subprocess.run(
         command + arguments, check=False, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     )

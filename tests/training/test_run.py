@@ -22,53 +22,15 @@ from distillery.experiment import load_experiment
 from distillery.experiment.experiment import load_dataset
 from distillery.training import build
 from distillery.training.job import Job, Machine
-from distillery.training.metric_logger import MetricLogger
 from distillery.training.run import make_run
-
-
-def job(workplace, run="small", seed=0, results="results", **machine):
-    machine = {"workers": 0, "threads": 1} | machine
-    return Job(load_experiment(workplace.experiment), run, seed, workplace.folder / results, Machine(**machine))
-
-
-def make(workplace, run="small", seed=0, results="results", **machine):
-    """Make a run, by default in the place's own results folder; a further one shares the prepared data."""
-    made = job(workplace, run, seed, results, **machine)
-    if results != "results":
-        made.results.mkdir()
-        (made.results / "datasets").symlink_to(workplace.results / "datasets")
-    make_run(made)
-    return made.folder
 
 
 def written(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in ("weights.safetensors", "history.csv")}
 
 
-@pytest.fixture
-def stop_after(monkeypatch):
-    """Let a run receive a signal after so many of its steps."""
-
-    def arrange(steps):
-        import signal
-
-        taken = 0
-        original = MetricLogger.step
-
-        def step(self, *arguments):
-            nonlocal taken
-            taken += 1
-            if taken == steps:
-                signal.raise_signal(signal.SIGTERM)
-            return original(self, *arguments)
-
-        monkeypatch.setattr(MetricLogger, "step", step)
-
-    return arrange
-
-
 def test_a_run_leaves_whole_results(workplace):
-    folder = make(workplace)
+    folder = workplace.make()
     record = json.loads((folder / "run.json").read_text())
     rows = list(csv.DictReader((folder / "history.csv").open()))
     assert [row["epoch"] for row in rows] == ["1", "2"]
@@ -86,71 +48,71 @@ def test_a_long_name_is_a_name(workplace):
     name = "small" * 50
     workplace.edit("small:", f"{name}:")
     workplace.edit("rows: [big, small,", f"rows: [big, {name},")
-    assert (make(workplace, name) / "run.json").exists()
+    assert (workplace.make(name) / "run.json").exists()
 
 
 def test_any_number_of_loader_workers_gives_the_same_bytes(workplace):
-    alone = written(make(workplace))
-    assert written(make(workplace, results="one", workers=1)) == alone
-    assert written(make(workplace, results="three", workers=3)) == alone
+    alone = written(workplace.make())
+    assert written(workplace.make(results="one", workers=1)) == alone
+    assert written(workplace.make(results="three", workers=3)) == alone
 
 
 def test_seeds_differ_and_repeat(workplace):
-    first = written(make(workplace))
-    assert written(make(workplace, results="again")) == first
-    assert written(make(workplace, seed=1))["weights.safetensors"] != first["weights.safetensors"]
+    first = written(workplace.make())
+    assert written(workplace.make(results="again")) == first
+    assert written(workplace.make(seed=1))["weights.safetensors"] != first["weights.safetensors"]
 
 
 @pytest.mark.parametrize("steps", [1, 3, 4, 5, 7, 8])
 @pytest.mark.parametrize("extra", ["", "ema: {decay: 0.9}", "selection: best", "drop_last: false"])
 def test_stopped_at_any_step_and_continued_ends_with_the_same_bytes(workplace, stop_after, monkeypatch, steps, extra):
     workplace.edit_recipe(extra)
-    straight = written(make(workplace, results="straight"))
+    straight = written(workplace.make(results="straight"))
     stop_after(steps)
     with pytest.raises(Stopped, match="SIGTERM"):
-        make(workplace)
-    folder = job(workplace).folder
+        workplace.make()
+    folder = workplace.job().folder
     assert not (folder / "weights.safetensors").exists()
     assert not (folder / "run.json").exists()
     monkeypatch.undo()
-    assert written(make(workplace)) == straight
+    assert written(workplace.make()) == straight
     sessions = json.loads((folder / "run.json").read_text())["sessions"]
     assert len(sessions) == 2
     assert sessions[1]["from_epoch"] * (4 + (extra == "drop_last: false")) + sessions[1]["from_step"] == steps
 
 
 def test_a_frequent_checkpoint_changes_nothing(workplace):
-    assert written(make(workplace, checkpoint_seconds=0.0)) == written(make(workplace, results="plain"))
+    assert written(workplace.make(checkpoint_seconds=0.0)) == written(workplace.make(results="plain"))
 
 
 def test_a_damaged_checkpoint_is_said_and_left(workplace, stop_after, monkeypatch, capsys):
-    straight = written(make(workplace, results="straight"))
+    straight = written(workplace.make(results="straight"))
     stop_after(5)
     with pytest.raises(Stopped):
-        make(workplace)
+        workplace.make()
     monkeypatch.undo()
     (checkpoint,) = (workplace.results / "work").rglob("checkpoint.pt")
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    assert written(make(workplace)) == straight
+    assert written(workplace.make()) == straight
     assert "cannot be read" in capsys.readouterr().out
 
 
 def test_another_recipe_never_continues_from_an_old_checkpoint(workplace, stop_after, monkeypatch):
     stop_after(5)
     with pytest.raises(Stopped):
-        make(workplace)
+        workplace.make()
     monkeypatch.undo()
     workplace.edit_recipe("clip_norm: 0.5")
-    folder = make(workplace)
+    folder = workplace.make()
     assert len(json.loads((folder / "run.json").read_text())["sessions"]) == 1
 
 
 def test_a_student_learns_from_its_frozen_teacher(workplace):
-    teacher = make(workplace, "big")
+    teacher = workplace.make("big")
     before = written(teacher)
-    folder = make(workplace, "taught")
+    folder = workplace.make("taught")
     assert written(teacher) == before
-    assert set(load_file(folder / "weights.safetensors")) == set(load_file(make(workplace) / "weights.safetensors"))
+    assert set(load_file(folder / "weights.safetensors")) == set(load_file(workplace.make() / "weights.safetensors"))
     rows = list(csv.DictReader((folder / "history.csv").open()))
     for row in rows:
         mixed = 0.5 * float(row["train_ce"]) + 0.5 * float(row["train_kd"])
@@ -158,24 +120,27 @@ def test_a_student_learns_from_its_frozen_teacher(workplace):
 
 
 def test_a_teacher_that_is_not_what_was_measured_stops_the_run(workplace):
-    teacher = make(workplace, "big")
+    teacher = workplace.make("big")
     (teacher / "metrics.json").write_text(json.dumps({"top1": 101.0, "weights_sha256": "of other weights"}))
-    make(workplace, "taught")
+    workplace.make("taught")
     weights = sha256((teacher / "weights.safetensors").read_bytes()).hexdigest()
     (teacher / "metrics.json").write_text(json.dumps({"top1": 101.0, "weights_sha256": weights}))
     with pytest.raises(UserError, match=r"this teacher scores .* but 101\.00 % stands in"):
-        make(workplace, "taught")
+        workplace.make("taught")
+    (teacher / "metrics.json").write_text('{"top1": 10')
+    with pytest.raises(UserError, match=r"not valid JSON; make it again with: distillery evaluate .*tiny\.yaml big"):
+        workplace.make("taught")
 
 
 def test_a_missing_teacher_is_named_with_the_command_that_makes_it(workplace):
     with pytest.raises(UserError, match=r"big/seed0/run\.json: missing; .*distillery train .*tiny\.yaml big"):
-        make(workplace, "taught")
+        workplace.make("taught")
 
 
 def test_divergence_is_said_in_one_line(workplace):
     workplace.edit_recipe("optimizer: {name: sgd, lr: 1.0e+30}")
     with pytest.raises(UserError, match=r"small/seed0: the loss is .* in epoch 1; lower optimizer\.lr"):
-        make(workplace)
+        workplace.make()
 
 
 @pytest.mark.parametrize(
@@ -190,7 +155,7 @@ def test_divergence_is_said_in_one_line(workplace):
 )
 def test_every_kind_of_recipe_trains(workplace, extra):
     workplace.edit_recipe(extra)
-    rows = list(csv.DictReader((make(workplace) / "history.csv").open()))
+    rows = list(csv.DictReader((workplace.make() / "history.csv").open()))
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"]) * 1.5
     assert len(rows) == (3 if "cooldown" in extra else 2)
 
@@ -200,8 +165,8 @@ def test_signals_are_left_as_they_were(workplace, stop_after):
     before = [signal.getsignal(number) for number in numbers]
     stop_after(2)
     with pytest.raises(Stopped):
-        make(workplace)
-    make(workplace, seed=1)
+        workplace.make()
+    workplace.make(seed=1)
     assert [signal.getsignal(number) for number in numbers] == before
 
 
@@ -211,7 +176,7 @@ def predecessor(workplace, monkeypatch):
 
     def arrange(before_it_ends):
         monkeypatch.setenv("SLURM_JOB_ID", "4711")  # only jobs wait
-        other = RunLock(job(workplace).lock)
+        other = RunLock(workplace.job().lock)
         other.acquire()
 
         def end():
@@ -224,40 +189,40 @@ def predecessor(workplace, monkeypatch):
 
 
 def test_what_was_finished_while_waiting_is_not_trained_again(workplace, predecessor, capsys):
-    folder = make(workplace)
+    folder = workplace.make()
     before = {name: (folder / name).stat().st_mtime_ns for name in (*written(folder), "run.json")}
     predecessor(lambda: None)
-    make(workplace)
+    workplace.make()
     assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
     assert "finished by another process while this one waited" in capsys.readouterr().out
-    # Nobody was waited for, so somebody wants it anew.
-    make(workplace)
+    # Without waiting it is trained again.
+    workplace.make()
     assert (folder / "run.json").stat().st_mtime_ns > before["run.json"]
 
 
 @pytest.mark.parametrize("missing", ["weights.safetensors", "history.csv", "run.json", "tensorboard"])
 def test_what_was_left_unfinished_is_trained_after_waiting(workplace, predecessor, missing):
-    folder = make(workplace)
+    folder = workplace.make()
     whole = written(folder)
     predecessor(lambda: (folder / missing).rename(workplace.folder / "away"))
-    make(workplace)
+    workplace.make()
     assert written(folder) == whole
     assert (folder / missing).exists()
 
 
 @pytest.mark.parametrize("key", ["digest", "manifest_digest"])
 def test_what_was_finished_from_another_recipe_or_other_images_is_trained_after_waiting(workplace, predecessor, key):
-    folder = make(workplace)
+    folder = workplace.make()
     right = json.loads((folder / "run.json").read_text())[key]
     other = json.loads((folder / "run.json").read_text()) | {key: "another"}
     predecessor(lambda: (folder / "run.json").write_text(json.dumps(other)))
-    make(workplace)
+    workplace.make()
     assert json.loads((folder / "run.json").read_text())[key] == right
 
 
 def test_the_best_epoch_is_kept(workplace):
     workplace.edit_recipe("selection: best\nepochs: 6\noptimizer: {name: sgd, lr: 0.3}")
-    folder = make(workplace)
+    folder = workplace.make()
     rows = list(csv.DictReader((folder / "history.csv").open()))
     best = max(rows, key=lambda row: float(row["val_top1"]))
     assert json.loads((folder / "run.json").read_text())["epoch"] == int(best["epoch"])
@@ -268,7 +233,7 @@ def test_held_out_images_choose_the_epoch_and_others_are_reported(workplace):
     lines = workplace.folder / "config" / "datasets.yaml"
     lines.write_text(lines.read_text().replace("}", ", holdout: 0.25}"))
     prepare_dataset("tiny", load_dataset(lines, "tiny"), workplace.results / "datasets" / "tiny", workers=1)
-    folder = make(workplace)
+    folder = workplace.make()
     rows = list(csv.DictReader((folder / "history.csv").open()))
     # 3 of 12 images of each of 3 classes are held out.
     for row in rows:
@@ -283,11 +248,11 @@ def test_held_out_images_choose_the_epoch_and_others_are_reported(workplace):
 def test_a_batch_larger_than_the_data_is_refused(workplace):
     workplace.edit_recipe("batch: 64")
     with pytest.raises(UserError, match=r"tiny\.runs\.small\.batch: 64 is more than the 36 training images"):
-        make(workplace)
+        workplace.make()
 
 
 def test_the_bar_is_one_line_an_epoch_where_there_is_no_terminal(workplace, capsys):
-    make(workplace)
+    workplace.make()
     lines = [line for line in capsys.readouterr().err.splitlines() if "epoch" in line]
     assert len(lines) == 2
     for word in ("small/seed0", "epoch 2/2", "loss", "top-1", "val", "img/s", "data wait", "ETA"):
@@ -300,9 +265,9 @@ STILL = "recipe: tiny, epochs: 1, optimizer: {name: sgd, lr: 1.0e-30}"
 def test_training_starts_from_the_first_seed_of_another_run(workplace):
     workplace.edit("  tables:", f"    tuned: {{model: cifar_resnet8, {STILL}, weights: 'run:small'}}\n  tables:")
     with pytest.raises(UserError, match=r"small/seed0/run\.json: missing; first make it with: distillery train "):
-        make(workplace, "tuned", seed=1)
-    origin = load_file(make(workplace) / "weights.safetensors")
-    tuned = load_file(make(workplace, "tuned", seed=1) / "weights.safetensors")
+        workplace.make("tuned", seed=1)
+    origin = load_file(workplace.make() / "weights.safetensors")
+    tuned = load_file(workplace.make("tuned", seed=1) / "weights.safetensors")
     learned = [name for name in origin if "running" not in name and "num_batches" not in name]
     assert all((origin[name] == tuned[name]).all() for name in learned)
     assert any((origin[name] != tuned[name]).any() for name in origin)  # the batch norms' running statistics
@@ -311,9 +276,9 @@ def test_training_starts_from_the_first_seed_of_another_run(workplace):
 def test_training_may_begin_with_a_new_last_layer(workplace):
     tuned = f"{{model: cifar_resnet8, {STILL}, weights: 'run:small', new_classifier: true}}"
     workplace.edit("  tables:", f"    tuned: {tuned}\n    fresh: {{model: cifar_resnet8, {STILL}}}\n  tables:")
-    origin = load_file(make(workplace) / "weights.safetensors")
-    fresh = load_file(make(workplace, "fresh") / "weights.safetensors")
-    tuned = load_file(make(workplace, "tuned") / "weights.safetensors")
+    origin = load_file(workplace.make() / "weights.safetensors")
+    fresh = load_file(workplace.make("fresh") / "weights.safetensors")
+    tuned = load_file(workplace.make("tuned") / "weights.safetensors")
     assert (tuned["conv1.weight"] == origin["conv1.weight"]).all()
     assert (tuned["fc.weight"] == fresh["fc.weight"]).all()
 
@@ -324,7 +289,7 @@ def test_a_recipe_may_say_how_the_last_layer_begins(workplace):
     tuned = wide.replace(", classifier", ", weights: 'run:small', new_classifier: true, classifier")
     workplace.edit("  tables:", f"    fresh: {line}\n    wide: {wide}\n    tuned: {tuned}\n  tables:")
     origin, fresh, wide, tuned = (
-        load_file(make(workplace, run) / "weights.safetensors") for run in ("small", "fresh", "wide", "tuned")
+        load_file(workplace.make(run) / "weights.safetensors") for run in ("small", "fresh", "wide", "tuned")
     )
     assert wide["fc.weight"].std() == pytest.approx(0.5, rel=0.15)
     assert wide["fc.bias"].abs().max() < 1e-20  # zero but for one step at the smallest rate
@@ -337,17 +302,10 @@ def test_a_recipe_may_say_how_the_last_layer_begins(workplace):
 def test_a_run_can_be_imported_from_another_experiment(workplace):
     text = workplace.experiment.read_text().replace("tiny:\n  dataset", "other:\n  dataset")
     workplace.experiment.with_name("other.yaml").write_text(text)
-    make_run(
-        Job(
-            load_experiment(workplace.experiment.with_name("other.yaml")),
-            "small",
-            0,
-            workplace.results,
-            Machine(workers=0),
-        )
-    )
+    other = load_experiment(workplace.experiment.with_name("other.yaml"))
+    make_run(Job(other, "small", 0, workplace.results, Machine(workers=0)))
     workplace.edit("  tables:", "    taken: {model: cifar_resnet8, weights: 'run:other/small'}\n  tables:")
-    taken = make(workplace, "taken")
+    taken = workplace.make("taken")
     assert json.loads((taken / "run.json").read_text())["preprocess"]["size"] == 8
     original = workplace.results / "other" / "small" / "seed0" / "weights.safetensors"
     assert (taken / "weights.safetensors").read_bytes() == original.read_bytes()
@@ -366,8 +324,8 @@ def test_margins_are_those_of_the_teacher_or_of_the_weights_it_began_with(workpl
     monkeypatch.setattr(
         build, "build_objective", lambda objective, context: found.append(context) or original(objective, context)
     )
-    folders = {"pretrained": make(workplace), "teacher": make(workplace, "tuned")}
-    make(workplace, "matched")
+    folders = {"pretrained": workplace.make(), "teacher": workplace.make("tuned")}
+    workplace.make("matched")
     state = load_file(folders[source] / "weights.safetensors")
     for stage, pair in enumerate(found[-1].stages, start=1):
         norm = f"layer{stage}.0.bn2"

@@ -25,11 +25,12 @@ OBJECTIVES = {"mgd": "{ce: {}, mgd: {}}", "overhaul": "{ce: {}, overhaul: {}}"}
 # --- networks that do not do what they did when their taps were planned -------------------------------------------
 
 
-def healthy(num_classes):
-    return CifarResNet(8, num_classes)
+class Healthy(CifarResNet):
+    def __init__(self, num_classes):
+        super().__init__(8, num_classes)
 
 
-class Skipping(CifarResNet):
+class Skipping(Healthy):
     """Trains without its last stage, for whose channels it puts zeros."""
 
     def forward(self, images_BCHW):
@@ -39,7 +40,7 @@ class Skipping(CifarResNet):
         return self.fc(F.pad(feature.mean(dim=(2, 3)), (0, 32)))
 
 
-class Repeating(CifarResNet):
+class Repeating(Healthy):
     """Looks at its images twice while it trains."""
 
     def forward(self, images_BCHW):
@@ -48,15 +49,15 @@ class Repeating(CifarResNet):
         return super().forward(images_BCHW)
 
 
-class Shrinking(CifarResNet):
+class Shrinking(Healthy):
     """Trains on images of half the size."""
 
     def forward(self, images_BCHW):
         return super().forward(F.avg_pool2d(images_BCHW, 2) if self.training else images_BCHW)
 
 
-class Replacing(CifarResNet):
-    """Builds its last stage anew whenever its mode is set, as networks do that are re-parametrised."""
+class Replacing(Healthy):
+    """Builds its last stage again whenever its mode is set, as networks do that are re-parametrised."""
 
     def train(self, mode=True):
         self.layer3 = copy.deepcopy(self.layer3)
@@ -66,40 +67,20 @@ class Replacing(CifarResNet):
 class Keyword(nn.Module):
     """Hands its image on by keyword while it trains."""
 
-    def __init__(self, network):
+    def __init__(self, num_classes):
         super().__init__()
-        self.network = network
+        self.network = Healthy(num_classes)
         self.relu = nn.ReLU()
-        self.last = nn.Linear(64, network.fc.out_features)
-        network.fc = nn.Identity()
+        self.last = nn.Linear(64, num_classes)
+        self.network.fc = nn.Identity()
 
     def forward(self, images_BCHW):
         vector = self.network(images_BCHW)
         return self.last(input=vector) if self.training else self.last(vector)
 
 
-def skipping(num_classes):
-    return Skipping(8, num_classes)
-
-
-def repeating(num_classes):
-    return Repeating(8, num_classes)
-
-
-def shrinking(num_classes):
-    return Shrinking(8, num_classes)
-
-
-def replacing(num_classes):
-    return Replacing(8, num_classes)
-
-
-def by_keyword(num_classes):
-    return Keyword(CifarResNet(8, num_classes))
-
-
 def compiled(num_classes):
-    network = CifarResNet(8, num_classes)
+    network = Healthy(num_classes)
     network.compile(backend="eager")
     return network
 
@@ -116,17 +97,17 @@ def warm(num_classes):
 
 def half_compiled(num_classes):
     """Only a part of it is compiled, whose names hold a prefix from the beginning."""
-    network = CifarResNet(8, num_classes)
+    network = Healthy(num_classes)
     network.layer3 = torch.compile(network.layer3, backend="eager")
     return network
 
 
 def inside_compile(num_classes):
-    return torch.compile(CifarResNet(8, num_classes), backend="eager")
+    return torch.compile(Healthy(num_classes), backend="eager")
 
 
 def inside_data_parallel(num_classes):
-    return nn.DataParallel(CifarResNet(8, num_classes))
+    return nn.DataParallel(Healthy(num_classes))
 
 
 # --- how they are trained -----------------------------------------------------------------------------------------
@@ -181,15 +162,15 @@ def assert_nothing_looks_finished(folder: Path):
 
 
 STUDENTS = [
-    (skipping, "the tap on layer3.0.relu input 2/2 gave nothing in this forward pass (0 calls of 2)"),
-    (replacing, "the tap on layer3.0.relu input 2/2 gave nothing in this forward pass (0 calls of 2)"),
+    (Skipping, "the tap on layer3.0.relu input 2/2 gave nothing in this forward pass (0 calls of 2)"),
+    (Replacing, "the tap on layer3.0.relu input 2/2 gave nothing in this forward pass (0 calls of 2)"),
     pytest.param(
         warm,
         "the tap on layer1.0.relu input 2/2 gave nothing in this forward pass (0 calls of 2)",
         marks=pytest.mark.slow,
     ),
-    (repeating, "the tap on layer1.0.relu input 2/2 fired 4 times, but one forward pass has 2 calls"),
-    (shrinking, "layer1 gave 16@4x4, not 16@8x8; plan the taps for the size of the images"),
+    (Repeating, "the tap on layer1.0.relu input 2/2 fired 4 times, but one forward pass has 2 calls"),
+    (Shrinking, "layer1 gave 16@4x4, not 16@8x8; plan the taps for the size of the images"),
     (inside_compile, "taps are planned on the network itself, not on OptimizedModule around it"),
     (inside_data_parallel, "taps are planned on the network itself, not on DataParallel around it"),
 ]
@@ -204,7 +185,7 @@ def test_a_student_that_is_not_as_planned_stops_its_run(workplace, register, tra
     register(builder)
     assert_one_line(*train("pupil"), line)
     assert_nothing_looks_finished(folder)
-    register(healthy)
+    register(Healthy)
     assert train("pupil")[0] == 0
     assert len(list(csv.DictReader((folder / "history.csv").open()))) == 2
     assert (folder / "run.json").exists()
@@ -213,9 +194,9 @@ def test_a_student_that_is_not_as_planned_stops_its_run(workplace, register, tra
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_teacher_that_is_not_as_planned_stops_the_run(workplace, register, train, objective):
     folder = pair(workplace, "ours", "cifar_resnet8", objective)
-    register(healthy)
+    register(Healthy)
     assert train("master")[0] == 0
-    register(replacing)
+    register(Replacing)
     assert_one_line(*train("pupil"), "gave nothing in this forward pass (0 calls of 2)")
     assert_nothing_looks_finished(folder)
 
@@ -224,7 +205,7 @@ def test_a_penultimate_vector_that_is_not_where_it_was_stops_the_run(workplace, 
     workplace.edit(
         "  tables:", "    pupil: {model: ours, recipe: tiny, objective: {ce: {}, bake: {partners: 1}}}\n  tables:"
     )
-    register(by_keyword)
+    register(Keyword)
     assert_one_line(*train("pupil"), "the tap on last input gave nothing in this forward pass (1 calls of 1)")
     assert_nothing_looks_finished(workplace.results / "tiny" / "pupil" / "seed0")
 
@@ -239,10 +220,10 @@ def test_a_network_that_compiles_itself_learns_and_teaches_as_it_does_otherwise(
 ):
     names = ("ours", "cifar_resnet8") if role == "teacher" else ("cifar_resnet8", "ours")
     folder = pair(workplace, *names, "mgd")
-    register(healthy)
+    register(Healthy)
     assert train("master")[0] == 0
     trained = []
-    for network in (healthy, builder):
+    for network in (Healthy, builder):
         register(network)
         assert train("pupil")[0] == 0
         trained.append(load_file(folder / "weights.safetensors"))
@@ -262,7 +243,7 @@ main()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("builder", "line"), [(healthy, None), STUDENTS[0], STUDENTS[-1]])
+@pytest.mark.parametrize(("builder", "line"), [(Healthy, None), STUDENTS[0], STUDENTS[-1]])
 def test_two_processes_stop_as_one_does(workplace, train, tmp_path, builder, line):
     workplace.edit_recipe("sync_batchnorm: true")
     folder = pair(workplace, "cifar_resnet8", "ours", "mgd")

@@ -1,7 +1,6 @@
 """CRD: the original's stored steps, negatives without state, exact resume, and two processes as one."""
 
 import json
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,6 @@ from distillery.distill.term import TermContext
 from distillery.errors import UserError
 from distillery.experiment import load_experiment
 from distillery.experiment.schema.objective import Objective
-from distillery.training.job import Job, Machine
-from distillery.training.metric_logger import MetricLogger
-from distillery.training.run import make_run
 
 GOLDEN = Path(__file__).parents[2] / "golden-zoo"
 
@@ -131,17 +127,9 @@ def train(workplace):
     workplace.edit_recipe("epochs: 2\nsync_batchnorm: true\ndrop_last: false")
     workplace.edit("\n  tables:", CRD_RUN)
 
-    def run(results="results", name="pupil", **machine):
-        folder = workplace.folder / results
-        if not folder.exists():
-            folder.mkdir()
-            (folder / "datasets").symlink_to(workplace.results / "datasets")
-            (folder / "tiny").mkdir()
-            (folder / "tiny" / "big").symlink_to(workplace.results / "tiny" / "big")
-        machine = {"workers": 0, "threads": 1} | machine
-        job = Job(load_experiment(workplace.experiment), name, 0, folder, Machine(**machine))
-        make_run(job)
-        return [(job.folder / file).read_bytes() for file in ("weights.safetensors", "history.csv")]
+    def run(results="results", name="pupil"):
+        folder = workplace.make(name, results=results)
+        return [(folder / file).read_bytes() for file in ("weights.safetensors", "history.csv")]
 
     run(name="big")
     return run
@@ -154,17 +142,9 @@ def test_mixed_images_are_refused(workplace, train):
 
 
 @pytest.mark.parametrize("steps", [1, 4, 7])
-def test_stopped_at_any_step_and_continued_ends_with_the_same_bytes(train, monkeypatch, steps):
+def test_stopped_at_any_step_and_continued_ends_with_the_same_bytes(train, stop_after, monkeypatch, steps):
     straight = train("straight")
-    taken, original = [], MetricLogger.step
-
-    def step(self, *arguments):
-        taken.append(1)
-        if len(taken) == steps:
-            signal.raise_signal(signal.SIGTERM)
-        return original(self, *arguments)
-
-    monkeypatch.setattr(MetricLogger, "step", step)
+    stop_after(steps)
     with pytest.raises(Stopped):
         train()
     monkeypatch.undo()
