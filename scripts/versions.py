@@ -230,7 +230,7 @@ def check_digests(experiment: Experiment) -> None:
 
 
 def hand_over(experiments: dict[str, Experiment]) -> None:
-    """Tell Snakemake that the recorded results are those of this checkout.
+    """Make Snakemake accept that the recorded results are those of this checkout.
 
     Tables and figures hold no digest: if anything that they are made from was changed, they are left out, and Snakemake
     makes them again, for they are older than the results that are touched.

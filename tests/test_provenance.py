@@ -1,4 +1,4 @@
-"""Provenance names the code and the machine's parts, and nobody."""
+"""Provenance names the code and the machine's parts, and no person."""
 
 import getpass
 import json
@@ -30,13 +30,13 @@ def repository(tmp_path):
 def test_it_is_plain_json_and_says_what_the_run_was_made_with():
     import torch
 
-    told = json.loads(json.dumps(provenance(), allow_nan=False))
-    assert torch.__version__.startswith(told["packages"]["torch"])
-    assert told["packages"]["distillery"]
-    assert told["python"].endswith(platform.python_version())
-    assert told["threads"] == torch.get_num_threads()
-    assert told["cpu"]
-    assert len(told["gpus"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    record = json.loads(json.dumps(provenance(), allow_nan=False))
+    assert torch.__version__.startswith(record["packages"]["torch"])
+    assert record["packages"]["distillery"]
+    assert record["python"].endswith(platform.python_version())
+    assert record["threads"] == torch.get_num_threads()
+    assert record["cpu"]
+    assert len(record["gpus"]) == (torch.cuda.device_count() if torch.cuda.is_available() else 0)
 
 
 def test_it_names_no_host_user_or_folder():

@@ -1,4 +1,4 @@
-"""Show how a workflow comes along: a line a finished job, the end of a failed job's log, on a terminal what runs now.
+"""Show a workflow's progress: a line a finished job, the end of a failed job's log, on a terminal what runs now.
 
 Snakemake finds this package by its name: ``--logger distillery``, for which workflow/profiles/default asks. Snakemake's
 own log file in .snakemake/log/ stays complete.
@@ -19,7 +19,7 @@ EPOCH = re.compile(r"epoch \d+/\d+")
 LOG_LINES = 15  # of a failed job
 LOG_BYTES = 4096  # read from the end of a log
 
-# What Snakemake says besides its events, and nobody has to read; that a command failed is said again with its log.
+# What Snakemake says besides its events, and readers do not need; that a command failed is said again with its log.
 NOISE = re.compile(
     r"host: |Building DAG |Using shell: |Provided (cores|remote nodes|resources): |Rules claiming more threads |"
     r"Conda environments: |Singularity containers: |Select jobs to execute|Execute \d+ jobs|Complete log\(s\): |"

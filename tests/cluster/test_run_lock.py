@@ -107,8 +107,7 @@ def test_a_dead_owner_is_followed(path, monkeypatch, capsys, facts, quick):
     held.release()
 
 
-def test_a_killed_owner_that_nobody_has_waited_for_is_dead(path):
-    """In a container, perhaps nobody ever will."""
+def test_a_killed_owner_that_was_not_waited_for_is_dead(path):
     killed = subprocess.Popen(["sleep", "60"])
     leave_behind(path, process=killed.pid, started=module._started(killed.pid))
     killed.kill()
@@ -151,7 +150,7 @@ def test_an_owner_that_is_about_to_end_is_waited_for(path):
     second.release()
 
 
-def test_the_heart_beats_until_release(path):
+def test_heartbeats_go_on_until_release(path):
     held = lock(path)
     held.acquire()
     dates, deadline = set(), time.monotonic() + 5
@@ -172,7 +171,7 @@ time.sleep(30)
 """
 
 
-def test_who_was_taken_for_dead_ends_when_it_wakes(path, monkeypatch):
+def test_an_owner_that_was_taken_for_dead_ends_when_it_wakes(path, monkeypatch):
     """A machine that slept, or a node that had lost its network."""
     command = [sys.executable, "-c", HOLD, str(path)]
     frozen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -201,7 +200,7 @@ def test_a_taken_lock_is_noticed_before_writing_and_not_released(path):
 
 
 @pytest.mark.parametrize("moment", ["before", "after"])
-def test_who_is_overtaken_while_taking_over_leaves_the_run_to_the_other(path, monkeypatch, moment):
+def test_a_process_overtaken_while_taking_over_leaves_the_run_to_the_other(path, monkeypatch, moment):
     leave_behind(path, process=ENDED)
 
     def overtaken(*_):
@@ -213,7 +212,7 @@ def test_who_is_overtaken_while_taking_over_leaves_the_run_to_the_other(path, mo
         monkeypatch.setattr(RunLock, "_is_dead", overtaken)
     else:
         monkeypatch.setattr(module, "write_json", overtaken)
-    with pytest.raises(UserError, match="somebody works on this run"):
+    with pytest.raises(UserError, match="another process works on this run"):
         lock(path).acquire()
     assert json.loads(path.read_text())["token"] == "another"
 

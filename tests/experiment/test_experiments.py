@@ -83,7 +83,7 @@ def test_every_run_is_in_a_table_or_makes_one_of_a_table_possible(name):
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_who_claims_the_best_epoch_is_compared_with_the_best_epoch(name):
+def test_a_number_of_the_best_epoch_is_compared_with_the_best_epoch(name):
     """A number's selection rule is its run's, so that no verdict has to be `not comparable`."""
     experiment = EXPERIMENTS[name]
     for (_, run, metric), number in ledger_of(experiment).items():

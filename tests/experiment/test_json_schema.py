@@ -1,4 +1,4 @@
-"""Editors are told what the reader accepts."""
+"""The schemas for editors accept what the reader accepts."""
 
 from pathlib import Path
 

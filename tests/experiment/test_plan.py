@@ -126,7 +126,7 @@ def test_raw_images_in_data_are_watched(plan):
     assert plan.raw_images("other") == []
 
 
-def test_downloads_are_for_data_sets_that_somebody_has(plan):
+def test_downloads_are_for_data_sets_with_a_source(plan):
     assert plan.download_mark("far") == ["results/datasets/far.downloaded"]
     assert plan.download_mark("few") == []
 

@@ -128,5 +128,5 @@ def test_representatives_have_every_method_family_and_start_between_them(request
      ("mgd_mobilenet_v2", "mgd_mobilenet_v2"), ("mobilenet_v1", "mobilenet_v1"), ("levit_384", "levit"),
      ("levit_768", "levit")],
 )  # fmt: skip
-def test_a_name_tells_its_family(model, expected):
+def test_a_name_has_a_family(model, expected):
     assert family(model) == expected

@@ -106,7 +106,7 @@ def test_a_second_driver_meets_the_job_that_the_first_left_behind(here, cluster,
     here.replace(PROFILE, "retries: 2", "retries: 0")
     second = drive(here, LONG)
     assert second.wait() == 1
-    line = f"somebody works on this run (Slurm job {job['JobID']}, process "
+    line = f"another process works on this run (Slurm job {job['JobID']}, process "
     assert line in second.log.read_text()
     assert f"let it end, or scancel {job['JobID']}, then start again" in second.log.read_text()
     signal_training(cluster, job, signal.SIGCONT)

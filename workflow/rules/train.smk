@@ -4,7 +4,7 @@
 # Everything that belongs to the machine (threads, processes, nodes) is no parameter here: changing it retrains nothing.
 #
 # Every rule's command starts with exec, so that the process that Snakemake and Slurm know is the one that saves its state
-# when it is told to stop, and not a shell that dies at once and leaves it behind.
+# when it is asked to stop, and not a shell that dies at once and leaves it behind.
 #
 # A student does not wait for its teacher's metrics.json: it measures the teacher itself before it learns from it, and
 # measuring teachers again must not train students again. (Marking the file `ancient` would make Snakemake overlook other

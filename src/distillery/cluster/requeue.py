@@ -1,4 +1,4 @@
-"""What a training asks of Slurm: to be started again after it was told to stop."""
+"""What a training asks of Slurm: to be started again after a warning."""
 
 import os
 import re
@@ -14,11 +14,11 @@ SECONDS_BEFORE_ASKING_AGAIN = 10
 
 
 def requeue_this_job() -> bool:
-    """Have Slurm start this job again if it was warned, and leave it alone if somebody wants it to end.
+    """Have Slurm start this job again if it was warned, and leave it alone if it was cancelled.
 
     Warned are jobs before their time limit (``sbatch --signal``) and jobs that make room for others (preemption): what
     is saved then continues as the same job, which costs whoever waits for it no retry. Slurm itself starts a job again
-    after ``scontrol requeue`` and after a node's failure; after ``scancel`` nobody does.
+    after ``scontrol requeue`` and after a node's failure; after ``scancel`` it does not.
 
     Returns whether Slurm agreed; where requeueing is forbidden, the job ends with an error, and may be submitted again.
     """

@@ -23,7 +23,7 @@ from distillery.errors import UserError
 HEARTBEAT_SECONDS = 5.0
 # An owner on another machine that is silent for so long is dead: longer than a file server's pause.
 DEATH_SECONDS = 60.0
-# A job that was told to stop may go on saving for as long as Slurm lets it (KillWait, 30 seconds by default).
+# A job that was asked to stop may go on saving for as long as Slurm lets it (KillWait, 30 seconds by default).
 HANDOVER_SECONDS = 45.0
 
 
@@ -34,7 +34,7 @@ class Owner:
     token: str
     machine: str
     process: int
-    started: str  # tells the process from a later one with its number
+    started: str  # distinguishes the process from a later one with its number
     slurm_job: str | None
     since: str
 
@@ -54,12 +54,12 @@ class RunLock:
         self._released = threading.Event()
 
     def acquire(self, death_seconds: float = DEATH_SECONDS, patience_seconds: float = 0.0) -> None:
-        """Become the owner, once nobody else is. A living owner gets ``patience_seconds`` to end.
+        """Become the owner, once no other process is. A living owner gets ``patience_seconds`` to end.
 
         Whether an owner on another machine lives is known after a heartbeat, or after ``death_seconds`` without one.
 
         Raises:
-            UserError: somebody else works on the run.
+            UserError: another process works on the run.
         """
         deadline = time.monotonic() + patience_seconds
         while not self._create():
@@ -76,7 +76,7 @@ class RunLock:
                 owner = _read(self.path) or owner
                 stop = f"scancel {owner.slurm_job}" if owner.slurm_job else "stop it"
                 raise UserError(
-                    f"{self.path}: somebody works on this run ({owner}); let it end, or {stop}, then start again"
+                    f"{self.path}: another process works on this run ({owner}); let it end, or {stop}, then start again"
                 )
             self._pause()
         threading.Thread(target=self._beat, daemon=True).start()
@@ -85,13 +85,13 @@ class RunLock:
         """Make sure that this process is still the owner, before it writes results.
 
         Raises:
-            UserError: it was taken for dead, and somebody else works on the run now.
+            UserError: it was taken for dead, and another process works on the run now.
         """
         owner = _read(self.path)
         if owner is None or owner.token != self._owner.token:
             raise UserError(
                 f"{self.path}: this process ({self._owner}) was silent for so long that it was taken for dead; "
-                f"now working there: {owner or 'nobody'}. It stops and leaves the run to it"
+                f"now working there: {owner or 'no process'}. It stops and leaves the run to it"
             )
 
     def release(self) -> None:
@@ -117,7 +117,7 @@ class RunLock:
         return True
 
     def _replace(self, dead: Owner) -> bool:
-        """Take over a dead owner's file, unless somebody else does."""
+        """Take over a dead owner's file, unless another process does."""
         if _read(self.path) == dead:
             write_json(self.path, asdict(self._owner))
             self._pause()
@@ -162,7 +162,7 @@ def locked(path: Path) -> Iterator[RunLock | None]:
     In a Slurm job, a living owner is waited for: a cancelled job still saves while the job after it starts.
 
     Raises:
-        UserError: somebody else works on this run.
+        UserError: another process works on this run.
     """
     if os.environ.get("RANK", "0") != "0":
         yield None
@@ -182,7 +182,7 @@ def _this_process() -> Owner:
 
 
 def _started(process: int) -> str:
-    """When a process started, in the kernel's ticks; empty if it has ended, or if there is no /proc to tell."""
+    """When a process started, in the kernel's ticks; empty if it has ended, or if there is no /proc."""
     try:
         state, *fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
@@ -191,7 +191,7 @@ def _started(process: int) -> str:
 
 
 def _read(path: Path) -> Owner | None:
-    """Who owns a lock; None if nobody does."""
+    """Who owns a lock; None if there is none."""
     try:
         return Owner(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

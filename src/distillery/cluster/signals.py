@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-# The exit code of a run that was told to stop and saved; Snakemake or Slurm starts it again.
+# The exit code of a run that was stopped and has saved its state; Snakemake or Slurm starts it again.
 STOPPED = 85
 
 
 class Stopped(Exception):
-    """The run was told to stop; raised where stopping is safe."""
+    """The run was asked to stop; raised where stopping is safe."""
 
 
 class StopSignal:

@@ -76,7 +76,7 @@ class JobStates:
             state: what squeue says now; None if it does not know the job.
 
         A job that is missing twice in a row has ended: as CANCELLED if it was last seen waiting; else as UNKNOWN, and
-        its files tell. So has one that is in a transient state twice in a row.
+        its files decide. So has one that is in a transient state twice in a row.
         """
         if state is not None and state not in TRANSIENT:
             self._last[job] = state
@@ -131,7 +131,7 @@ class Executor(SlurmExecutor):  # type: ignore[misc]
                 with suppress(OSError):
                     log.unlink(missing_ok=True)
         elif state == "UNKNOWN":
-            self.logger.warning(f"Slurm does not know job {job.external_jobid} any more; its files tell how it ended.")
+            self.logger.warning(f"Slurm does not know job {job.external_jobid} any more; its files show how it ended.")
             self.report_job_success(job)
         else:
             # Snakemake appends a sentence.

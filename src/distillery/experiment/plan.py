@@ -1,7 +1,7 @@
 """What the workflow asks about experiments: which targets there are, what each result needs, and what decides it.
 
 Rules of ``workflow/`` see the configuration through a ``Plan`` only. An experiment is read when a target needs it, with
-those that its runs start from, so that a broken file in config/ stops nobody else. Paths are relative to the folder
+those that its runs start from, so that a broken file in config/ stops no other. Paths are relative to the folder
 that Snakemake works in.
 """
 
@@ -38,7 +38,7 @@ class Plan:
         chosen: the experiments whose results Snakemake makes when it is given no target.
         partial: assemble what there is, and make nothing.
         rehearsal: every experiment shrunk to a few steps on generated images.
-        needed_files: tells which files fill the cells of some tables, by run (``reporting`` knows the columns).
+        needed_files: says which files fill the cells of some tables, by run (``reporting`` knows the columns).
     """
 
     config: Path
@@ -74,7 +74,7 @@ class Plan:
     def pattern(self, kind: Kind) -> str:
         """A pattern for {experiment} before runs that are imported, that teach others, or that do neither.
 
-        The rules that make networks differ in machine and priority, so a path alone has to tell which one makes it. The
+        The rules that make networks differ in machine and priority, so the path alone decides which one makes it. The
         files are looked through without being checked: one that cannot be read has no targets, and says why only when
         it is asked for.
         """
@@ -127,7 +127,7 @@ class Plan:
         return self._network(self.experiment(experiment), run)
 
     def teacher_files(self, experiment: str, run: str) -> list[str]:
-        """Weights and record of the network that teaches a run; none if nobody does."""
+        """Weights and record of a run's teacher, if it has one."""
         read = self.experiment(experiment)
         read.seeds(run)
         teacher = read.teacher(run)
@@ -182,7 +182,7 @@ class Plan:
         return sorted({file for dataset in family for file in self.raw_images(dataset)})
 
     def download(self, name: str) -> str:
-        """Where raw images are fetched from; empty where datasets.yaml knows nobody who has them."""
+        """Where raw images are fetched from; empty where datasets.yaml names no source."""
         dataset = self.dataset(name)
         remote = dataset.download is not None or dataset.path.startswith(HUB_PREFIX)
         return dataset.model_dump_json(include={"path", "download"}) if remote else ""

@@ -74,13 +74,13 @@ def validate(model: type[Model], data: object, path: Path, prefix: tuple[str, ..
         return model.model_validate(data)
     except ValidationError as error:
         faults = error.errors(include_url=False)
-        # A mapping is no misspelt word: where both are legal, what is wrong inside the mapping tells more.
-        telling = [fault for fault in faults if not _is_mapping_for_word(fault)] or faults
-        others = {tuple(_written_location(fault, data)) for fault in telling} - {
-            tuple(_written_location(telling[0], data))
+        # A mapping is no misspelt word: where both are legal, what is wrong inside the mapping says more.
+        helpful = [fault for fault in faults if not _is_mapping_for_word(fault)] or faults
+        others = {tuple(_written_location(fault, data)) for fault in helpful} - {
+            tuple(_written_location(helpful[0], data))
         }
         more = f" (and {len(others)} more)" if others else ""
-        raise UserError(f"{path}: {_describe(telling[0], model, data, prefix)}{more}") from None
+        raise UserError(f"{path}: {_describe(helpful[0], model, data, prefix)}{more}") from None
 
 
 def nearest(name: str, valid: Mapping[str, object] | list[str]) -> str:

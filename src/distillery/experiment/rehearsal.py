@@ -126,7 +126,7 @@ def _stand_in(config: RunConfig) -> str:
 
 
 def family(model: str) -> str:
-    """The kind of network that a name tells: resnet of torchvision:resnet50, cifar_resnet of cifar_resnet20."""
+    """The kind of network, by its name: resnet of torchvision:resnet50, cifar_resnet of cifar_resnet20."""
     found = re.match(r"(?:cifar_|mgd_)?[a-z]+(?:_v\d)?", model.rpartition(":")[2].removeprefix("tf_"))
     return found[0] if found else model
 

@@ -172,7 +172,7 @@ class MGDOptions(StageOptions):
 
 
 class BAKEOptions(TermOptions):
-    """Batch Knowledge Ensembling: images of a batch teach each other."""
+    """Batch Knowledge Ensembling: images of a batch are each other's teachers."""
 
     needs: ClassVar[Needs] = Needs(student={"logits", "embedding"})
     implementation: ClassVar[str] = "distillery.distill.losses.bake:BAKE"
@@ -205,7 +205,7 @@ class OverhaulOptions(StageOptions):
     """Overhaul: the student's features, widened by a connector, match the teacher's where these are active."""
 
     implementation: ClassVar[str] = "distillery.distill.losses.overhaul:Overhaul"
-    default_teacher_norm: ClassVar[Literal["eval", "batch"]] = "batch"  # as its authors do; everybody else freezes it
+    default_teacher_norm: ClassVar[Literal["eval", "batch"]] = "batch"  # as its authors do; the others freeze them
 
 
 class RKDOptions(TermOptions):
