@@ -140,7 +140,7 @@ def data(
     from distillery.data.contact_sheet import draw_contact_sheet
     from distillery.data.manifest import load_manifest
     from distillery.data.overview import describe_manifest
-    from distillery.experiment.recipes import load_recipe, usual_recipe
+    from distillery.experiment.experiment import load_recipe, usual_recipe
     from distillery.paths import contact_sheet_path, dataset_folder
 
     folder = dataset_folder(results, dataset)
@@ -151,7 +151,9 @@ def data(
         print(f"\nNo experiment of {config_dir} trains on {dataset}; name a --recipe to see it augmented.")
         return
     path = output or contact_sheet_path(results, dataset)
-    draw_contact_sheet(manifest, ArrowImages(folder, manifest, "train"), name, load_recipe(config_dir, name), path)
+    draw_contact_sheet(
+        manifest, ArrowImages(folder, manifest, "train"), name, load_recipe(config_dir, name, "--recipe")[0], path
+    )
     print(f"\nSamples as the recipe {name} augments them: {path}")
 
 

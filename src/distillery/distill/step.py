@@ -10,9 +10,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from distillery.distill.precision import at_least_float32
-from distillery.experiment.schema.objective import Needs
-
-__all__ = ["Needs", "Outputs", "StepInputs", "View"]
 
 
 class Outputs(NamedTuple):

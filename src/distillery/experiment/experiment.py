@@ -1,5 +1,6 @@
 """From an experiment file to resolved runs: names looked up, recipes merged."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -245,15 +246,23 @@ def load_dataset(path: Path, dataset: str, asked_by: str = "") -> Dataset:
 
 
 def _merge_recipe(path: Path, name: str, run: str, recipe: str, overrides: dict[str, Any]) -> Recipe:
-    recipe_path = path.parent / "recipes" / f"{recipe}.yaml"
-    if not recipe_path.is_file():
-        known = sorted(found.stem for found in recipe_path.parent.glob("*.yaml"))
-        raise UserError(f"{path}: {name}.runs.{run}.recipe: no file {recipe_path}; {nearest(recipe, known)}")
-    base = read_mapping(recipe_path)
-    merged = validate(Recipe, base, recipe_path)
-    if overrides:
-        merged = validate(Recipe, _deep_merge(base, overrides), path, (name, "runs", run))
-    return merged
+    merged, base = load_recipe(path.parent, recipe, f"{path}: {name}.runs.{run}.recipe")
+    return validate(Recipe, _deep_merge(base, overrides), path, (name, "runs", run)) if overrides else merged
+
+
+def load_recipe(folder: Path, name: str, asked_by: str) -> tuple[Recipe, dict[str, Any]]:
+    """Read recipes/<name>.yaml of a configuration folder, as a recipe and as it is written.
+
+    Raises:
+        UserError: there is none, or it is wrong; ``asked_by`` says who named it.
+    """
+    path = folder / "recipes" / f"{name}.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"{asked_by}: no file {path}; {nearest(name, [file.stem for file in path.parent.glob('*.yaml')])}"
+        )
+    written = read_mapping(path)
+    return validate(Recipe, written, path), written
 
 
 def _deep_merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -261,10 +270,23 @@ def _deep_merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, An
     merged = dict(base)
     for key, value in overrides.items():
         old = merged.get(key)
-        renamed = (
-            isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) != old.get("name")
-        )
-        merged[key] = (
-            _deep_merge(old, value) if isinstance(value, dict) and isinstance(old, dict) and not renamed else value
-        )
+        if isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) == old.get("name"):
+            value = _deep_merge(old, value)
+        merged[key] = value
     return merged
+
+
+def usual_recipe(folder: Path, dataset: str) -> str | None:
+    """The recipe that most runs on a data set train by, over all experiments of a configuration folder.
+
+    Raises:
+        UserError: an experiment is wrong.
+    """
+    names = Counter(
+        line.recipe
+        for experiment in load_experiments(folder).values()
+        if experiment.config.dataset == dataset
+        for line in experiment.config.runs.values()
+        if line.recipe is not None
+    )
+    return names.most_common(1)[0][0] if names else None

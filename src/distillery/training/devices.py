@@ -64,7 +64,4 @@ def accumulation_steps(job: Job, recipe: Recipe, world_size: int) -> int:
         raise UserError(f"{job.where}.batch: {recipe.batch} images cannot be shared out evenly to {world_size} devices")
     each = recipe.batch // world_size
     limit = job.machine.device_batch or each
-    for accumulation in range(1, each + 1):
-        if each % accumulation == 0 and each // accumulation <= limit:
-            return accumulation
-    raise UserError(f"--device-batch: {limit} is not valid; give 1 or more")
+    return next(steps for steps in range(1, each + 1) if each % steps == 0 and each // steps <= limit)

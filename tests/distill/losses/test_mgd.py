@@ -8,14 +8,12 @@ from torch.nn import functional as F
 from distillery.distill.losses.cross_entropy import cross_entropy_loss
 from distillery.distill.losses.kd import kd_loss
 from distillery.distill.losses.mgd import (
-    bn_margin,
     drop_channels,
     match_channels,
     matching_cost,
-    partial_l2,
     reduce_channels,
-    stage_weights,
 )
+from distillery.distill.losses.partial_l2 import bn_margin, partial_l2, stage_weights
 from distillery.errors import UserError
 
 STAGES = [f"mgd_stage_s{s}_t{t}" for s, t in [(4, 8), (8, 8), (6, 15), (16, 64), (32, 128), (30, 128)]]

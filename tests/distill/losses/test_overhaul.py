@@ -2,7 +2,8 @@ import torch
 from torch.nn import functional as F
 
 from distillery.distill.losses.cross_entropy import cross_entropy_loss
-from distillery.distill.losses.overhaul import bn_margin, overhaul_loss, partial_l2
+from distillery.distill.losses.overhaul import overhaul_loss
+from distillery.distill.losses.partial_l2 import bn_margin, partial_l2
 
 
 def test_four_stages_reproduce_the_original(vectors, precision):

@@ -110,14 +110,7 @@ def bake_loss(features: Tensor, logits: Tensor, omega: float, temperature: float
 
 
 class BAKE(Term):
-    """The term ``bake``: the images of a batch ensemble their knowledge into each other's targets.
-
-    Args:
-        omega: the neighbours' share of a target, in [0, 1).
-        temperature: T > 0.
-        partners: images of the same class beside each image; the run's sampler sees to them.
-        ensemble: ``global`` over the images of all processes, ``local`` each process alone.
-    """
+    """The term ``bake``: the images of a batch ensemble their knowledge into each other's targets."""
 
     def __init__(
         self,

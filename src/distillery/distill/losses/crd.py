@@ -112,12 +112,6 @@ class CRD(Term):
     Both networks' embeddings go through a linear layer each, trained with the student, and are compared with what the
     other network's were when their images were last seen. The memories and normalizers are part of the state and equal
     on all ranks; the negatives of an image are a function of (seed, epoch, image).
-
-    Args:
-        negatives: K, images of other classes that each image is compared with.
-        temperature: of the scores.
-        features: E, width of the embedded images.
-        momentum: share of its old row that a memory keeps.
     """
 
     own_buffers = ("memory_s", "memory_t", "Z_s", "Z_t", "by_class", "starts", "sizes", "class_of")

@@ -13,24 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from distillery.distill.losses.assignment import assign
-from distillery.distill.losses.partial_l2 import bn_margin, partial_l2, stage_weights
+from distillery.distill.losses.partial_l2 import partial_l2, stage_weights
 from distillery.distill.losses.stages import distilled_stages, margin_or_relu
 from distillery.distill.precision import full_precision
 from distillery.distill.step import StepInputs
 from distillery.distill.term import CalibrationBatches, Term, TermContext
 from distillery.errors import UserError
-
-__all__ = [
-    "MGD",
-    "Reducer",
-    "bn_margin",
-    "drop_channels",
-    "match_channels",
-    "matching_cost",
-    "partial_l2",
-    "reduce_channels",
-    "stage_weights",
-]
 
 Reducer = Literal["amp", "rd", "sm", "sp"]
 
@@ -203,17 +191,6 @@ class MGD(Term):
 
     Each stage has a batch norm of its own between the student's features and the loss, trained with the student and
     used for nothing else. The flow is found again before every ``update_every``-th epoch and is part of the state.
-
-    Args:
-        reducer: ``amp``, ``rd``, ``sm`` or ``sp``.
-        update_every: epochs between two matchings.
-        update_images: training images a matching looks at, over all processes.
-        ignore: stages without a loss; they still count in the stage weights.
-        normalize: ``reference`` divides the sum by the batch and by ``loss_factor``; ``mean`` takes the mean over
-            channels and pixels, which does not depend on the resolution.
-        loss_factor: the reference's 10,000, made for images of 224 pixels.
-        compat: ``reference`` keeps two habits of the original: the last teacher channels by index are no candidates
-            where any stage's widths do not divide, and an epoch's last, smaller batch is divided by the full batch.
     """
 
     def __init__(

@@ -10,12 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from distillery.distill.losses.partial_l2 import bn_margin, margin_relu, partial_l2, stage_weights
+from distillery.distill.losses.partial_l2 import partial_l2, stage_weights
 from distillery.distill.losses.stages import distilled_stages, margin_or_relu
 from distillery.distill.step import StepInputs
 from distillery.distill.term import Term, TermContext
-
-__all__ = ["Overhaul", "bn_margin", "margin_relu", "overhaul_loss"]
 
 
 def overhaul_loss(connected: Sequence[Tensor], teacher: Sequence[Tensor], margins: Sequence[Tensor]) -> Tensor:
@@ -40,12 +38,6 @@ class Overhaul(Term):
 
     A connector is a 1 x 1 convolution to the teacher's width and a batch norm, trained with the student and used for
     nothing else.
-
-    Args:
-        ignore: stages without a loss; they still count in the stage weights.
-        normalize: ``reference`` divides the sum by the batch and by ``loss_factor``; ``mean`` takes the mean over
-            channels and pixels.
-        loss_factor: the original's 10,000 (ImageNet) or 1,000 (CIFAR).
     """
 
     def __init__(

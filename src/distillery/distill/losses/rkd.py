@@ -85,10 +85,6 @@ class RKD(Term):
     """The term ``rkd``: the student's embeddings have the distances and angles of the teacher's, up to scale.
 
     Relations are those of a process's own images, as in the original.
-
-    Args:
-        distance: weight of the distances' loss.
-        angle: weight of the angles' loss.
     """
 
     def __init__(self, distance: float = 25.0, angle: float = 50.0) -> None:

@@ -22,17 +22,21 @@ def _known_policy(policy: str) -> str:
     return policy
 
 
-class RandomCrop(Block):
-    """Pad each side by `padding` pixels, then cut a random square of the input size."""
+class Operation(Block):
+    """What changes a training image."""
 
     numerics: ClassVar[int | None] = 1
+
+
+class RandomCrop(Operation):
+    """Pad each side by `padding` pixels, then cut a random square of the input size."""
 
     name: Literal["random_crop"]
     padding: NonNegativeInt
     mode: Literal["constant", "reflect"] = "constant"
 
 
-class RandomResizedCrop(Block):
+class RandomResizedCrop(Operation):
     """Cut a random area and aspect ratio of the whole image, then resize it to the input size.
 
     `torchvision` draws the logarithm of the ratio uniformly and tries 10 times before it cuts a centre. `dali` is the
@@ -42,8 +46,6 @@ class RandomResizedCrop(Block):
 
     `reduced_decoding` decodes JPEGs at 1/2, 1/4 or 1/8 of their size where the crop stays as large as the input.
     """
-
-    numerics: ClassVar[int | None] = 1
 
     name: Literal["random_resized_crop"]
     scale: Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)] = (0.08, 1.0)
@@ -59,37 +61,29 @@ class RandomResizedCrop(Block):
         return self
 
 
-class HorizontalFlip(Block):
+class HorizontalFlip(Operation):
     """Mirror left and right."""
-
-    numerics: ClassVar[int | None] = 1
 
     name: Literal["horizontal_flip"]
     p: Probability = 0.5
 
 
-class Rotation(Block):
+class Rotation(Operation):
     """Rotate by a uniform angle in [-degrees, degrees]."""
-
-    numerics: ClassVar[int | None] = 1
 
     name: Literal["rotation"]
     degrees: Annotated[float, Field(ge=0, le=180)]
 
 
-class Grayscale(Block):
+class Grayscale(Operation):
     """Drop the colours, keeping three channels."""
-
-    numerics: ClassVar[int | None] = 1
 
     name: Literal["grayscale"]
     p: Probability = 0.1
 
 
-class ColorJitter(Block):
+class ColorJitter(Operation):
     """Scale brightness, contrast and saturation by factors in [1-x, 1+x], and shift the hue by up to x."""
-
-    numerics: ClassVar[int | None] = 1
 
     name: Literal["color_jitter"]
     brightness: NonNegativeFloat = 0.0
@@ -98,19 +92,15 @@ class ColorJitter(Block):
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
 
 
-class RandAugment(Block):
+class RandAugment(Operation):
     """timm's RandAugment, by its policy string."""
-
-    numerics: ClassVar[int | None] = 1
 
     name: Literal["rand_augment"]
     policy: Annotated[str, AfterValidator(_known_policy)] = "rand-m7-mstd0.5-inc1"
 
 
-class Lighting(Block):
+class Lighting(Operation):
     """Shift the colours along the principal axes of ImageNet's pixels, by three normal draws of deviation `std`."""
-
-    numerics: ClassVar[int | None] = 1
 
     name: Literal["lighting"]
     std: NonNegativeFloat = 0.1

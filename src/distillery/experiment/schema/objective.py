@@ -85,7 +85,7 @@ Weight = Annotated[
 
 
 class TermOptions(Block):
-    """What every term of an objective has: its weight in the sum, what it must be shown, and its hooks.
+    """What every term of an objective has: its options with their meaning, what it must be shown, and its hooks.
 
     ``numerics`` is raised by whoever changes what the term computes. ``implementation`` is ``module:class``; the class
     takes the options, without the weight, as keyword arguments. ``head``, likewise, is the class of the parts that the
@@ -164,7 +164,11 @@ class MGDOptions(StageOptions):
     reducer: Literal["amp", "rd", "sm", "sp"] = Field("amp", description="how matched teacher channels become one")
     update_every: PositiveInt = Field(2, description="epochs between two matchings")
     update_images: PositiveInt = Field(20_480, description="training images that a matching looks at")
-    compat: Literal["fixed", "reference"] = "fixed"
+    compat: Literal["fixed", "reference"] = Field(
+        "fixed",
+        description="reference: as in the original, the last teacher channels by index are no candidates where the "
+        "widths of a stage do not divide, and an epoch's last, smaller batch is divided by the full batch",
+    )
 
     def variant(self) -> str:
         """Each reducer is a way of its own."""
