@@ -27,6 +27,10 @@ def load(name):
     return {key: torch.from_numpy(data[key]) for key in data.files if key != "meta"}, json.loads(str(data["meta"]))
 
 
+def objective_of(terms, context=None):
+    return build_objective(Objective.model_validate(terms), context)
+
+
 def stages_of(data):
     return sorted(int(key.removeprefix("feat_s")) for key in data if key.startswith("feat_s"))
 
@@ -42,7 +46,7 @@ def test_mgd_end_to_end_equals_the_original(name):
     ]
     options = {"reducer": name.split("_")[0], "compat": "reference", "ignore": (0,) if "ign" in name else ()}
     terms = {"ce": {}, "mgd": options} | ({"kd": {"temperature": 1.5}} if "kd" in name else {})
-    objective = build_objective(Objective.model_validate(terms), TermContext(tuple(pairs))).double()
+    objective = objective_of(terms, TermContext(tuple(pairs))).double()
 
     def calibration_batches(limit):
         assert limit == 20_480
@@ -84,9 +88,7 @@ def test_overhaul_equals_the_original():
         )
         for stage in stages
     ]
-    objective = build_objective(
-        Objective.model_validate({"ce": {}, "overhaul": {}}), TermContext(tuple(pairs))
-    ).double()
+    objective = objective_of({"ce": {}, "overhaul": {}}, TermContext(tuple(pairs))).double()
     for stage in stages:
         convolution, norm = objective.terms["overhaul"].connectors[str(stage)]
         convolution.weight.data.copy_(data[f"conv{stage}"])
@@ -107,7 +109,7 @@ def test_overhaul_equals_the_original():
 def test_bake_equals_the_original(name):
     data, meta = load(name)
     options = {"omega": meta["omega"], "temperature": meta["T"], "weight": meta["lamda"]}
-    objective = build_objective(Objective.model_validate({"ce": {}, "bake": options}))
+    objective = objective_of({"ce": {}, "bake": options})
     logits_BC = data["logits"].clone().requires_grad_()
     values = objective(StepInputs(Outputs(logits_BC, embedding_BD=data["feats"]), data["labels"]))
     tolerance = 1e-9 if data["logits"].dtype == torch.float64 else 1e-5
@@ -144,7 +146,7 @@ EVERY_TERM = {"ce": {}, "kd": {}, "mgd": {}, "bake": {}, "overhaul": {}, "rkd": 
 def computed(terms, dtype=torch.float32, batch_fraction=1.0):
     student, teacher, context = networks(dtype=dtype)
     torch.manual_seed(0)
-    objective = build_objective(Objective.model_validate(terms), context)
+    objective = objective_of(terms, context)
     target = torch.tensor([0, 1, 2, 3])
     objective.begin_epoch(0, lambda limit: [StepInputs(student, target, teacher)])
     inputs = StepInputs(student, target, teacher, batch_fraction, indices_B=torch.tensor([0, 4, 1, 2]))
@@ -178,7 +180,7 @@ def test_terms_compute_in_float32_whatever_autocast_does(term):
 
 def test_the_flow_is_found_when_it_is_due_and_kept_with_the_state():
     student, teacher, context = networks()
-    objective = build_objective(Objective.model_validate({"mgd": {"update_every": 2}}), context)
+    objective = objective_of({"mgd": {"update_every": 2}}, context)
     inputs = StepInputs(student, torch.zeros(4, dtype=torch.long), teacher)
     asked = []
 
@@ -189,7 +191,7 @@ def test_the_flow_is_found_when_it_is_due_and_kept_with_the_state():
     for epoch in range(4):
         objective.begin_epoch(epoch, calibration_batches)
     assert len(asked) == 2
-    again = build_objective(Objective.model_validate({"mgd": {}}), context)
+    again = objective_of({"mgd": {}}, context)
     again.load_state_dict(objective.state_dict())
     assert torch.equal(again.terms["mgd"].flow0, objective.terms["mgd"].flow0)
     torch.testing.assert_close(again(inputs)["loss"], objective(inputs)["loss"])
@@ -198,7 +200,7 @@ def test_the_flow_is_found_when_it_is_due_and_kept_with_the_state():
 def test_a_weight_may_rise_over_the_first_epochs():
     student, teacher, context = networks()
     options = {"ce": {"weight": 0.5}, "kd": {"weight": {"value": 3, "warmup": 4}}}
-    objective = build_objective(Objective.model_validate(options), context)
+    objective = objective_of(options, context)
     for epoch, weight in ((0.0, 0.75), (0.9, 0.75), (1.0, 1.5), (3.0, 3.0), (200.5, 3.0)):
         values = objective(StepInputs(student, torch.tensor([0, 1, 2, 3]), teacher, epoch=epoch))
         torch.testing.assert_close(values["loss"], 0.5 * values["ce"] + weight * values["kd"])
@@ -206,7 +208,7 @@ def test_a_weight_may_rise_over_the_first_epochs():
 
 def test_margins_come_from_the_loaded_teacher_not_from_a_checkpoint():
     _, _, context = networks()
-    objective = build_objective(Objective.model_validate({"mgd": {}, "overhaul": {}}), context)
+    objective = objective_of({"mgd": {}, "overhaul": {}}, context)
     assert not [key for key in objective.state_dict() if "margin" in key]
 
 
@@ -223,7 +225,7 @@ def test_a_smaller_last_batch_weighs_less_only_in_reference_mode():
 def test_the_mean_does_not_depend_on_the_resolution(term):
     student, teacher, context = networks()
     torch.manual_seed(0)
-    objective = build_objective(Objective.model_validate({term: {"normalize": "mean"}}), context)
+    objective = objective_of({term: {"normalize": "mean"}}, context)
 
     def enlarge(outputs):
         return Outputs(outputs.logits_BC, tuple(map(nn.UpsamplingNearest2d(scale_factor=2), outputs.stages)))
@@ -242,7 +244,7 @@ def test_the_mean_does_not_depend_on_the_resolution(term):
 def test_ignoring_what_is_not_there_or_everything_is_refused(term, ignore, message):
     _, _, context = networks()
     with pytest.raises(UserError, match=message):
-        build_objective(Objective.model_validate({term: {"ignore": ignore}}), context)
+        objective_of({term: {"ignore": ignore}}, context)
 
 
 def test_ignored_stages_keep_their_place_in_the_weights():

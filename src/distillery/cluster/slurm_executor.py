@@ -69,11 +69,7 @@ class JobStates:
         self._doubts: Counter[str] = Counter()
 
     def end(self, job: str, state: str | None) -> str | None:
-        """The state that a job ended in; None while it is to be waited for.
-
-        Args:
-            job: Slurm's number.
-            state: what squeue says now; None if it does not know the job.
+        """The state that a job (Slurm's number) ended in, given what squeue says now; None while it goes on.
 
         A job that is missing twice in a row has ended: as CANCELLED if it was last seen waiting; else as UNKNOWN, and
         its files decide. So has one that is in a transient state twice in a row.

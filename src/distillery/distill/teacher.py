@@ -18,10 +18,8 @@ class Teacher:
     It is no submodule of anything: DDP never wraps it, the optimizer never sees it, no checkpoint holds it, and nothing
     that the learner does puts it into another mode. It normalises its input by its own statistics.
 
-    Args:
-        extractor: shows images to it.
-        norm: whether its batch norms use their running statistics (``eval``), or those of the batch (``batch``) as
-            Overhaul's authors do; the running ones never move.
+    By ``norm`` its batch norms use their running statistics (``eval``), or those of the batch (``batch``) as Overhaul's
+    authors do; the running ones never move.
     """
 
     def __init__(self, extractor: FeatureExtractor, norm: Literal["eval", "batch"]) -> None:

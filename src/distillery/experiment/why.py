@@ -17,14 +17,8 @@ FORMS = "a file of results/, e.g. results/tables/digits.md, or EXPERIMENT/RUN, o
 def explain(target: str, config: Path, results: Path, *, rehearsal: bool = False) -> Iterator[str]:
     """Say for each run behind a target whether its results are those of the present configuration.
 
-    Args:
-        target: a result's path, ``EXPERIMENT/RUN[/seedK]`` or ``EXPERIMENT``.
-        config: the folder with the experiments.
-        results: the results folder.
-        rehearsal: compare with the rehearsal of the experiment.
-
-    Yields:
-        A line a run and seed, with the lines of what differs below it, indented.
+    A target is a result's path, ``EXPERIMENT/RUN[/seedK]`` or ``EXPERIMENT``. Yields a line a run and seed, with the
+    lines of what differs below it, indented.
 
     Raises:
         UserError: the target belongs to no experiment, run or seed.

@@ -87,14 +87,7 @@ def total_epochs(recipe: Recipe) -> int:
 
 
 def learning_rate(recipe: Recipe, epoch: int, step: int, steps: int) -> float:
-    """The learning rate of one optimizer step.
-
-    Args:
-        recipe: states the base rate, the schedule and its warm-up.
-        epoch: from 0.
-        step: within the epoch, from 0.
-        steps: optimizer steps in an epoch.
-    """
+    """The learning rate of an optimizer step: of so many ``steps`` in an epoch, both counted from 0."""
     base, schedule, warmup = recipe.optimizer.lr, recipe.schedule, recipe.schedule.warmup
     if warmup is not None and warmup.name == "absolute" and epoch < warmup.epochs:
         return absolute_warmup_lr(epoch, base, warmup.epochs, warmup.lr)
