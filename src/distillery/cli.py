@@ -297,11 +297,10 @@ def tabulate(
     from distillery.reporting.tables import tabulate_experiment, tabulate_table
 
     experiment = load_experiment(config, rehearsal=rehearsal)
-    published = experiment.path.parent / "published" / f"{experiment.name}.csv"
     if table is None:
-        tabulate_experiment(experiment, results, published, partial=partial)
+        tabulate_experiment(experiment, results, experiment.published, partial=partial)
     else:
-        tabulate_table(experiment, table, results, published, partial=partial)
+        tabulate_table(experiment, table, results, experiment.published, partial=partial)
 
 
 @app.command()
@@ -310,8 +309,7 @@ def plot(config: Config, partial: Partial = False, results: Results = RESULTS, r
     from distillery.reporting.figures import plot_experiment
 
     experiment = load_experiment(config, rehearsal=rehearsal)
-    published = experiment.path.parent / "published" / f"{experiment.name}.csv"
-    plot_experiment(experiment, results, published, partial=partial)
+    plot_experiment(experiment, results, experiment.published, partial=partial)
 
 
 @app.command()

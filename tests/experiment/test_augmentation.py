@@ -27,37 +27,22 @@ def read(augment=(), **preprocess):
     [
         ([], {"resize": 8}, "preprocess.resize: 8 is not valid; it is smaller than `size`, 16; give at least that"),
         ([], {"rule": "bake", "interpolation": "bicubic"}, "`rule: bake` goes with `interpolation: bilinear` only"),
-        (
-            [{"name": "random_crop", "padding": 16, "mode": "reflect"}],
-            {},
-            "augment: .* is not valid; random_crop pads by 16, but reflection has 15 pixels at most",
-        ),
-        (
-            [{"name": "random_resized_crop", "scale": [1.0, 0.1]}],
-            {},
-            r"augment.0.scale: \[1.0, 0.1\] is not valid; the smaller comes first",
-        ),
-        ([{"name": "random_resized_crop", "ratio": [2, 1]}], {}, r"augment.0.ratio: .* the smaller comes first"),
-        (
-            [{"name": "random_resized_crop", "rule": "bake", "interpolation": "nearest"}],
-            {},
-            "augment.0: .* is not valid; `rule: bake` goes with `interpolation: bilinear` only",
-        ),
-        (
-            [{"name": "random_resized_crop", "rule": "opencv"}],
-            {},
-            "augment.0.rule: 'opencv' is not valid; valid: bake, dali, torchvision",
-        ),
+        ([{"name": "random_crop", "padding": 16, "mode": "reflect"}], {},
+         "augment: .* is not valid; random_crop pads by 16, but reflection has 15 pixels at most"),
+        ([{"name": "random_resized_crop", "scale": [1.0, 0.1]}], {},
+         r"augment.0.scale: \[1.0, 0.1\] is not valid; the smaller comes first"),
+        ([{"name": "random_resized_crop", "ratio": [2, 1]}], {}, "augment.0.ratio: .* the smaller comes first"),
+        ([{"name": "random_resized_crop", "rule": "bake", "interpolation": "nearest"}], {},
+         "augment.0: .* is not valid; `rule: bake` goes with `interpolation: bilinear` only"),
+        ([{"name": "random_resized_crop", "rule": "opencv"}], {},
+         "augment.0.rule: 'opencv' is not valid; valid: bake, dali, torchvision"),
         ([{"name": "rand_augment", "policy": "rand-x7"}], {}, "augment.0.policy: 'rand-x7' is not valid; join `rand`"),
         ([{"name": "rand_augment", "policy": "rand-m7.5"}], {}, "augment.0.policy: 'rand-m7.5' is not valid"),
-        (
-            [{"name": "random_crop", "padding": 2}, {"name": "random_resized_crop"}],
-            {},
-            "augment: .* is not valid; random_resized_crop works on the whole image; put it first",
-        ),
+        ([{"name": "random_crop", "padding": 2}, {"name": "random_resized_crop"}], {},
+         "augment: .* is not valid; random_resized_crop works on the whole image; put it first"),
         ([{"name": "lighting"}, {"name": "horizontal_flip"}], {}, "augment: .* lighting .* put it last"),
     ],
-)
+)  # fmt: skip
 def test_a_mistake_is_named_in_one_line(augment, preprocess, message):
     with pytest.raises(UserError, match=rf"^recipes/x.yaml: .*{message}[^\n]*$"):
         read(augment, **preprocess)

@@ -50,6 +50,11 @@ class Experiment:
         """Where a run stands, for error messages: ``config/digits.yaml: digits.runs.resnet8``."""
         return f"{self.path}: {self.name}.runs.{run}"
 
+    @property
+    def published(self) -> Path:
+        """The published numbers, if there are any."""
+        return self.path.parent / "published" / f"{self.name}.csv"
+
     def teacher(self, run: str) -> str | None:
         """The run that teaches this one."""
         return self.config.runs[run].teacher

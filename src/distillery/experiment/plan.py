@@ -207,9 +207,9 @@ class Plan:
 
     def published(self, experiment: str, *, drawn: bool = False) -> list[str]:
         """The ledger of published numbers, if there is one; for figures, if any shows them."""
-        ledger = self.config / "published" / f"{experiment}.csv"
-        wanted = not drawn or self._drawn_tables(self.experiment(experiment))
-        return [str(ledger)] if wanted and ledger.is_file() else []
+        read = self.experiment(experiment)
+        wanted = not drawn or self._drawn_tables(read)
+        return [str(read.published)] if wanted and read.published.is_file() else []
 
     def tabulating(self, experiment: str, table: str | None = None) -> list[str]:
         """What decides tables besides measurements: their layout, and the runs behind them.
