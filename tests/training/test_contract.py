@@ -77,11 +77,11 @@ class WithHead(Term):
 
 @pytest.fixture
 def make(workplace, monkeypatch):
-    """Make a run ``pupil`` whose term ``kd`` is another class."""
+    """Make a run ``student`` whose term ``kd`` is another class."""
     line = "{model: cifar_resnet8, recipe: tiny, teacher: big, objective: {ce: {}, kd: {weight: 0.1}}}"
-    workplace.edit("  tables:", f"    pupil: {line}\n  tables:")
+    workplace.edit("  tables:", f"    student: {line}\n  tables:")
 
-    def run(name="pupil", term=None, needs=None, head=None, results="results", **machine):
+    def run(name="student", term=None, needs=None, head=None, results="results", **machine):
         if term is not None:
             monkeypatch.setattr(KDOptions, "implementation", f"{__name__}:{term.__name__}")
             monkeypatch.setattr(KDOptions, "needs", needs)
@@ -152,7 +152,7 @@ def test_a_head_is_trained_saved_restored_and_measured_with_its_student(workplac
     }
 
     experiment, data = load_experiment(workplace.experiment), workplace.results / "datasets" / "tiny"
-    finished = restore_run(experiment, "pupil", 0, workplace.results, torch.device("cpu"))
+    finished = restore_run(experiment, "student", 0, workplace.results, torch.device("cpu"))
     images = ArrowImages(data, load_manifest(data), "val")
     batch = next(iter(eval_loader(images, eval_transform(finished.preprocess), 12, 0, 1, 0, False)))
     head, network = finished.network.head, finished.network.network
@@ -161,10 +161,10 @@ def test_a_head_is_trained_saved_restored_and_measured_with_its_student(workplac
     logits_BC = head.layer(torch.cat([map_BCHW.mean(dim=(2, 3)), map_BCHW.amax(dim=(2, 3))], dim=1))
     torch.testing.assert_close(finished.predict(batch.images), logits_BC)
     top1 = 100 * (logits_BC.argmax(dim=1) == batch.labels).float().mean().item()
-    assert evaluate_run(experiment, "pupil", 0, workplace.results)["top1"] == pytest.approx(top1)
+    assert evaluate_run(experiment, "student", 0, workplace.results)["top1"] == pytest.approx(top1)
 
     make("small")
-    profile, plain = (profile_run(experiment, run, workplace.results) for run in ("pupil", "small"))
+    profile, plain = (profile_run(experiment, run, workplace.results) for run in ("student", "small"))
     assert profile["params"] - plain["params"] == sum(value.numel() for value in head.parameters()) - (64 * 3 + 3)
     assert profile["macs"] - plain["macs"] == 64 * 3
 
@@ -176,7 +176,7 @@ def test_a_head_is_trained_saved_restored_and_measured_with_its_student(workplac
 
 
 def test_a_student_with_a_head_may_teach(workplace, make):
-    line = "{model: cifar_resnet8, recipe: tiny, teacher: pupil, objective: {ce: {}, overhaul: {}}}"
-    workplace.edit("  tables:", f"    heir: {line}\n  tables:")
+    line = "{model: cifar_resnet8, recipe: tiny, teacher: student, objective: {ce: {}, overhaul: {}}}"
+    workplace.edit("  tables:", f"    last: {line}\n  tables:")
     make(term=WithHead, needs=HEADED, head=LinearHead)
-    assert (make("heir") / "run.json").exists()
+    assert (make("last") / "run.json").exists()

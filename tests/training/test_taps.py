@@ -139,14 +139,14 @@ def train(workplace, capsys):
 
 
 def pair(workplace, teacher, student, objective):
-    """Add a run ``pupil`` of a network that learns from another one's run ``master``."""
+    """Add a run ``student`` of a network that learns from another one's run ``teacher``."""
     objective = OBJECTIVES.get(objective, objective)
     workplace.edit(
         "  tables:",
-        f"    master: {{model: {teacher}, recipe: tiny, seeds: [0]}}\n"
-        f"    pupil: {{model: {student}, recipe: tiny, teacher: master, objective: {objective}}}\n  tables:",
+        f"    teacher: {{model: {teacher}, recipe: tiny, seeds: [0]}}\n"
+        f"    student: {{model: {student}, recipe: tiny, teacher: teacher, objective: {objective}}}\n  tables:",
     )
-    return workplace.results / "tiny" / "pupil" / "seed0"
+    return workplace.results / "tiny" / "student" / "seed0"
 
 
 def assert_one_line(code, said, line):
@@ -181,12 +181,12 @@ STUDENTS = [
 @pytest.mark.parametrize(("builder", "line"), STUDENTS, ids=lambda value: getattr(value, "__name__", ""))
 def test_a_student_that_is_not_as_planned_stops_its_run(workplace, register, train, builder, line, objective):
     folder = pair(workplace, "cifar_resnet8", "ours", objective)
-    assert train("master")[0] == 0
+    assert train("teacher")[0] == 0
     register(builder)
-    assert_one_line(*train("pupil"), line)
+    assert_one_line(*train("student"), line)
     assert_nothing_looks_finished(folder)
     register(Healthy)
-    assert train("pupil")[0] == 0
+    assert train("student")[0] == 0
     assert len(list(csv.DictReader((folder / "history.csv").open()))) == 2
     assert (folder / "run.json").exists()
 
@@ -195,19 +195,19 @@ def test_a_student_that_is_not_as_planned_stops_its_run(workplace, register, tra
 def test_a_teacher_that_is_not_as_planned_stops_the_run(workplace, register, train, objective):
     folder = pair(workplace, "ours", "cifar_resnet8", objective)
     register(Healthy)
-    assert train("master")[0] == 0
+    assert train("teacher")[0] == 0
     register(Replacing)
-    assert_one_line(*train("pupil"), "gave nothing in this forward pass (0 calls of 2)")
+    assert_one_line(*train("student"), "gave nothing in this forward pass (0 calls of 2)")
     assert_nothing_looks_finished(folder)
 
 
 def test_a_penultimate_vector_that_is_not_where_it_was_stops_the_run(workplace, register, train):
     workplace.edit(
-        "  tables:", "    pupil: {model: ours, recipe: tiny, objective: {ce: {}, bake: {partners: 1}}}\n  tables:"
+        "  tables:", "    student: {model: ours, recipe: tiny, objective: {ce: {}, bake: {partners: 1}}}\n  tables:"
     )
     register(Keyword)
-    assert_one_line(*train("pupil"), "the tap on last input gave nothing in this forward pass (1 calls of 1)")
-    assert_nothing_looks_finished(workplace.results / "tiny" / "pupil" / "seed0")
+    assert_one_line(*train("student"), "the tap on last input gave nothing in this forward pass (1 calls of 1)")
+    assert_nothing_looks_finished(workplace.results / "tiny" / "student" / "seed0")
 
 
 @pytest.mark.slow
@@ -221,11 +221,11 @@ def test_a_network_that_compiles_itself_learns_and_teaches_as_it_does_otherwise(
     names = ("ours", "cifar_resnet8") if role == "teacher" else ("cifar_resnet8", "ours")
     folder = pair(workplace, *names, "mgd")
     register(Healthy)
-    assert train("master")[0] == 0
+    assert train("teacher")[0] == 0
     trained = []
     for network in (Healthy, builder):
         register(network)
-        assert train("pupil")[0] == 0
+        assert train("student")[0] == 0
         trained.append(load_file(folder / "weights.safetensors"))
     for value, other in zip(*(state.values() for state in trained), strict=True):
         torch.testing.assert_close(value, other)
@@ -247,10 +247,10 @@ main()
 def test_two_processes_stop_as_one_does(workplace, train, tmp_path, builder, line):
     workplace.edit_recipe("sync_batchnorm: true")
     folder = pair(workplace, "cifar_resnet8", "ours", "mgd")
-    assert train("master")[0] == 0
+    assert train("teacher")[0] == 0
     (tmp_path / "script.py").write_text(SCRIPT)
     launch = [sys.executable, "-m", "distillery.cluster.launch", "--standalone", "--nproc-per-node=2"]
-    command = [*launch, str(tmp_path / "script.py"), builder.__name__, "train", str(workplace.experiment), "pupil"]
+    command = [*launch, str(tmp_path / "script.py"), builder.__name__, "train", str(workplace.experiment), "student"]
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
         [*command, "--results", str(workplace.results), "--workers=0", "--threads=1"],

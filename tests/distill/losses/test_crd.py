@@ -118,7 +118,7 @@ def test_one_class_alone_is_refused():
 
 
 CRD_RUN = """
-    pupil: {model: cifar_resnet8, recipe: tiny, teacher: big, objective: {ce: {}, crd: {weight: 0.8, negatives: 9}}}
+    student: {model: cifar_resnet8, recipe: tiny, teacher: big, objective: {ce: {}, crd: {weight: 0.8, negatives: 9}}}
   tables:"""
 
 
@@ -127,7 +127,7 @@ def train(workplace):
     workplace.edit_recipe("epochs: 2\nsync_batchnorm: true\ndrop_last: false")
     workplace.edit("\n  tables:", CRD_RUN)
 
-    def run(results="results", name="pupil"):
+    def run(results="results", name="student"):
         folder = workplace.make(name, results=results)
         return [(folder / file).read_bytes() for file in ("weights.safetensors", "history.csv")]
 
@@ -137,7 +137,7 @@ def train(workplace):
 
 def test_mixed_images_are_refused(workplace, train):
     workplace.edit_recipe("mix: {mixup: 0.8}\ndrop_last: true")
-    with pytest.raises(UserError, match=r"pupil\.mix: crd looks at single images and cannot learn from mixed ones"):
+    with pytest.raises(UserError, match=r"student\.mix: crd looks at single images and cannot learn from mixed ones"):
         load_experiment(workplace.experiment)
 
 
