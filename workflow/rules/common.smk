@@ -54,10 +54,13 @@ if plan.rehearsal:
     plan = OneLineErrors(make_plan, Path(FOLDER), config, needed_files)
 
 
-CONFIG = str(plan.config)
-SHRUNK = "--rehearsal" if plan.rehearsal else ""
-PARTIAL = "--partial" if plan.partial else ""
-LAUNCH = Path(workflow.basedir, "scripts", "launch.sh")
+# Parts of the rules' commands. They are no parameters, for where things lie makes nothing stale.
+os.environ.update(
+    CONFIG=str(plan.config),
+    SHRUNK="--rehearsal" if plan.rehearsal else "",
+    PARTIAL="--partial" if plan.partial else "",
+    LAUNCH=str(Path(workflow.basedir, "scripts", "launch.sh")),
+)
 
 
 onsuccess:

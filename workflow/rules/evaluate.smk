@@ -26,7 +26,7 @@ rule evaluate:
     message:
         "evaluate {wildcards.experiment}/{wildcards.run}, seed {wildcards.seed}"
     shell:
-        "exec distillery evaluate {CONFIG:q}/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed} {SHRUNK}"
+        "exec distillery evaluate $CONFIG/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed} $SHRUNK"
         " --threads {threads} --workers {resources.workers} > {log} 2>&1"
 
 
@@ -49,5 +49,5 @@ rule profile_model:
     message:
         "profile {wildcards.experiment}/{wildcards.run}"
     shell:
-        "exec distillery profile {CONFIG:q}/{wildcards.experiment}.yaml {wildcards.run} {SHRUNK} --threads {threads}"
+        "exec distillery profile $CONFIG/{wildcards.experiment}.yaml {wildcards.run} $SHRUNK --threads {threads}"
         " > {log} 2>&1"

@@ -43,8 +43,8 @@ rule train_student:
     message:
         "train {wildcards.experiment}/{wildcards.run}, seed {wildcards.seed}"
     shell:
-        "exec bash {LAUNCH:q} {resources.nodes} {resources.gpus_per_node} {resources.cpus_per_task}"
-        " train {CONFIG:q}/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed} {SHRUNK}"
+        'exec bash "$LAUNCH" {resources.nodes} {resources.gpus_per_node} {resources.cpus_per_task}'
+        " train $CONFIG/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed} $SHRUNK"
         " --expect-digest {params.digest} --threads {threads} --workers {resources.workers}"
         " --loader {resources.loader} --requeue > {log} 2>&1"
 
@@ -81,5 +81,5 @@ rule import_weights:
     message:
         "import {wildcards.experiment}/{wildcards.run}"
     shell:
-        "exec distillery train {CONFIG:q}/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed} {SHRUNK}"
+        "exec distillery train $CONFIG/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed} $SHRUNK"
         " --expect-digest {params.digest} > {log} 2>&1"
