@@ -18,7 +18,7 @@ def follow(checkout):
     checkout.replace(declared, '        "kd": KDOptions,\n', '        "kd": KDOptions,\n        "pkt": PKTOptions,\n')
     run += run.replace("plain-kd:", "plain-pkt:").replace("kd: {weight: 0.9, temperature: 4}", "pkt: {weight: 30000}")
     checkout.replace(
-        "src/distillery/models/zoo/__init__.py", '        "cifar_resnet8":', entry + '        "cifar_resnet8":'
+        "src/distillery/experiment/zoo.py", '        "cifar_resnet8":', entry + '        "cifar_resnet8":'
     )
     checkout.write("config/recipes/digits-plain.yaml", recipe)
     checkout.write("config/plain.yaml", experiment.replace("  tables:\n", run + "  tables:\n") + table)
