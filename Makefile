@@ -16,8 +16,8 @@ demo: workflow/schemas  ## real digits, from images to a judged table (4 minutes
 demo-methods: workflow/schemas  ## every method on the digits (8 minutes on 2 cores)
 	@python scripts/demo.py digits-methods
 
-# After each job, Snakemake looks for work anew one such timespan later, and again and again from then on: by default every
-# second, which after some hundred jobs keeps a core busy.
+# After each job, Snakemake looks for work one such timespan later, and every timespan from then on: by default every second,
+# which after some hundred jobs keeps a core busy.
 REHEARSE := snakemake --cores all --keep-going --max-jobs-per-timespan 1000/30s --config rehearsal=true
 
 rehearse: .venv/.installed  ## every experiment with its real networks, on a few generated images

@@ -247,7 +247,7 @@ class Cluster:
             run("slurmctld", "-i")
 
     def stop_controller(self) -> None:
-        """Begin maintenance: jobs go on, but nobody answers for them, or takes new ones."""
+        """Begin maintenance: jobs go on, but Slurm neither answers for them nor takes new ones."""
         self.maintenance = True
         end_process(self.folder / "slurmctld.pid")
 

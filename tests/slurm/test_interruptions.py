@@ -96,7 +96,7 @@ def test_preempted_a_training_makes_room_and_continues(here, cluster, drive, uni
 
 
 def test_a_second_driver_meets_the_job_that_the_first_left_behind(here, cluster, drive, uninterrupted):
-    """The login node was rebooted: the job goes on alone, and nobody may disturb it."""
+    """The login node was rebooted: the job goes on alone, and no other may disturb it."""
     first = drive(here, LONG)
     job = first.training()
     # It must not end before the second driver's job has lost its patience.

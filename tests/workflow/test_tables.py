@@ -19,7 +19,7 @@ def test_a_partial_experiment_marks_its_gaps_and_makes_nothing(made):
     assert "| taught | big" in " ".join(text.split())
     assert not (made.folder / "results/tiny/taught").exists()
     assert made.planned(*PARTIAL) == set()
-    # More results make it anew, and so does the wish for the whole experiment.
+    # More results make it again, and so does asking for the whole experiment.
     shutil.copytree(made.folder / "results/tiny/small", made.folder / "results/tiny/taught")
     assert "assemble the tables of tiny" in made.planned(*PARTIAL)
     shutil.rmtree(made.folder / "results/tiny/taught")

@@ -60,7 +60,7 @@ def test_only_what_is_up_to_date_is_recorded(recorded_copy):
 
 
 def test_an_experiment_that_dvc_does_not_know(recorded_copy):
-    """`make demo` records whatever it made; who asks for a copy elsewhere is told what is missing."""
+    """`make demo` records whatever it made; `save` and `restore` say what is missing."""
     recorded_copy.write(
         "config/later.yaml",
         "later:\n  dataset: tiny\n  runs:\n    first: {model: cifar_resnet14, weights: 'run:tiny/big'}\n",
