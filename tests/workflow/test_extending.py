@@ -10,19 +10,25 @@ pytestmark = pytest.mark.slow
 def follow(checkout):
     """Write down what the document says, where it says so."""
     blocks = re.findall(r"```\w+\n(.*?)```", checkout.read("docs/extending.md"), flags=re.DOTALL)
-    model, entry, recipe, experiment, ledger, run, table, term, options = blocks
+    model, entry, recipe, experiment, ledger, run, table, term, options, count, metric, column = blocks
     checkout.write("src/distillery/models/zoo/plain.py", model)
     checkout.write("src/distillery/distill/losses/pkt.py", term)
     declared, registry = "src/distillery/experiment/schema/objective.py", "TERMS: Mapping[str, type[TermOptions]] ="
     checkout.replace(declared, registry, options + "\n\n" + registry)
     checkout.replace(declared, '        "kd": KDOptions,\n', '        "kd": KDOptions,\n        "pkt": PKTOptions,\n')
     run += run.replace("plain-kd:", "plain-pkt:").replace("kd: {weight: 0.9, temperature: 4}", "pkt: {weight: 30000}")
-    checkout.replace(
-        "src/distillery/experiment/zoo.py", '        "cifar_resnet8":', entry + '        "cifar_resnet8":'
-    )
+    checkout.replace("src/distillery/experiment/zoo.py", '        "cifar_resnet8":', entry + '        "cifar_resnet8":')
     checkout.write("config/recipes/digits-plain.yaml", recipe)
     checkout.write("config/plain.yaml", experiment.replace("  tables:\n", run + "  tables:\n") + table)
     checkout.write("config/published/plain.csv", ledger)
+    add_metric(checkout, count, metric, column)
+
+
+def add_metric(checkout, count, metric, column):
+    metrics, columns = "src/distillery/evaluation/metrics.py", "src/distillery/experiment/schema/columns.py"
+    checkout.replace(metrics, "METRICS = {\n", f"{count}\n\nMETRICS = {{\n{metric}")
+    checkout.replace(columns, '    "nll": Column(', column + '    "nll": Column(')
+    checkout.replace("config/plain.yaml", "[top1, agreement,", "[top1, brier, agreement,")
 
 
 def test_each_addition_is_accepted(fresh):
@@ -36,7 +42,7 @@ def test_each_addition_is_accepted(fresh):
     partial = fresh.run("distillery", "tabulate", "config/plain.yaml", "--partial")
     assert partial.returncode == 0, partial.stdout
     experiment = fresh.read("results/tables/plain.md")
-    assert re.search(r"\| network +\| method +\| Run +\| Teacher ", experiment)
+    assert re.search(r"\| network +\| method +\| Run +\| Teacher .*\| +Brier ", experiment)
     assert re.search(r"\| plain +\| +not run \|.* 6\.42 k \|", experiment)
     assert fresh.planned("results/plain/plain-kd/seed0/metrics.json") == {
         "prepare data set digits",
@@ -44,3 +50,21 @@ def test_each_addition_is_accepted(fresh):
         "train plain/plain-kd, seed 0",
         "evaluate plain/plain-kd, seed 0",
     }
+
+
+MEASURE = """
+import torch
+from distillery.evaluation.metrics import METRICS, Predictions
+
+labels_B = torch.tensor([0, 1])
+logits_BC = torch.tensor([[0.0, 0.0], [0.0, 50.0]])
+total = torch.zeros((), dtype=torch.float64)
+METRICS["brier"].add(total, Predictions(logits_BC, labels_B, logits_BC, None))
+print(METRICS["brier"].result(total, 2))
+"""
+
+
+def test_the_metric_computes(fresh):
+    follow(fresh)
+    result = fresh.run("python", "-c", MEASURE)
+    assert result.stdout == "0.25\n"
