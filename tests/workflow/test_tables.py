@@ -26,12 +26,6 @@ def test_a_partial_experiment_marks_its_gaps_and_makes_nothing(made):
     assert made.planned(*TARGETS) >= {"train tiny/taught, seed 0", "assemble the tables of tiny"}
 
 
-def test_partial_is_true_or_false(pristine):
-    result = pristine.run("snakemake", "results/tables/digits.md", "--config", "partial=maybe", "--dry-run")
-    assert result.returncode == 1
-    assert result.stdout.splitlines()[-1] == "distillery: --config partial=maybe: expected true or false"
-
-
 def test_a_table_alone_needs_its_own_runs_and_is_that_of_its_experiment(made):
     made.replace("config/tiny.yaml", "  tables:\n", "  tables:\n    alone: {rows: [small], columns: [top1]}\n")
     shutil.rmtree(made.folder / "results/tiny/taught")
@@ -44,10 +38,3 @@ def test_a_table_alone_needs_its_own_runs_and_is_that_of_its_experiment(made):
     assert made.run("distillery", "tabulate", "config/tiny.yaml", "--partial").returncode == 0
     assert {name: made.read(f"results/tables/tiny/alone.{name}") for name in alone} == alone
     assert made.planned(target) == set()
-
-
-def test_a_mistyped_table_gets_one_line(pristine):
-    result = pristine.run("snakemake", "results/tables/digits/speeds.md", "--dry-run")
-    assert result.returncode == 1
-    line = "distillery: config/digits.yaml: digits.tables: no table 'speeds'; did you mean 'speed'"
-    assert result.stdout.splitlines()[-1].startswith(line)
