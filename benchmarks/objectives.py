@@ -1,6 +1,6 @@
 """How fast the objectives' heavy parts are, each beside a straightforward way to the same result, in one run.
 
-    python benchmarks/distill.py [--only NAME] [--seconds S]
+    python benchmarks/objectives.py [--only NAME] [--seconds S]
 
 Every round times all ways of a part one after the other, so that a busy machine slows them alike; the smallest time of
 each counts, and results are compared before times are. Absolute times depend on the machine; the ratios hardly do.
