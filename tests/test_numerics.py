@@ -33,6 +33,8 @@ from distillery.experiment.schema.objective import TERMS, Objective
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.experiment.zoo import ZOO
 from distillery.models import create_model
+from distillery.models.pretrained.load import import_weights
+from distillery.models.weights import read_safetensors
 from distillery.randomness import seed_generators
 from distillery.training.optim import learning_rate, total_epochs
 
@@ -293,4 +295,27 @@ def test_evaluation():
         for number in range(3)
     ]
     measured = evaluate_model(predict, batches, 12, torch.device("cpu"), lambda images: predict(images).flip(1))
-    check("evaluation", ledger.EVALUATION, [measured[name] for name in sorted(measured)])
+    for name, value in measured.items():
+        check(f"metric {name}", ledger.EVALUATION, [value])
+
+
+def test_training(workplace):
+    """A teacher and its student trained for two epochs: the loop, its optimizer and its measurements."""
+    workplace.edit_recipe("ema: {decay: 0.9}\nmix: {mixup: 0.2, p: 0.5}")
+    workplace.make("big")
+    student = workplace.make("taught")
+    history = [float(number) for row in (student / "history.csv").read_text().split()[1:] for number in row.split(",")]
+    weights = read_safetensors(student / "weights.safetensors")
+    check("engine: training", ledger.ENGINE, history, *(weights[name].double() for name in sorted(weights)))
+
+
+def test_importing(tmp_path):
+    """Weights in a nest, under a wrapper's prefix and another code base's names."""
+    torch.manual_seed(0)
+    state = create_model("cifar_vgg8", 10).state_dict()
+    torch.save(
+        {"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}}, tmp_path / "a.pth"
+    )
+    network = create_model("cifar_vgg8", 10)
+    import_weights(network, str(tmp_path / "a.pth"), "cifar_vgg8")
+    check("importing", ledger.IMPORTING, *(value.double() for value in network.state_dict().values()))

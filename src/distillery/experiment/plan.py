@@ -19,11 +19,14 @@ from distillery.experiment.ledger import EVALUATION, PREPARING, PROFILING, REPOR
 from distillery.experiment.reading import nearest, read_mapping
 from distillery.experiment.rehearsal import rehearsed_dataset, representatives
 from distillery.experiment.schema.block import NAME_PATTERN
+from distillery.experiment.schema.columns import COLUMNS, METRICS
 from distillery.experiment.schema.dataset import HUB_PREFIX, Dataset
 from distillery.paths import dataset_folder, figure_folder, profile_path, run_folder, table_folder
 
 RESULTS = Path("results")
 REHEARSAL = RESULTS / "rehearsal"
+# What columns take from metrics.json: with a new one, runs that were measured before are measured again.
+METRIC_KEYS = sorted({column.key for column in COLUMNS.values() if column.file == METRICS})
 # What `--config key=value` may set.
 SWITCHES = ("experiments", "partial", "rehearsal")
 Kind = Literal["imported", "teacher", "student"]
@@ -116,7 +119,7 @@ class Plan:
 
     def evaluation(self, experiment: str, run: str, seed: str) -> str:
         """What decides a run's metrics: the run, and how it is measured."""
-        return f"{self.digest(experiment, run, seed)}, evaluation {EVALUATION}"
+        return f"{self.digest(experiment, run, seed)}, evaluation {EVALUATION} of {', '.join(METRIC_KEYS)}"
 
     def profiling(self, experiment: str, run: str) -> str:
         """What decides a run's profile: the run, and how it is counted and timed."""
