@@ -17,6 +17,7 @@ from typing import Any
 
 from distillery.errors import UserError
 from distillery.experiment import Experiment, load_experiment
+from distillery.experiment.ledger import MEASURED, PROFILING
 from distillery.experiment.reading import read_mapping
 from distillery.paths import dataset_folder, figure_folder, profile_path, run_folder, table_folder
 
@@ -238,10 +239,17 @@ def hand_over(experiments: dict[str, Experiment]) -> None:
     targets: list[Path] = []
     for name, experiment in experiments.items():
         targets.append(dataset_folder(RESULTS, experiment.config.dataset) / "manifest.json")
-        targets += [path for path, _ in digests(experiment) if path.is_file()]
+        files = [path for path, _ in digests(experiment) if path.is_file()]
+        targets += [path for path in files if is_measured_as_now(path)]
         if not changed_dependencies(f"experiment@{name}"):
             targets += [table_folder(RESULTS) / f"{name}.md", figure_folder(RESULTS, name)]
     snakemake("--touch", "--forceall", "--cores", "1", "--", *map(str, dict.fromkeys(targets)))
+
+
+def is_measured_as_now(path: Path) -> bool:
+    """Whether a measurement was made as this checkout makes it; others are left for Snakemake to make again."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return bool((found.get("evaluation", MEASURED), found.get("profiling", PROFILING)) == (MEASURED, PROFILING))
 
 
 def snakemake(*arguments: str) -> str:

@@ -22,6 +22,7 @@ from distillery.data.augment.lighting import add_shifts
 from distillery.data.orders import flow_sample, partner_order, repeated_order, shuffled_order
 from distillery.data.prepare import prepare_dataset
 from distillery.data.transforms import eval_transform, train_transform
+from distillery.distill.losses.partial_l2 import bn_margin
 from distillery.distill.objective import build_objective
 from distillery.distill.step import Outputs, StepInputs
 from distillery.distill.term import StagePair, TermContext
@@ -175,7 +176,22 @@ def test_network(name):
 
 
 # Every option that takes another way through a term.
-VARIANTS = {"mgd": [{"reducer": reducer} for reducer in ("amp", "rd", "sm", "sp")], "crd": [{"negatives": 5}]}
+VARIANTS = {
+    "ce": [{}, {"label_smoothing": 0.1, "weight": {"value": 2.0, "warmup": 3}}],
+    "mgd": [
+        *({"reducer": reducer} for reducer in ("amp", "rd", "sm", "sp")),
+        {"normalize": "mean", "compat": "reference", "ignore": [0]},
+    ],
+    "overhaul": [{}, {"normalize": "mean", "ignore": [0]}],
+    "crd": [{"negatives": 5}],
+}
+
+
+@pytest.mark.parametrize("name", ["mgd", "overhaul"])
+def test_margins(name):
+    """The margins by which both terms cut the teacher's features."""
+    margins = bn_margin(torch.tensor([0.0, 0.5, 1.0, -2.0, 0.1]), torch.tensor([0.3, -0.2, 0.0, 1.0, 5.0]))
+    check(f"margins of {name}", TERMS[name].numerics, margins)
 
 
 @pytest.mark.parametrize("name", TERMS)
@@ -253,9 +269,9 @@ def weights_after(optimizer):
     from distillery.training.optim import build_optimizer
 
     torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 2))
+    network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 2))
     steps = build_optimizer(recipe_of(optimizer=optimizer).optimizer, network)
-    images = torch.linspace(-1, 1, 20).reshape(5, 4)
+    images = torch.sin(torch.arange(20.0)).reshape(5, 4)
     for _ in range(3):
         network(images).square().sum().backward()
         steps.step()
@@ -301,7 +317,8 @@ def test_evaluation():
 
 def test_training(workplace):
     """A teacher and its student trained for two epochs: the loop, its optimizer and its measurements."""
-    workplace.edit_recipe("ema: {decay: 0.9}\nmix: {mixup: 0.2, p: 0.5}")
+    workplace.edit_recipe("ema: {decay: 0.9}\nmix: {mixup: 0.2, p: 0.5}\nclip_norm: 0.5")
+    workplace.edit("teacher: big,", "teacher: big, teacher_norm: batch,")
     workplace.make("big")
     student = workplace.make("taught")
     history = [float(number) for row in (student / "history.csv").read_text().split()[1:] for number in row.split(",")]

@@ -4,6 +4,7 @@ from typing import Annotated, ClassVar
 
 import pytest
 
+from distillery.errors import UserError
 from distillery.experiment import load_experiment
 from distillery.experiment.ledger import differences, digest_of, entry, file_sha256
 from distillery.experiment.schema.block import Block, Neutral
@@ -90,6 +91,21 @@ def test_imported_weights_count_by_their_bytes(experiment_folder):
         (experiment_folder / name).write_bytes(content)
     assert digests("a.pth") == digests("b.pth")
     assert not set(digests("a.pth")) & set(digests("c.pth"))
+
+
+def test_a_weights_file_that_is_gone_is_named(experiment_folder):
+    with pytest.raises(UserError, match=r"a\.pth cannot be read, and its bytes decide the run"):
+        _ = load_experiment(experiment_folder / "config" / "one.yaml").spec("after").digest
+
+
+def test_a_data_set_counts_by_what_decides_its_images(experiment_folder):
+    def digest(line):
+        (experiment_folder / "config" / "datasets.yaml").write_text(f"few: {line}\n")
+        return load_experiment(experiment_folder / "config" / "one.yaml").spec("teacher").digest
+
+    before = digest("{path: data/few}")
+    assert digest("{path: elsewhere/few, classes: 3, embed: false, layout: folders}") == before
+    assert digest("{path: data/few, holdout: 0.2}") != before
 
 
 def test_a_file_is_hashed_again_when_it_has_changed(tmp_path):

@@ -133,7 +133,7 @@ def test_downloads_are_for_data_sets_with_a_source(plan):
 
 def test_what_decides_a_data_set(plan, config):
     before = plan.preparing("few")
-    (config / "datasets.yaml").write_text("few: {path: data/few, on_corrupt: stop}\n")
+    (config / "datasets.yaml").write_text("few: {path: ./data/few/, on_corrupt: stop, classes: 3}\n")
     assert plan.preparing("few") == before
     (config / "datasets.yaml").write_text("few: {path: data/few, on_corrupt: skip}\n")
     assert plan.preparing("few") != before
@@ -149,8 +149,10 @@ def test_broken_and_hidden_files_stop_no_other_experiment(config):
     (config / "half.yaml").write_text("half:\n  runs: {a: [")
     (config / ".hidden.yaml").write_text("\0")
     (config / "a b.yaml").write_text("a b: {}")
+    (config / "date.yaml").write_text("date: {made: 2024-13-45}")
+    (config / "list.yaml").write_text("list: {runs: {a: {recipe: short, teacher: [b]}}}")
     plan = make_plan(config, {"experiments": "one"}, needed_files)
-    assert plan.names() == ["half", "one", "two"]
+    assert plan.names() == ["date", "half", "list", "one", "two"]
     assert plan.all_results()
     assert made_by(plan, "teacher", "one/big")
     with pytest.raises(UserError, match=r"half\.yaml"):

@@ -76,7 +76,8 @@ def test_what_differs_is_named_key_by_key_also_above(place):
     ],
 )
 def test_targets(place, target, runs):
-    assert {line.partition(":")[0].removeprefix("results/one/") for line in explained(place, target)} == runs
+    lines = [line for line in explained(place, target) if line.startswith("results/")]
+    assert {line.partition(":")[0].removeprefix("results/one/") for line in lines} == runs
 
 
 def test_other_images_another_measurement_and_missing_results_are_named(place):
@@ -85,12 +86,21 @@ def test_other_images_another_measurement_and_missing_results_are_named(place):
     (place / "results/one/small/seed0/weights.safetensors").unlink()
     assert explained(place, "one/big")[1:] == [
         "  images of few: m -> n",
-        "  metrics.json: measured another run (digest old)",
+        f"  metrics.json: digest: old -> {load_experiment(place / 'config' / 'one.yaml').spec('big').digest}",
     ]
     assert explained(place, "one/small/seed0") == ["results/one/small/seed0: not made yet"]
 
 
-@pytest.mark.parametrize("target", ["two/small", "one/smal", "one/small/seed7", ""])
+def test_another_way_of_measuring_and_another_line_of_the_data_set_are_named(place):
+    metrics = place / "results/one/big/seed0/metrics.json"
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"evaluation": "0 of top1"}))
+    (place / "config/datasets.yaml").write_text("few: {path: data/few, holdout: 0.25}\n")
+    lines = explained(place, "one/big")
+    assert "  images.holdout: null -> 0.25" in lines
+    assert any(line.startswith("  metrics.json: evaluation: 0 of top1 -> 1 of ") for line in lines)
+
+
+@pytest.mark.parametrize("target", ["results/tables/one/score.md", "two/small", "one/smal", "one/small/seed7", ""])
 def test_what_is_no_target_is_refused(place, target):
     with pytest.raises(UserError):
         explained(place, target)

@@ -165,8 +165,24 @@ def test_stale_table_is_noticed_after_a_failed_training(made):
     assert made.planned(*TARGETS) == remade("taught")
 
 
-def test_stale_table_is_noticed_after_a_failed_preparation(made):
-    made.append("data.dvc", "# Another version.\n")
+def test_published_numbers_that_come_and_go_remake_the_tables(made):
+    ledger = made.folder / "config/published/tiny.csv"
+    ledger.write_text("run,metric,value,std,n,selection,source\nsmall,top1,90.0,,1,last,a paper\n")
+    assert made.planned(*TARGETS) == {"assemble the tables of tiny"}
+    assert made.run("snakemake", "--cores", "1", *TARGETS).returncode == 0
+    ledger.unlink()
+    assert made.planned(*TARGETS) == {"assemble the tables of tiny"}
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("data.dvc", "outs:", "# Another version.\nouts:"),
+        ("config/datasets.yaml", "data/tiny}", "data/tiny, holdout: 0.3}"),
+    ],
+)
+def test_stale_table_is_noticed_after_a_failed_preparation(made, file, old, new):
+    made.replace(file, old, new)
     shutil.rmtree(made.folder / "data" / "tiny")
     assert made.run("snakemake", "--cores", "1", *TARGETS).returncode == 1
     assert (made.folder / "results/tables/tiny.md").exists()

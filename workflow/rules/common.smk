@@ -47,7 +47,8 @@ plan = OneLineErrors(make_plan, Path("config"), config, needed_files)
 
 # A rehearsal works in a folder of its own, with its own logs and results.
 if plan.rehearsal:
-    FOLDER = os.path.relpath("config", REHEARSAL)
+    # Resolved, for results/ may be a link to another disk.
+    FOLDER = os.path.relpath(Path("config").resolve(), REHEARSAL.resolve())
 
     workdir: str(REHEARSAL)
 

@@ -16,6 +16,7 @@ from distillery.errors import UserError
 from distillery.evaluation.metrics import METRICS, evaluate_model
 from distillery.evaluation.restore import ReadyNetwork, default_device, restore_run
 from distillery.experiment import Experiment
+from distillery.experiment.ledger import MEASURED
 from distillery.experiment.schema.recipe import Preprocess
 from distillery.paths import dataset_folder, run_folder
 
@@ -57,6 +58,7 @@ def evaluate_run(
         **{name: measured.get(name) for name in METRICS},
         "teacher": teacher_name,
         "digest": finished.record["digest"],
+        "evaluation": MEASURED,
         "weights_sha256": finished.weights_sha256,
     }
     write_json(run_folder(results, experiment.name, run, seed) / "metrics.json", metrics)

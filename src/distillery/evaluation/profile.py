@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distillery.atomic import write_json
 from distillery.evaluation.restore import default_device, restore_run
 from distillery.experiment import Experiment
+from distillery.experiment.ledger import PROFILING
 from distillery.paths import profile_path
 from distillery.provenance import cpu_name
 
@@ -48,6 +49,7 @@ def profile_run(experiment: Experiment, run: str, results: Path, device: torch.d
     profile = {
         "run": run,
         "digest": finished.record["digest"],
+        "profiling": PROFILING,
         "input": [3, size, size],
         "params": count_parameters(finished.network),
         "macs": count_macs(finished.network, size),

@@ -1,5 +1,6 @@
 """From an experiment file to resolved runs: names looked up, recipes merged."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 from distillery.errors import UserError
 from distillery.experiment.checks import check_experiment, check_run
 from distillery.experiment.reading import nearest, read_mapping, validate
+from distillery.experiment.schema.block import NAME_PATTERN
 from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.experiment import ExperimentConfig, RunConfig
 from distillery.experiment.schema.recipe import Preprocess, Recipe
@@ -134,6 +136,7 @@ class Experiment:
         config, recipe, origin = self.config.runs[run], self.recipes.get(run), self.origin(run)
         return RunSpec(
             dataset=self.config.dataset,
+            images=self.dataset,
             model=config.model,
             model_args=config.model_args,
             seed=seed,
@@ -191,6 +194,8 @@ def _read_experiment(path: Path, linked: dict[str, Experiment], rehearsal: bool 
     (name,) = raw
     if name != path.stem:
         raise UserError(f"{path}: top-level key {name!r} must be the file's name, {path.stem!r}")
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise UserError(f"{path}: {name!r} cannot name an experiment; use letters, digits and . _ - only")
     if name in RESERVED:
         raise UserError(f"{path}: {name!r} is a folder of results/ and cannot name an experiment")
     runs, overrides = _split_runs(path, name, raw[name])

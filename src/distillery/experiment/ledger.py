@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from distillery.experiment.schema.block import Block, Neutral
+from distillery.experiment.schema.columns import COLUMNS, METRICS
+from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.objective import Objective
 
 # How networks are trained: the loop, optimizers, schedules, mixing, moving averages, the orders of images.
@@ -27,6 +29,18 @@ EVALUATION = 1
 PROFILING = 1
 # What tables and figures show of the same measurements.
 REPORTING = 1
+
+# What columns take from metrics.json: with a new one, runs that were measured before are measured again.
+METRIC_KEYS = sorted({column.key for column in COLUMNS.values() if column.file == METRICS})
+MEASURED = f"{EVALUATION} of {', '.join(METRIC_KEYS)}"
+
+# Which keys of a data set's line decide its images; the others say where they lie, or check them.
+IMAGE_KEYS = ("layout", "bundled", "generated", "val_folder", "holdout", "label", "on_corrupt")
+
+
+def images_entry(dataset: Dataset) -> dict[str, Any]:
+    """What decides the prepared images of a data set, besides the raw ones."""
+    return {name: entry(getattr(dataset, name)) for name in IMAGE_KEYS} | {"numerics": PREPARING}
 
 
 def entry(value: Any) -> Any:  # noqa: ANN401

@@ -15,18 +15,15 @@ import yaml
 
 from distillery.errors import UserError
 from distillery.experiment.experiment import Experiment, experiment_names, load_dataset, load_experiment
-from distillery.experiment.ledger import EVALUATION, PREPARING, PROFILING, REPORTING, digest_of, entry, file_sha256
+from distillery.experiment.ledger import MEASURED, PROFILING, REPORTING, digest_of, entry, file_sha256, images_entry
 from distillery.experiment.reading import nearest, read_mapping
 from distillery.experiment.rehearsal import rehearsed_dataset, representatives
 from distillery.experiment.schema.block import NAME_PATTERN
-from distillery.experiment.schema.columns import COLUMNS, METRICS
 from distillery.experiment.schema.dataset import HUB_PREFIX, Dataset
 from distillery.paths import dataset_folder, figure_folder, profile_path, run_folder, table_folder
 
 RESULTS = Path("results")
 REHEARSAL = RESULTS / "rehearsal"
-# What columns take from metrics.json: with a new one, runs that were measured before are measured again.
-METRIC_KEYS = sorted({column.key for column in COLUMNS.values() if column.file == METRICS})
 # What `--config key=value` may set.
 SWITCHES = ("experiments", "partial", "rehearsal")
 Kind = Literal["imported", "teacher", "student"]
@@ -89,9 +86,9 @@ class Plan:
         try:
             content = yaml.load((self.config / f"{name}.yaml").read_text(encoding="utf-8"), Loader=_QuickLoader)
             runs: dict[str, Any] = {run: keys for run, keys in content[name]["runs"].items() if isinstance(keys, dict)}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError, RecursionError):
             return {}
-        teachers = {keys.get("teacher") for keys in runs.values()}
+        teachers = {str(keys.get("teacher")) for keys in runs.values()}
         # A rehearsal trains stand-ins for weights that come from elsewhere.
         imported = {
             run
@@ -100,7 +97,7 @@ class Plan:
         }
         kinds: dict[str, Kind] = {}
         for run in runs:
-            kinds[str(run)] = "imported" if run in imported else "teacher" if run in teachers else "student"
+            kinds[str(run)] = "imported" if run in imported else "teacher" if str(run) in teachers else "student"
         if self.rehearsal:
             kinds |= dict.fromkeys(self._stand_ins(name, runs), "student")
         return kinds
@@ -119,7 +116,7 @@ class Plan:
 
     def evaluation(self, experiment: str, run: str, seed: str) -> str:
         """What decides a run's metrics: the run, and how it is measured."""
-        return f"{self.digest(experiment, run, seed)}, evaluation {EVALUATION} of {', '.join(METRIC_KEYS)}"
+        return f"{self.digest(experiment, run, seed)}, evaluation {MEASURED}"
 
     def profiling(self, experiment: str, run: str) -> str:
         """What decides a run's profile: the run, and how it is counted and timed."""
@@ -165,7 +162,8 @@ class Plan:
 
     def preparing(self, name: str) -> str:
         """What decides a prepared data set besides its raw images, as a hash."""
-        return digest_of({"dataset": entry(self.dataset(name)), "preparing": PREPARING})
+        dataset = self.dataset(name)
+        return digest_of([images_entry(dataset), str(Path(dataset.path)), dataset.embed])
 
     def raw_images(self, name: str) -> list[str]:
         """What DVC knows of the raw images: a small file that `dvc add data` changes when images were changed.
@@ -214,23 +212,28 @@ class Plan:
         wanted = not drawn or self._drawn_tables(read)
         return [str(read.published)] if wanted and read.published.is_file() else []
 
-    def tabulating(self, experiment: str, table: str | None = None) -> list[str]:
-        """What decides tables besides measurements: their layout, and the runs behind them.
+    def tabulating(self, experiment: str, table: str | None = None) -> str:
+        """What decides tables besides measurements: their layout, published numbers, and the runs behind them.
 
-        The runs' digests say after a failed training that the old tables are stale.
+        The runs stand for themselves and for their measurements, so that old tables are stale after a failed job.
         """
         read = self.experiment(experiment)
         names = list(read.config.tables) if table is None else [self._table(read, table)]
-        layout = [(name, entry(read.config.tables[name])) for name in names]
-        return [digest_of([layout, REPORTING]), *self._digests(read, self.needed_files(read, names))]
+        return self._reporting(read, names, self.needed_files(read, names), self.published(experiment))
 
-    def drawing(self, experiment: str) -> list[str]:
+    def drawing(self, experiment: str) -> str:
         """What decides figures besides measurements."""
         read = self.experiment(experiment)
         tables = self._drawn_tables(read)
-        layout = [(name, entry(read.config.tables[name])) for name in tables]
         runs = [*read.trained(), *self.needed_files(read, tables)]
-        return [digest_of([layout, REPORTING]), *self._digests(read, runs)]
+        return self._reporting(read, tables, runs, self.published(experiment, drawn=True))
+
+    def _reporting(self, experiment: Experiment, tables: list[str], runs: Iterable[str], published: list[str]) -> str:
+        layout = [(name, entry(experiment.config.tables[name])) for name in tables]
+        numbers = [file_sha256(Path(file)) for file in published]
+        members = [(run, seed) for run in dict.fromkeys(runs) for seed in experiment.seeds(run)]
+        measured = sorted(f"{run}/{seed}: {experiment.spec(run, seed).digest}" for run, seed in members)
+        return digest_of([layout, numbers, measured, REPORTING, MEASURED, PROFILING])
 
     def all_results(self) -> list[str]:
         """All that belongs to the chosen experiments.
@@ -242,6 +245,7 @@ class Plan:
             read = self.experiment(name)
             files += [str(table_folder(RESULTS) / f"{name}.md"), str(figure_folder(RESULTS, name))]
             if not self.partial:
+                files.append(self.manifest(name))
                 files += self._seed_files(read, read.config.runs, "weights.safetensors")
                 files += self._seed_files(read, read.config.runs, "metrics.json")
                 files += self._files(read, self.needed_files(read))
@@ -278,10 +282,6 @@ class Plan:
         members = [(run, seed) for run in runs for seed in experiment.seeds(run)]
         return [str(run_folder(RESULTS, experiment.name, run, seed) / name) for run, seed in members]
 
-    def _digests(self, experiment: Experiment, runs: Iterable[str]) -> list[str]:
-        members = [(run, seed) for run in dict.fromkeys(runs) for seed in experiment.seeds(run)]
-        return sorted(f"{run}/{seed}: {experiment.spec(run, seed).digest}" for run, seed in members)
-
     def _table(self, experiment: Experiment, table: str) -> str:
         tables = experiment.config.tables
         if table not in tables:
@@ -312,7 +312,7 @@ def make_plan(
     """
     for key in switches:
         if key not in SWITCHES:
-            raise UserError(f"--config {key}: unknown key {key!r}; {nearest(key, list(SWITCHES))}")
+            raise UserError(f"--config {key}: unknown key {key!r}; {nearest(str(key), list(SWITCHES))}")
     plan = Plan(
         folder,
         partial=_switch(switches, "partial"),
@@ -322,6 +322,8 @@ def make_plan(
     asked = switches.get("experiments", "digits")
     names = [str(name) for name in asked] if isinstance(asked, list) else str(asked).split(",")
     names = plan.names() if names == ["all"] else names
+    if not names:
+        raise UserError(f"--config experiments={asked}: name some; valid: {', '.join(plan.names())}, or all")
     for name in names:
         if name not in plan.names():
             path = folder / f"{name}.yaml"

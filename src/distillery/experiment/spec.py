@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from distillery.experiment.ledger import ENGINE, IMPORTING, PREPARING, digest_of, entry, file_sha256
+from distillery.errors import UserError
+from distillery.experiment.ledger import ENGINE, IMPORTING, digest_of, entry, file_sha256, images_entry
 from distillery.experiment.schema.block import Block
+from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.objective import Objective
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.experiment.zoo import ZOO
@@ -24,6 +26,7 @@ class RunSpec(Block):
     """
 
     dataset: str
+    images: Dataset  # what datasets.yaml says of it
     model: str
     model_args: dict[str, bool | int | float | str] = Field({})
     seed: int
@@ -46,14 +49,23 @@ class RunSpec(Block):
 
     @cached_property
     def ledger(self) -> dict[str, Any]:
-        """The spec as plain data, with the arguments of its network, the bytes of its weights, and all integers."""
+        """The spec as plain data, with the arguments of its network, the bytes of its weights, and all integers.
+
+        Raises:
+            UserError: the file of its weights cannot be read.
+        """
         content: dict[str, Any] = entry(self)
-        content["preparing"] = PREPARING
+        content["images"] = images_entry(self.images)
         if self.model in ZOO:
             network = ZOO[self.model]
             content["network"] = {**network.fixed, "numerics": network.numerics}
         if self.weights_file is not None:
-            content["weights"] = {"sha256": file_sha256(self.weights_file) or f"no file {self.weights}"}
+            content["weights"] = {"sha256": file_sha256(self.weights_file)}
+            if content["weights"]["sha256"] is None:
+                raise UserError(
+                    f"weights: {self.weights_file} cannot be read, and its bytes decide the run and all that descends "
+                    "from it; put the file back, or name another"
+                )
         if self.weights is not None or self.initial is not None:
             content["importing"] = IMPORTING
         if self.initial is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from distillery.errors import UserError
 from distillery.experiment.experiment import Experiment, experiment_names, load_experiment
-from distillery.experiment.ledger import differences
+from distillery.experiment.ledger import MEASURED, PROFILING, differences
 from distillery.experiment.reading import nearest
 from distillery.paths import dataset_folder, profile_path, run_folder
 from distillery.results import try_json
@@ -28,7 +28,9 @@ def explain(target: str, config: Path, results: Path, *, rehearsal: bool = False
     if run is not None:
         chosen = [run]
         experiment.spec(run, seed)
-    elif table is not None and table in experiment.config.tables:
+    elif table is not None:
+        if table not in experiment.config.tables:
+            raise UserError(f"{target}: no table {table!r}; {nearest(table, experiment.config.tables)}")
         chosen = list(experiment.config.tables[table].runs())
     else:
         chosen = list(experiment.config.runs)
@@ -39,6 +41,8 @@ def explain(target: str, config: Path, results: Path, *, rehearsal: bool = False
         if ancestor is not experiment or name not in chosen:
             # Others start from and learn from the first seed.
             yield from _explain_run(ancestor, name, ancestor.seeds(name)[0], results)
+    if Path(target).is_relative_to(results / "tables") or Path(target).is_relative_to(results / "figures"):
+        yield "Layout and published numbers are in no record; `snakemake -n` compares them."
 
 
 def _parse(target: str, config: Path, results: Path) -> tuple[str, str | None, int | None, str | None]:
@@ -46,8 +50,10 @@ def _parse(target: str, config: Path, results: Path) -> tuple[str, str | None, i
     path = Path(target)
     parts = list(path.relative_to(results).parts if path.is_relative_to(results) else path.parts)
     if parts and parts[0] in ("tables", "figures") and len(parts) > 1:
-        name = Path(parts[1]).stem if len(parts) == 2 and parts[0] == "tables" else parts[1]
-        parts, table = [name], Path(parts[2]).stem if len(parts) > 2 else None
+        file = re.fullmatch(r"(.+)\.(?:md|tex|csv)", parts[-1])
+        parts[-1] = file[1] if file else parts[-1]
+        table = parts[2] if parts[0] == "tables" and len(parts) > 2 else None
+        parts = [parts[1]]
     else:
         table = None
     name = Path(parts[-1]).stem if path.suffix == ".yaml" and path.parent == config else parts[0] if parts else ""
@@ -66,15 +72,16 @@ def _explain_run(experiment: Experiment, run: str, seed: int, results: Path) -> 
     if record is None or not (folder / "weights.safetensors").is_file():
         yield f"{folder}: not made yet"
         return
-    reasons = differences(record.get("spec"), spec.ledger)
+    reasons = differences(record.get("spec") or {}, spec.ledger)
     if not reasons and record.get("digest") != spec.digest:
         reasons = [f"digest: {record.get('digest')} -> {spec.digest}"]
     manifest = try_json(dataset_folder(results, spec.dataset) / "manifest.json")
     if manifest is not None and manifest.get("digest") != record.get("manifest_digest"):
         reasons.append(f"images of {spec.dataset}: {record.get('manifest_digest')} -> {manifest.get('digest')}")
     for path in (folder / "metrics.json", profile_path(results, experiment.name, run)):
-        measured = try_json(path)
-        if measured is not None and measured.get("digest") != record.get("digest"):
-            reasons.append(f"{path.name}: measured another run (digest {measured.get('digest')})")
+        measured = try_json(path) or {}
+        for key, now in (("digest", record.get("digest")), ("evaluation", MEASURED), ("profiling", PROFILING)):
+            if measured.get(key, now) != now:
+                reasons.append(f"{path.name}: {key}: {measured[key]} -> {now}")
     yield f"{folder}: {'stale' if reasons else f'up to date (digest {spec.digest})'}"
     yield from (f"  {reason}" for reason in reasons)
