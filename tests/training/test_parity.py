@@ -55,11 +55,13 @@ def test_the_engine_equals_a_plain_loop(workplace):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", ["small", "taught", "contrasted"])
+@pytest.mark.parametrize("run", ["small", "taught", "contrasted", "matched"])
 def test_two_processes_give_the_result_of_one(workplace, run):
     workplace.edit_recipe("sync_batchnorm: true\ndrop_last: false")
     line = "{model: cifar_resnet8, recipe: tiny, teacher: big, objective: {ce: {}, crd: {negatives: 9}}}"
-    workplace.edit("  tables:", f"    contrasted: {line}\n  tables:")
+    # Without a term on logits, the student's last layer has no gradient.
+    matched = line.replace("{ce: {}, crd: {negatives: 9}}", "{mgd: {loss_factor: 100}}")
+    workplace.edit("  tables:", f"    contrasted: {line}\n    matched: {matched}\n  tables:")
     if run != "small":
         workplace.make("big")
     folder = workplace.make(run)

@@ -16,7 +16,7 @@ from distillery.experiment.schema.recipe import Recipe
 from distillery.training.job import Job
 
 
-def start_devices(recipe: Recipe, threads: int | None) -> Fabric:
+def start_devices(recipe: Recipe, threads: int | None, *, unused_parameters: bool = False) -> Fabric:
     """Join the processes that torchrun started, or be the only one; GPUs when there are any."""
     if threads is not None:
         torch.set_num_threads(threads)
@@ -37,7 +37,7 @@ def start_devices(recipe: Recipe, threads: int | None) -> Fabric:
     environment: TorchElasticEnvironment | LightningEnvironment
     strategy: Strategy
     if TorchElasticEnvironment.detect():
-        environment, strategy = TorchElasticEnvironment(), DDPStrategy()
+        environment, strategy = TorchElasticEnvironment(), DDPStrategy(find_unused_parameters=unused_parameters)
         world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
     else:
         environment, strategy = LightningEnvironment(), SingleDeviceStrategy(torch.device(accelerator))

@@ -112,6 +112,19 @@ def test_an_image_seen_twice_in_a_step_is_remembered_as_it_was_last():
     assert torch.equal(term.memory_s[1], before[1])
 
 
+def test_what_is_not_finite_is_not_remembered():
+    term = term_of(np.array([0, 1, 0]), 1)
+    before = term.memory_s.clone()
+    rows = torch.eye(4)[:2].clone()
+    rows[0, 0] = torch.nan
+    term.pending = [(torch.tensor([0, 1]), torch.eye(4)[:2], rows)]
+    term.end_step()
+    assert torch.equal(term.memory_s[0], before[0])
+    assert term.memory_s.isfinite().all()
+    assert term.memory_t.isfinite().all()
+    assert not torch.equal(term.memory_s[1], before[1])
+
+
 def test_one_class_alone_is_refused():
     with pytest.raises(UserError, match="all training images are of one class"):
         build_objective(Objective.model_validate({"crd": {}}), TermContext(labels=np.zeros(4, dtype=np.int64)))

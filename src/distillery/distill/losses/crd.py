@@ -196,6 +196,9 @@ class CRD(Term):
         last = torch.ones_like(ordered, dtype=torch.bool)
         last[:-1] = ordered[1:] != ordered[:-1]
         rows, images = order[last], ordered[last]
+        # A step that mixed precision skips must not stay in the memories, for these would never be finite again.
+        finite = torch.isfinite(embedded[0][rows]).all(dim=1) & torch.isfinite(embedded[1][rows]).all(dim=1)
+        rows, images = rows[finite], images[finite]
         for side, embedded_NE in zip("st", embedded, strict=True):
             memory = self.get_buffer(f"memory_{side}")
             memory[images] = crd_updated(memory[images], embedded_NE[rows].to(memory.dtype), self.momentum)

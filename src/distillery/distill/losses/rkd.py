@@ -77,7 +77,9 @@ def _angle_sum(student_BD: Tensor, teacher_BD: Tensor, start: int, rows: int) ->
 
 def _cosines(embedding_BD: Tensor, start: int, rows: int) -> Tensor:
     differences = embedding_BD[None, :, :] - embedding_BD[start : start + rows, None, :]
-    unit = F.normalize(differences, dim=2)
+    # Images with one embedding have no direction between them, and give none a gradient.
+    apart = differences.detach().square().sum(dim=2, keepdim=True) > 0
+    unit = F.normalize(torch.where(apart, differences, 0), dim=2) * apart
     return unit @ unit.transpose(1, 2)
 
 

@@ -229,7 +229,7 @@ class CRDOptions(TermOptions):
     implementation: ClassVar[str] = "distillery.distill.losses.crd:CRD"
 
     negatives: PositiveInt = Field(16_384, description="images of other classes that each image is compared with")
-    temperature: PositiveFloat = 0.07
+    temperature: Annotated[float, Field(ge=0.012)] = Field(0.07, description="below 0.012, scores overflow float32")
     features: PositiveInt = Field(128, description="width of the embedded images")
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="share of its old row that a memory keeps")
 
