@@ -233,7 +233,9 @@ class Plan:
         numbers = [file_sha256(Path(file)) for file in published]
         members = [(run, seed) for run in dict.fromkeys(runs) for seed in experiment.seeds(run)]
         measured = sorted(f"{run}/{seed}: {experiment.spec(run, seed).digest}" for run, seed in members)
-        return digest_of([layout, numbers, measured, REPORTING, MEASURED, PROFILING])
+        # Learning curves alone show histories, not measurements.
+        how = [MEASURED, PROFILING] if tables else []
+        return digest_of([layout, numbers, measured, REPORTING, how])
 
     def all_results(self) -> list[str]:
         """All that belongs to the chosen experiments.
