@@ -36,6 +36,8 @@ def place(tmp_path, monkeypatch):
         record = {"digest": spec.digest, "spec": spec.ledger, "manifest_digest": "m"}
         (folder / "run.json").write_text(json.dumps(record))
         (folder / "metrics.json").write_text(json.dumps({"digest": spec.digest}))
+        profile = {"digest": experiment.spec(run).digest}
+        (folder.parent / "profile.json").write_text(json.dumps(profile))
     manifest = tmp_path / "results" / "datasets" / "few" / "manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text(json.dumps({"digest": "m"}))
@@ -52,6 +54,10 @@ def test_nothing_differs(place):
     lines = explained(place, "results/one/student/seed0/metrics.json")
     assert [line.partition(":")[0] for line in lines] == ["results/one/student/seed0", "results/one/big/seed0"]
     assert all("up to date (digest " in line for line in lines)
+
+
+def test_a_profile_stands_for_all_seeds(place):
+    assert all("up to date" in line for line in explained(place, "one/small"))
 
 
 def test_what_differs_is_named_key_by_key_also_above(place):

@@ -78,7 +78,9 @@ def _explain_run(experiment: Experiment, run: str, seed: int, results: Path) -> 
     manifest = try_json(dataset_folder(results, spec.dataset) / "manifest.json")
     if manifest is not None and manifest.get("digest") != record.get("manifest_digest"):
         reasons.append(f"images of {spec.dataset}: {record.get('manifest_digest')} -> {manifest.get('digest')}")
-    for path in (folder / "metrics.json", profile_path(results, experiment.name, run)):
+    # A run's profile is of its first seed.
+    profiled = [profile_path(results, experiment.name, run)] if seed == experiment.seeds(run)[0] else []
+    for path in [folder / "metrics.json", *profiled]:
         measured = try_json(path) or {}
         for key, now in (("digest", record.get("digest")), ("evaluation", MEASURED), ("profiling", PROFILING)):
             if measured.get(key, now) != now:
