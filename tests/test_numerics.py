@@ -222,16 +222,16 @@ def term_context():
 
 
 def step_inputs(step):
-    def values(*shape):
-        flat = torch.arange(math.prod(shape), dtype=torch.float32)
-        return (torch.sin(flat * (1.3 + step)) + torch.cos(flat * 0.7)).reshape(shape)
+    def network(channels, features, pace):
+        def values(*shape):
+            flat = torch.arange(math.prod(shape), dtype=torch.float32)
+            return (torch.sin(flat * (pace + step)) + torch.cos(flat * pace / 2)).reshape(shape)
 
-    def network(channels, features):
         maps = tuple(values(6, width, 4, 4) for width in channels)
         return Outputs(2 * values(6, 4), maps, values(6, features), maps, maps, maps)
 
     indices = torch.arange(6) * 3 + step
-    return StepInputs(network((3, 4), 5), indices % 4, network((6, 6), 7), indices_B=indices)
+    return StepInputs(network((3, 4), 5, 1.3), indices % 4, network((6, 6), 7, 0.9), indices_B=indices)
 
 
 SCHEDULES = [
