@@ -167,3 +167,18 @@ def test_the_configuration_and_the_command_line_need_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.slow
+def test_a_small_network_is_trained_and_measured_without_the_libraries_that_take_seconds_to_import(workplace):
+    for command in ("train", "evaluate"):
+        arguments = [command, workplace.experiment, "small", "--workers", "1", "--results", workplace.results]
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "distillery", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+        assert "torch" in imported
+        assert not imported & {"datasets", "matplotlib", "pandas", "sklearn", "timm", "torchmetrics", "torchvision"}

@@ -3,9 +3,11 @@
 Heavy libraries are imported inside the commands that need them, so that the light ones answer at once.
 """
 
+import atexit
 import os
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -58,7 +60,21 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         code = 1
+    if arguments is None:
+        _end_process(code or 0)
     sys.exit(code or 0)
+
+
+def _end_process(code: int) -> None:
+    """End as an interpreter does, but without taking torch's modules apart one by one, which takes a second."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):  # a full disk, a closed pipe
+            code = code or 1
+    os._exit(code)
 
 
 def _fail(line: str) -> int:
@@ -187,6 +203,7 @@ def train(
             f"{config}: {run} was changed after this job was planned (its digest is {digest}, not {expect_digest}); "
             "start snakemake again"
         )
+    _import_fabric()
     from distillery.cluster.requeue import requeue_this_job
     from distillery.training.job import Job, Machine
     from distillery.training.run import make_run
@@ -201,6 +218,17 @@ def train(
                 requeue_this_job()
         return 130 if str(stopped) == "SIGINT" else STOPPED
     return 0
+
+
+def _import_fabric() -> None:
+    """Import Fabric, without torchmetrics where that is installed: it looks at its version alone, for two seconds."""
+    if "torchmetrics" in sys.modules:
+        return
+    sys.modules["torchmetrics"] = None  # type: ignore[assignment]
+    try:
+        import lightning_fabric  # noqa: F401
+    finally:
+        del sys.modules["torchmetrics"]
 
 
 @app.command()

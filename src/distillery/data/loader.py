@@ -5,7 +5,7 @@ Images leave the loader as uint8 and go to the device as such; the networks' own
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from distillery.data.augment.lighting import add_shifts
 from distillery.data.orders import Ids
 from distillery.data.samplers import GlobalBatches, Sample
 from distillery.data.transforms import Transform
+from distillery.errors import UserError
 from distillery.randomness import address_key
 
 
@@ -65,6 +66,7 @@ def train_loader(
     neither workers nor restarts can change it; for a second view, from (seed, "augment-view", ...), so that it does not
     change the first. The process's own generators are left as they were.
     """
+    _import_for(images, transform)
     return _loader(TrainImages(images, transform, seed, second_view), batches, workers, pin_memory, persistent=True)
 
 
@@ -87,6 +89,7 @@ def eval_loader(
     chosen = np.arange(len(images)) if indices is None else indices
     low, high = len(chosen) * rank // world_size, len(chosen) * (rank + 1) // world_size
     parts = [chosen[begin : min(begin + batch, high)].tolist() for begin in range(low, high, batch)]
+    _import_for(images, transform)
     return _loader(EvalImages(images, transform), parts, workers, pin_memory, persistent)
 
 
@@ -142,6 +145,12 @@ def assemble(images: ArrowImages, indices: Sequence[int], loaded: Sequence[tuple
         torch.from_numpy(ids),
         torch.stack(shifts) if shifts else None,
     )
+
+
+def _import_for(images: ArrowImages, transform: Transform) -> None:
+    """Prepare one image, so that what this imports (torchvision where images are resized) is there for all workers."""
+    with generators_kept(), suppress(UserError):
+        transform.decode(images.encoded(0))
 
 
 def _loader(

@@ -4,17 +4,11 @@ import inspect
 from collections.abc import Iterable
 
 import torch
-from timm.optim import (  # type: ignore[attr-defined]
-    create_optimizer_v2,
-    get_optimizer_class,
-    get_optimizer_info,
-    list_optimizers,
-)
 from torch import nn
 
 from distillery.errors import UserError
 from distillery.experiment.reading import nearest
-from distillery.experiment.schema.recipe import Optimizer, Recipe, Sgd
+from distillery.experiment.schema.recipe import AdamW, Optimizer, Recipe, Sgd
 from distillery.training.schedules import (
     absolute_warmup_lr,
     cosine_lr,
@@ -34,8 +28,6 @@ def build_optimizer(config: Optimizer, module: nn.Module, exempt: Iterable[str] 
     Raises:
         UserError: timm has no such optimizer, it cannot be used here, or it does not take these arguments.
     """
-    # What an optimizer itself draws (Kron) is then in its state, and the same on all processes.
-    draws = {"deterministic": True} if "deterministic" in _known_arguments(config) else {}
     exempt = frozenset(exempt)
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
@@ -44,9 +36,19 @@ def build_optimizer(config: Optimizer, module: nn.Module, exempt: Iterable[str] 
             spare = not isinstance(config, Sgd) and (parameter.ndim <= 1 or name in exempt)
             (spared if spare else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    arguments = draws | config.model_dump(exclude={"name"})
+    groups = [group for group in groups if group["params"]]
+    arguments = config.model_dump(exclude={"name"})
+    # What timm would make of these names too, without the second that its import takes.
+    if isinstance(config, Sgd):
+        return torch.optim.SGD(groups, **arguments)
+    if isinstance(config, AdamW):
+        return torch.optim.AdamW(groups, **arguments)
+    from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
+
+    # What an optimizer itself draws (Kron) is then in its state, and the same on all processes.
+    arguments |= {"deterministic": True} if "deterministic" in _known_arguments(config) else {}
     try:
-        return create_optimizer_v2([group for group in groups if group["params"]], opt=config.name, **arguments)
+        return create_optimizer_v2(groups, opt=config.name, **arguments)
     except Exception as error:  # optimizers raise anything at arguments that they do not like
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"optimizer: {config.name} cannot be built: {reason}") from None
@@ -63,6 +65,8 @@ def check_optimizer(config: Optimizer) -> None:
 
 def _known_arguments(config: Optimizer) -> set[str]:
     """The arguments that the optimizer takes; those of the recipe are among them."""
+    from timm.optim import get_optimizer_class, get_optimizer_info, list_optimizers  # type: ignore[attr-defined]
+
     names = [str(name) for name in list_optimizers()]
     if config.name not in names:
         raise UserError(f"optimizer.name: timm has no {config.name!r}; {nearest(config.name, names)}")

@@ -1,6 +1,7 @@
 """Where the network's square lies in an image: drawn from the image's size alone, before anything is decoded.
 
 A loader may therefore decode only what it needs, at the scale it needs, and two loaders can cut the same square.
+torchvision is imported where an image is resized: it takes a second and a half, and small images need none of it.
 """
 
 import math
@@ -9,20 +10,13 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
-from torchvision.transforms.v2 import functional
 
 from distillery.experiment.schema.augmentation import RandomResizedCrop
 from distillery.experiment.schema.block import Interpolation
 from distillery.experiment.schema.recipe import Preprocess
 
 # On tensors, "nearest" is an old rounding kept for old models; "nearest-exact" is what Pillow and scikit-image do.
-_INTERPOLATIONS: dict[Interpolation, InterpolationMode] = {
-    "nearest": InterpolationMode.NEAREST_EXACT,
-    "bilinear": InterpolationMode.BILINEAR,
-    "bicubic": InterpolationMode.BICUBIC,
-}
+_INTERPOLATIONS: dict[Interpolation, str] = {"nearest": "NEAREST_EXACT", "bilinear": "BILINEAR", "bicubic": "BICUBIC"}
 
 
 class CropParams(NamedTuple):
@@ -62,7 +56,10 @@ def apply_crop(image_CHW: Tensor, params: CropParams, crop: Crop) -> Tensor:
     top, left, height, width, new_height, new_width, cut_top, cut_left = params
     window = image_CHW[:, top : top + height, left : left + width]
     if (height, width) != (new_height, new_width):
-        mode = _INTERPOLATIONS[crop.interpolation]
+        from torchvision.transforms import InterpolationMode
+        from torchvision.transforms.v2 import functional
+
+        mode = InterpolationMode[_INTERPOLATIONS[crop.interpolation]]
         window = functional.resize(window, [new_height, new_width], mode, antialias=crop.antialias)
     return window[:, cut_top : cut_top + crop.size, cut_left : cut_left + crop.size]
 
@@ -111,6 +108,8 @@ Window = tuple[int, int, int, int]
 
 
 def _torchvision(height: int, width: int, scale: Sequence[float], ratio: Sequence[float]) -> Window:
+    from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
+
     sized = torch.empty(()).expand(1, height, width)
     return TorchvisionCrop.get_params(sized, list(scale), list(ratio))  # type: ignore[no-any-return]
 

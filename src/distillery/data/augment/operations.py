@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
+from torch.nn import functional as F
 
 from distillery.experiment.schema.augmentation import (
     Augmentation,
@@ -40,7 +40,7 @@ class PaddedCrop:
     def __call__(self, image_CHW: Tensor) -> Tensor:
         """Transform one image."""
         if self.padding:
-            image_CHW = v2.functional.pad_image(image_CHW, [self.padding], padding_mode=self.mode)
+            image_CHW = F.pad(image_CHW, 4 * (self.padding,), mode=self.mode)
         _, height, width = image_CHW.shape
         top = int(torch.randint(height - self.size + 1, ()))
         left = int(torch.randint(width - self.size + 1, ()))
@@ -96,10 +96,16 @@ def build_step(operation: Augmentation, preprocess: Preprocess, dataset_mean: Se
         case HorizontalFlip():
             return Flip(operation.p)
         case Rotation():
+            from torchvision.transforms import InterpolationMode, v2
+
             return v2.RandomRotation(operation.degrees, InterpolationMode.BILINEAR)  # type: ignore[no-any-return]
         case Grayscale():
+            from torchvision.transforms import v2
+
             return v2.RandomGrayscale(operation.p)  # type: ignore[no-any-return]
         case ColorJitter():
+            from torchvision.transforms import v2
+
             return v2.ColorJitter(  # type: ignore[no-any-return]
                 operation.brightness, operation.contrast, operation.saturation, operation.hue
             )
