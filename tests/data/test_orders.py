@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillery.data.orders import flow_sample, partner_order, repeated_order, shuffled_order
+from distillery.data.orders import (
+    cycled_order,
+    flow_sample,
+    labelled_part,
+    mixed_order,
+    partner_order,
+    repeated_order,
+    shuffled_order,
+)
 from distillery.errors import UserError
 
 LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=60).map(np.array)
@@ -71,3 +79,32 @@ def test_the_flow_sample_is_bounded_and_moves_with_the_epoch():
     assert len(flow_sample(100, 0, 0, 20)) == 20
     assert sorted(flow_sample(10, 0, 0, 20)) == list(range(10))
     assert set(flow_sample(100, 0, 0, 20)) != set(flow_sample(100, 0, 1, 20))
+
+
+@given(st.integers(1, 30), st.integers(1, 100), st.integers(0, 5))
+def test_a_cycled_order_shows_every_image_as_often_but_for_one_time(images, length, epoch):
+    order = cycled_order(shuffled_order(images, 0), length)(epoch)
+    assert len(order) == length
+    counts = np.bincount(order, minlength=images)
+    assert counts.max() - counts.min() <= 1
+
+
+@given(st.integers(1, 20), st.integers(1, 90), st.integers(1, 32), st.floats(0.01, 0.99), st.integers(0, 3))
+def test_every_batch_mixes_images_with_and_without_labels_by_its_share(labelled, others, batch, share, epoch):
+    known, unknown = np.arange(labelled) * 3, np.arange(others) * 3 + 1
+    order = mixed_order(known, unknown, 0, batch, share)(epoch)
+    assert len(order) == labelled + others
+    for begin in range(0, len(order), batch):
+        part = order[begin : begin + batch]
+        assert (part % 3 == 0).sum() == labelled_part(len(part), share) >= 1
+        halves = (part[: len(part) // 2] % 3 == 0).sum(), (part[len(part) // 2 :] % 3 == 0).sum()
+        assert abs(halves[0] - halves[1]) <= 1 + len(part) % 2
+    for ids in (known, unknown):
+        counts = np.bincount(order[np.isin(order, ids)], minlength=300)[ids]
+        assert counts.max() - counts.min() <= 1
+
+
+def test_epochs_mix_differently_and_repeat():
+    order = mixed_order(np.arange(9), np.arange(9, 50), 0, 10, 0.3)
+    assert (order(1) == order(1)).all()
+    assert (order(1) != order(2)).any()

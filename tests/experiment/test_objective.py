@@ -33,7 +33,9 @@ def test_every_term_says_what_it_needs_and_where_it_lies(options):
 
 def test_an_objective_needs_what_its_terms_need_together():
     needs = objective(ce={}, bake={}, crd={}).needs()
-    assert needs == Needs(student={"logits", "embedding"}, teacher={"embedding"}, indices=True)
+    assert needs == Needs(
+        student={"logits", "embedding"}, teacher={"embedding"}, indices=True, labels=True, all_labels=True
+    )
     assert objective(kd={}).needs() == Needs(student={"logits"}, teacher={"logits"})
 
 

@@ -1,5 +1,6 @@
 """Read prepared images from memory-mapped Arrow shards, by sample id."""
 
+import copy
 import hashlib
 from bisect import bisect_right
 from pathlib import Path
@@ -12,6 +13,9 @@ import pyarrow as pa
 from distillery.data.manifest import Manifest, SplitName
 from distillery.errors import UserError
 from distillery.results import unusable
+
+# In place of a label that a run may not use. No class, and not the index that torch's losses pass over in silence.
+HIDDEN = -1
 
 
 class ArrowImages:
@@ -33,6 +37,13 @@ class ArrowImages:
         self.labels: npt.NDArray[np.int64] = np.repeat(
             np.arange(len(manifest.classes), dtype=np.int64), part.images_per_class
         )
+
+    def with_labels_of(self, ids: npt.NDArray[np.int64]) -> "ArrowImages":
+        """The same images, of which only these have labels; the others' are ``HIDDEN``."""
+        known = copy.copy(self)
+        known.labels = np.full_like(self.labels, HIDDEN)
+        known.labels[ids] = self.labels[ids]
+        return known
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from distillery.cluster.signals import obey_parent_only, warnings_blocked
-from distillery.data.arrow import ArrowImages
+from distillery.data.arrow import HIDDEN, ArrowImages
 from distillery.data.augment.lighting import add_shifts
 from distillery.data.orders import Ids
 from distillery.data.samplers import GlobalBatches, Sample
@@ -27,7 +27,8 @@ class Batch(NamedTuple):
     """Images uint8 (B, 3, H, W), labels long (B,), the images' sample ids long (B,).
 
     ``shifts``, float32 (B, 3), are what lighting adds to red, green and blue; they are added on the device, where the
-    images become floats. ``view`` holds a second augmentation of the images, where one was asked for.
+    images become floats. ``view`` holds a second augmentation of the images, where one was asked for. Where some labels
+    are hidden, ``labelled``, long (L,), has the rows of the others.
     """
 
     images: Tensor
@@ -36,15 +37,17 @@ class Batch(NamedTuple):
     shifts: Tensor | None = None
     view: Tensor | None = None
     view_shifts: Tensor | None = None
+    labelled: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """Copy the batch to a device, and light its images there."""
         moved = [None if part is None else part.to(device, non_blocking=non_blocking) for part in self]
-        images, labels, indices, shifts, view, view_shifts = moved
+        images, labels, indices, shifts, view, view_shifts, labelled = moved
         assert images is not None
         assert labels is not None
         assert indices is not None
-        return Batch(_lit(images, shifts), labels, indices, view=None if view is None else _lit(view, view_shifts))
+        lit = None if view is None else _lit(view, view_shifts)
+        return Batch(_lit(images, shifts), labels, indices, view=lit, labelled=labelled)
 
 
 def _lit(images: Tensor, shifts: Tensor | None) -> Tensor:
@@ -139,11 +142,14 @@ def assemble(images: ArrowImages, indices: Sequence[int], loaded: Sequence[tuple
     """Make a batch of squares (3, size, size) and their shifts; the squares say on which device the images are."""
     ids = np.asarray(indices, dtype=np.int64)
     shifts = [shift for _, shift in loaded if shift is not None]
+    labels = torch.from_numpy(images.labels[ids])
+    known = labels != HIDDEN
     return Batch(
         torch.stack([square for square, _ in loaded]),
-        torch.from_numpy(images.labels[ids]),
+        labels,
         torch.from_numpy(ids),
         torch.stack(shifts) if shifts else None,
+        labelled=None if known.all() else known.nonzero()[:, 0],
     )
 
 

@@ -16,9 +16,9 @@ Ids = npt.NDArray[np.int64]
 Order = Callable[[int], Ids]
 
 
-def shuffled_order(images: int, seed: int) -> Order:
+def shuffled_order(images: int, seed: int, stream: str = "order") -> Order:
     """Every image once an epoch, shuffled."""
-    return lambda epoch: addressed_permutation(images, seed, "order", epoch)
+    return lambda epoch: addressed_permutation(images, seed, stream, epoch)
 
 
 def repeated_order(images: int, seed: int, repeats: int, multiple: int = 256) -> Order:
@@ -29,6 +29,42 @@ def repeated_order(images: int, seed: int, repeats: int, multiple: int = 256) ->
     """
     length = images // multiple * multiple or images
     return lambda epoch: np.repeat(addressed_permutation(images, seed, "order", epoch), repeats)[:length]
+
+
+def cycled_order(order: Order, length: int) -> Order:
+    """An order gone through again and again, each time as another epoch, until an epoch is ``length`` long."""
+    rounds = -(-length // len(order(0)))
+    return lambda epoch: np.concatenate([order(epoch * rounds + turn) for turn in range(rounds)])[:length]
+
+
+def labelled_part(batch: int, share: float) -> int:
+    """How many images of a batch have labels: its share, and at least one."""
+    return max(1, round(share * batch))
+
+
+def mixed_order(labelled: Ids, unlabelled: Ids, seed: int, batch: int, share: float) -> Order:
+    """Batches of images with and without labels: ``labelled_part`` of each batch, evenly spread over it, are labelled.
+
+    Both kinds are gone through again and again, each by itself. An epoch is as long as a plain one.
+    """
+    images = len(labelled) + len(unlabelled)
+    is_labelled = np.zeros(images, dtype=bool)
+    for begin in range(0, images, batch):
+        size = min(batch, images - begin)
+        count = labelled_part(size, share)
+        is_labelled[begin + np.arange(count) * size // count] = True
+    wanted = int(is_labelled.sum())
+    known = cycled_order(shuffled_order(len(labelled), seed, "order-labelled"), wanted)
+    others = cycled_order(shuffled_order(len(unlabelled), seed), images - wanted) if wanted < images else None
+
+    def order(epoch: int) -> Ids:
+        ids = np.empty(images, dtype=np.int64)
+        ids[is_labelled] = labelled[known(epoch)]
+        if others is not None:
+            ids[~is_labelled] = unlabelled[others(epoch)]
+        return ids
+
+    return order
 
 
 def flow_sample(images: int, seed: int, epoch: int, limit: int) -> Ids:

@@ -1,6 +1,7 @@
 """The loss of a run: the weighted sum of the terms that its objective names."""
 
 from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
 from importlib import import_module
 
 import torch
@@ -12,12 +13,21 @@ from distillery.experiment.schema.objective import Objective
 
 
 class WeightedTerms(nn.Module):
-    """The sum of weight x value over the terms; a weight is a function of the epoch."""
+    """The sum of weight x value over the terms; a weight is a function of the epoch.
 
-    def __init__(self, terms: dict[str, Term], weights: dict[str, Callable[[int], float]]) -> None:
+    The terms of ``by_labels`` see the images that have labels; the others see all.
+    """
+
+    def __init__(
+        self,
+        terms: dict[str, Term],
+        weights: dict[str, Callable[[int], float]],
+        by_labels: AbstractSet[str] = frozenset(),
+    ) -> None:
         super().__init__()
         self.terms = nn.ModuleDict(terms)
         self.weights = weights
+        self.by_labels = by_labels
 
     def each(self) -> Iterator[tuple[str, Term]]:
         """The terms by name."""
@@ -29,10 +39,21 @@ class WeightedTerms(nn.Module):
         """Return every term's unweighted value by name, and their weighted sum as ``loss``."""
         with torch.autocast(inputs.student.logits_BC.device.type, enabled=False):
             inputs = inputs.widened()
-            values = {name: term(inputs) for name, term in self.each()}
+            values = {name: self._value(name, term, inputs) for name, term in self.each()}
         epoch = int(inputs.epoch)
         total = torch.stack([self.weights[name](epoch) * value for name, value in values.items()]).sum()
         return {"loss": total, **values}
+
+    def _value(self, name: str, term: Term, inputs: StepInputs) -> Tensor:
+        if inputs.labelled is None or name not in self.by_labels:
+            value: Tensor = term(inputs)
+            return value
+        rows, share = inputs.labelled
+        if len(rows) == 0:
+            return inputs.student.logits_BC.sum() * 0
+        # The mean over this part's labelled images, as its share of the mean over those of the global batch.
+        labelled: Tensor = term(inputs.only(rows))
+        return labelled * (len(rows) / len(inputs.target) / share)
 
     def begin_epoch(self, epoch: int, calibration_batches: CalibrationBatches) -> None:
         """Let every term act before an epoch's first step."""
@@ -56,4 +77,5 @@ def build_objective(config: Objective, context: TermContext | None = None) -> We
         module, _, term = options.implementation.partition(":")
         terms[name] = getattr(import_module(module), term)(**options.model_dump(exclude={"weight"}))
         terms[name].setup(context or TermContext())
-    return WeightedTerms(terms, {name: options.weight_at for name, options in config.terms().items()})
+    by_labels = {name for name, options in config.terms().items() if options.needs.labels}
+    return WeightedTerms(terms, {name: options.weight_at for name, options in config.terms().items()}, by_labels)

@@ -37,6 +37,15 @@ class Outputs(NamedTuple):
             *(tuple(map(at_least_float32, maps)) for maps in (self.activations, self.raw, self.tokens)),
         )
 
+    def only(self, rows: Tensor) -> "Outputs":
+        """The same for some images of the batch."""
+        return Outputs(
+            self.logits_BC[rows],
+            tuple(feature[rows] for feature in self.stages),
+            None if self.embedding_BD is None else self.embedding_BD[rows],
+            *(tuple(feature[rows] for feature in maps) for maps in (self.activations, self.raw, self.tokens)),
+        )
+
 
 class View(NamedTuple):
     """What both networks gave for another augmentation of the batch's images."""
@@ -47,6 +56,17 @@ class View(NamedTuple):
     def widened(self) -> "View":
         """The same in float32 at least."""
         return View(self.student.widened(), None if self.teacher is None else self.teacher.widened())
+
+    def only(self, rows: Tensor) -> "View":
+        """The same for some images of the batch."""
+        return View(self.student.only(rows), None if self.teacher is None else self.teacher.only(rows))
+
+
+class Labelled(NamedTuple):
+    """The images that have labels, where not all have: their rows, (L,), and their share of the global batch."""
+
+    rows: Tensor
+    share: float
 
 
 class StepInputs(NamedTuple):
@@ -60,6 +80,7 @@ class StepInputs(NamedTuple):
         epoch: where the run stands, epochs from 0 and fractions of them: epoch + step / steps.
         indices_B: every image's position in the training set.
         view: a second augmentation, where a term asks for it.
+        labelled: the images whose entry in ``target`` means something; None for all.
     """
 
     student: Outputs
@@ -69,6 +90,19 @@ class StepInputs(NamedTuple):
     epoch: float = 0.0
     indices_B: Tensor | None = None
     view: View | None = None
+    labelled: Labelled | None = None
+
+    def only(self, rows: Tensor) -> "StepInputs":
+        """The same for some images of the batch."""
+        return StepInputs(
+            self.student.only(rows),
+            self.target[rows],
+            None if self.teacher is None else self.teacher.only(rows),
+            self.batch_fraction,
+            self.epoch,
+            None if self.indices_B is None else self.indices_B[rows],
+            None if self.view is None else self.view.only(rows),
+        )
 
     def widened(self) -> "StepInputs":
         """The same in float32 at least."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distillery.distill.objective import WeightedTerms
-from distillery.distill.step import Outputs, StepInputs, View
+from distillery.distill.step import Labelled, Outputs, StepInputs, View
 from distillery.models.taps import Size, Taps, match_size
 
 
@@ -62,6 +62,7 @@ class Learner(nn.Module):
         epoch: float = 0.0,
         indices_B: Tensor | None = None,
         view: tuple[Tensor, Outputs | None] | None = None,
+        labelled: Labelled | None = None,
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Return the objective's values (``loss`` is what to minimise) and the student's logits (B, C).
 
@@ -70,5 +71,5 @@ class Learner(nn.Module):
         """
         student = self.extractor(images)
         seen = None if view is None else View(self.extractor(view[0]), view[1])
-        inputs = StepInputs(student, target, teacher, batch_fraction, epoch, indices_B, seen)
+        inputs = StepInputs(student, target, teacher, batch_fraction, epoch, indices_B, seen, labelled)
         return self.objective(inputs), student.logits_BC

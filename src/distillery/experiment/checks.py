@@ -19,6 +19,7 @@ def check_run(where: str, config: RunConfig, overrides: dict[str, Any], recipe: 
     if config.recipe is None:
         stray = sorted(set(overrides) - {"preprocess"}) + ["teacher"] * (config.teacher is not None)
         stray += ["new_classifier"] * config.new_classifier
+        stray += [key for key in ("labels", "images", "labelled_share") if getattr(config, key) is not None]
         if stray:
             raise UserError(f"{where}.{stray[0]}: imported weights are not trained; remove this key or add `recipe`")
     if config.new_classifier and config.weights is None:
@@ -99,4 +100,8 @@ def _check_sampling(experiment: "Experiment", run: str) -> None:
     if recipe.mix is not None and (recipe.batch % 2 or not recipe.drop_last):
         raise UserError(f"{where}.mix: needs an even `batch` and `drop_last: true`")
     with located(where):
-        experiment.config.runs[run].objective.check(recipe)
+        objective = experiment.config.runs[run].objective
+        objective.check(recipe)
+        labels = experiment.labels(run)
+        if labels is not None:
+            labels.check(objective, recipe)

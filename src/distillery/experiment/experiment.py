@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from distillery.errors import UserError
+from distillery.errors import UserError, located
 from distillery.experiment.checks import check_experiment, check_run
 from distillery.experiment.reading import nearest, read_mapping, validate
 from distillery.experiment.schema.block import NAME_PATTERN
 from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.experiment import ExperimentConfig, RunConfig
+from distillery.experiment.schema.labels import FewLabels, resolve_labels
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.experiment.spec import RUN_PREFIX, RunSpec
 
@@ -110,6 +111,19 @@ class Experiment:
                 waiting += experiment.parents(run)
         return list(found.values())
 
+    def labels(self, run: str) -> FewLabels | None:
+        """Which labels a run may use; None for all.
+
+        Raises:
+            UserError: it has a key of labels that has no effect.
+        """
+        config = self.config.runs[run]
+        if config.recipe is None:
+            return None
+        labels = self.config.labels if config.labels is None else config.labels
+        with located(self.where(run)):
+            return resolve_labels(labels, config.images, config.labelled_share, config.objective)
+
     def members(self) -> Iterator[tuple[str, int]]:
         """Every (run, seed) of the experiment, in the order written."""
         for run in self.config.runs:
@@ -149,6 +163,7 @@ class Experiment:
             teacher=self.spec(config.teacher) if config.teacher else None,
             teacher_norm=(config.teacher_norm or config.objective.default_teacher_norm()) if config.teacher else "eval",
             margin_source=config.margin_source if config.teacher else "teacher",
+            labels=self.labels(run),
         )
 
 

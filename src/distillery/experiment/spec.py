@@ -2,14 +2,15 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from distillery.errors import UserError
 from distillery.experiment.ledger import ENGINE, IMPORTING, digest_of, entry, file_sha256, images_entry
-from distillery.experiment.schema.block import Block
+from distillery.experiment.schema.block import Block, Neutral
 from distillery.experiment.schema.dataset import Dataset
+from distillery.experiment.schema.labels import FewLabels
 from distillery.experiment.schema.objective import Objective
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.experiment.zoo import ZOO
@@ -39,6 +40,7 @@ class RunSpec(Block):
     teacher: "RunSpec | None" = None
     teacher_norm: Literal["eval", "batch"] = "eval"
     margin_source: Literal["teacher", "pretrained"] = "teacher"
+    labels: Annotated[FewLabels | None, Neutral(None)] = None
 
     @property
     def weights_file(self) -> Path | None:

@@ -33,6 +33,7 @@ from distillery.training.inputs import (
     build_mix,
     build_train_loader,
     build_validate,
+    training_images,
     validate_student,
 )
 from distillery.training.job import Job
@@ -48,7 +49,7 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         UserError: a part of the spec does not fit the data, the devices or another part.
     """
     assert job.spec.objective is not None
-    images = ArrowImages(job.data_folder, job.manifest, "train")
+    images = training_images(job)
     accumulation = accumulation_steps(job, recipe, fabric.world_size)
     batches = build_batches(job, recipe, fabric, images, accumulation)
     validate = build_validate(job, fabric, job.manifest.selection_split)
@@ -79,6 +80,7 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         ema=ema,
         batches=batches,
         accumulation=accumulation,
+        labelled_share=None if job.spec.labels is None else job.spec.labels.labelled_share,
         train_loader=build_train_loader(job, recipe, fabric, images, batches, job.spec.objective.needs().view),
         calibration_batches=build_calibration(job, recipe, fabric, images, learner, teacher),
         validate=validate_student(validate, learner, recipe),

@@ -3,6 +3,8 @@
 B batch, C classes.
 """
 
+import math
+
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
@@ -13,17 +15,19 @@ class EpochSums:
 
     def __init__(self, device: torch.device, totals: dict[str, float]) -> None:
         self.images = totals.get("images", 0.0)
+        self.labelled = totals.get("labelled", self.images)
         self.sums = {
             name: torch.tensor(value, dtype=torch.float64, device=device)
             for name, value in totals.items()
-            if name != "images"
+            if name not in ("images", "labelled")
         }
 
-    def add(self, values: dict[str, Tensor], logits_BC: Tensor, target: Tensor) -> None:
-        """Count one micro-batch."""
+    def add(self, values: dict[str, Tensor], logits_BC: Tensor, target: Tensor, labelled: Tensor | None) -> None:
+        """Count one micro-batch, of which the rows ``labelled`` have labels, or all."""
         images = len(logits_BC)
         hard_B = target if target.ndim == 1 else target.argmax(dim=1)
         self.images += images
+        self.labelled += images if labelled is None else len(labelled)
         self._add("correct", (logits_BC.detach().argmax(dim=1) == hard_B).sum())
         for name, value in values.items():
             self._add(name, value.detach() * images)
@@ -34,13 +38,14 @@ class EpochSums:
 
     def totals(self) -> dict[str, float]:
         """The sums as exact Python numbers."""
-        return {"images": self.images} | {name: value.item() for name, value in self.sums.items()}
+        counts = {"images": self.images, "labelled": self.labelled}
+        return counts | {name: value.item() for name, value in self.sums.items()}
 
     def means(self) -> dict[str, float]:
         """The epoch's means so far."""
         return {
             "loss": self.sums["loss"].item() / self.images,
-            "top1": 100 * self.sums["correct"].item() / self.images,
+            "top1": 100 * self.sums["correct"].item() / self.labelled if self.labelled else math.nan,
         }
 
 

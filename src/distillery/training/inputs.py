@@ -3,16 +3,27 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from distillery.data.arrow import ArrowImages
+from distillery.data.arrow import HIDDEN, ArrowImages
 from distillery.data.dali import DaliLoader
+from distillery.data.labels import choose_labelled
 from distillery.data.loader import Batch, eval_loader, train_loader
 from distillery.data.manifest import SplitName
-from distillery.data.orders import Ids, Order, flow_sample, partner_order, repeated_order, shuffled_order
+from distillery.data.orders import (
+    Ids,
+    Order,
+    cycled_order,
+    flow_sample,
+    mixed_order,
+    partner_order,
+    repeated_order,
+    shuffled_order,
+)
 from distillery.data.samplers import GlobalBatches
 from distillery.data.transforms import eval_transform, train_transform
 from distillery.distill.step import StepInputs
@@ -31,6 +42,27 @@ ORDERS: dict[str, Callable[..., Order]] = {"partners": partner_order}
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Validate = Callable[[Callable[[Tensor], Tensor], Preprocess], dict[str, float]]
+
+
+def training_images(job: Job) -> ArrowImages:
+    """The training images, with the labels that the run may use.
+
+    Raises:
+        UserError: it may use none of them, or all, in other words than `all`.
+    """
+    images = ArrowImages(job.data_folder, job.manifest, "train")
+    if job.spec.labels is None:
+        return images
+    with located(job.where):
+        count = job.spec.labels.count(len(images))
+    return images.with_labels_of(choose_labelled(images.labels, count, job.seed))
+
+
+def _used(job: Job, images: ArrowImages) -> Ids:
+    """The images that a run is trained on."""
+    if job.spec.labels is not None and job.spec.labels.images == "labelled":
+        return np.flatnonzero(images.labels != HIDDEN)
+    return np.arange(len(images))
 
 
 def build_batches(job: Job, recipe: Recipe, fabric: Fabric, images: ArrowImages, accumulation: int) -> GlobalBatches:
@@ -59,13 +91,27 @@ def build_batches(job: Job, recipe: Recipe, fabric: Fabric, images: ArrowImages,
 
 
 def _order(job: Job, recipe: Recipe, images: ArrowImages) -> Order:
+    """An epoch's order. With few labels it is as long as with all, so that all runs of a recipe take the same steps."""
+    few = job.spec.labels
+    if few is None:
+        return _whole_order(job, recipe, images.labels)
+    is_labelled = images.labels != HIDDEN
+    labelled = np.flatnonzero(is_labelled)
+    if few.labelled_share is not None:
+        return mixed_order(labelled, np.flatnonzero(~is_labelled), job.seed, recipe.batch, few.labelled_share)
+    length = len(_whole_order(job, recipe, np.zeros_like(images.labels))(0))
+    order = cycled_order(_whole_order(job, recipe, images.labels[labelled]), length)
+    return lambda epoch: labelled[order(epoch)]
+
+
+def _whole_order(job: Job, recipe: Recipe, labels: Ids) -> Order:
     assert job.spec.objective is not None
     asked = job.spec.objective.sampling()
     if asked is not None:
-        return ORDERS[asked.order](images.labels, job.seed, **asked.arguments)
+        return ORDERS[asked.order](labels, job.seed, **asked.arguments)
     if recipe.repeats > 1:
-        return repeated_order(len(images), job.seed, recipe.repeats)
-    return shuffled_order(len(images), job.seed)
+        return repeated_order(len(labels), job.seed, recipe.repeats)
+    return shuffled_order(len(labels), job.seed)
 
 
 def build_train_loader(
@@ -139,7 +185,8 @@ def build_calibration(
     @torch.no_grad()
     def batches(epoch: int, limit: int) -> Iterator[StepInputs]:
         learner.eval()
-        chosen = flow_sample(len(images), job.seed, epoch, limit)
+        used = _used(job, images)
+        chosen = used[flow_sample(len(used), job.seed, epoch, limit)]
         with teacher.as_evaluated() if teacher else nullcontext():
             for batch in _plain_loader(job, fabric, images, recipe.preprocess, chosen):
                 shown = batch.to(fabric.device, non_blocking=True)

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from distillery.cluster.signals import StopSignal
 from distillery.data.loader import Batch
+from distillery.data.orders import labelled_part
 from distillery.data.samplers import GlobalBatches
+from distillery.distill.step import Labelled
 from distillery.distill.student import Learner
 from distillery.distill.teacher import Teacher
 from distillery.distill.term import CalibrationBatches
@@ -48,6 +50,7 @@ class Training:
     ema: Any | None  # timm's ModelEmaV3 of the student
     batches: GlobalBatches
     accumulation: int
+    labelled_share: float | None  # of each batch; None where all images have labels
     train_loader: Iterable[Batch]
     calibration_batches: Callable[[int], CalibrationBatches]  # of an epoch
     validate: Callable[[nn.Module], dict[str, float]]
@@ -109,11 +112,12 @@ def _train_step(training: Training, step: int, batches: Iterator[Batch], sums: E
                 teacher = training.teacher(images) if training.teacher else None
                 view = None if second is None else (second, training.teacher(second) if training.teacher else None)
             fraction, now = images_in_step / recipe.batch, epoch + step / training.batches.steps
-            values, logits_BC = training.learner(images, target, teacher, fraction, now, batch.indices, view)
+            labelled = _labelled(training, batch, images_in_step)
+            values, logits_BC = training.learner(images, target, teacher, fraction, now, batch.indices, view, labelled)
             # DDP averages gradients over ranks; the share turns that mean into the mean over the global batch.
             share = len(images) * fabric.world_size / images_in_step
             fabric.backward(values["loss"] * share)
-        sums.add(values, logits_BC, target)
+        sums.add(values, logits_BC, target, batch.labelled)
     if recipe.clip_norm is not None:
         fabric.clip_gradients(training.learner, training.optimizer, max_norm=recipe.clip_norm)
     training.optimizer.step()
@@ -121,6 +125,14 @@ def _train_step(training: Training, step: int, batches: Iterator[Batch], sums: E
     training.bare.objective.end_step()
     if training.ema is not None:
         training.ema.update(training.bare.student)
+
+
+def _labelled(training: Training, batch: Batch, images_in_step: int) -> Labelled | None:
+    """Which images of a micro-batch have labels, where not all have; None says that all do."""
+    if training.labelled_share is None:
+        return None
+    rows = torch.arange(len(batch.labels), device=batch.labels.device) if batch.labelled is None else batch.labelled
+    return Labelled(rows, labelled_part(images_in_step, training.labelled_share) / images_in_step)
 
 
 def _mixed(training: Training, images: Tensor, labels: Tensor, step: int, micro: int) -> tuple[Tensor, Tensor]:
@@ -136,7 +148,7 @@ def _close_epoch(training: Training) -> dict[str, float]:
     train_state, recipe = training.train_state, training.recipe
     counted = over_ranks(training.fabric, train_state.sums)
     images = counted.pop("images")
-    top1 = 100 * counted.pop("correct") / images
+    top1 = 100 * counted.pop("correct") / counted.pop("labelled")
     row = {"epoch": train_state.epoch + 1, "lr": learning_rate(recipe, train_state.epoch, 0, training.batches.steps)}
     row |= {f"train_{name}": value / images for name, value in counted.items()} | {"train_top1": top1}
     if not math.isfinite(row["train_loss"]):

@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from distillery.experiment.schema.block import Block, Name, Seeds
 from distillery.experiment.schema.columns import COLUMNS
+from distillery.experiment.schema.labels import Count, Images, LabelledShare
 from distillery.experiment.schema.objective import PLAIN, Objective
 
 
@@ -33,6 +34,11 @@ class RunConfig(Block):
     )
     objective: Objective = PLAIN
     seeds: Seeds | None = Field(None, description="instead of the experiment's seeds")
+    labels: Count | None = Field(None, description="so many, or this share, of the training images have a label")
+    images: Images | None = Field(
+        None, description="with `labels`: train on all images (default with a teacher) or on the labelled ones alone"
+    )
+    labelled_share: LabelledShare | None = Field(None, description="labelled images' part of each batch, 0.5")
 
 
 if TYPE_CHECKING:
@@ -132,5 +138,6 @@ class ExperimentConfig(Block):
 
     dataset: Name
     seeds: Seeds = (0,)
+    labels: Count | None = Field(None, description="of runs that are trained and do not say it themselves")
     runs: dict[Name, RunConfig]
     tables: dict[Name, Table] = Field({})

@@ -41,6 +41,8 @@ class Needs:
         margins: the margins of the teacher's stages.
         indices: every image's position in the training set.
         view: a second augmentation of every image, seen by both networks.
+        labels: the images' labels; where a run may use few, the term is shown the labelled images alone.
+        all_labels: the label of every training image, also of those that are not in the batch.
     """
 
     student: AbstractSet[Kind] = frozenset()
@@ -48,6 +50,8 @@ class Needs:
     margins: bool = False
     indices: bool = False
     view: bool = False
+    labels: bool = False
+    all_labels: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
         """What both ask for together."""
@@ -57,6 +61,8 @@ class Needs:
             self.margins or other.margins,
             self.indices or other.indices,
             self.view or other.view,
+            self.labels or other.labels,
+            self.all_labels or other.all_labels,
         )
 
 
@@ -129,7 +135,7 @@ class TermOptions(Block):
 class CrossEntropyOptions(TermOptions):
     """Cross-entropy with the labels."""
 
-    needs: ClassVar[Needs] = Needs(student={"logits"})
+    needs: ClassVar[Needs] = Needs(student={"logits"}, labels=True)
     implementation: ClassVar[str] = "distillery.distill.losses.cross_entropy:CrossEntropy"
 
     label_smoothing: Probability = 0.0
@@ -225,7 +231,7 @@ class RKDOptions(TermOptions):
 class CRDOptions(TermOptions):
     """Contrastive representation distillation: an image's two embeddings are told apart from those of others."""
 
-    needs: ClassVar[Needs] = Needs(student={"embedding"}, teacher={"embedding"}, indices=True)
+    needs: ClassVar[Needs] = Needs(student={"embedding"}, teacher={"embedding"}, indices=True, all_labels=True)
     implementation: ClassVar[str] = "distillery.distill.losses.crd:CRD"
 
     negatives: PositiveInt = Field(16_384, description="images of other classes that each image is compared with")

@@ -1,0 +1,115 @@
+"""Few labels: which share of the training images a run may know the classes of, and what it does with the others."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PositiveInt
+
+from distillery.errors import UserError
+from distillery.experiment.schema.block import Block
+from distillery.experiment.schema.objective import Objective
+from distillery.experiment.schema.recipe import Recipe
+
+# Of each batch, where the run says nothing else.
+LABELLED_SHARE = 0.5
+
+
+def _count_or_share(value: Any) -> Any:  # noqa: ANN401
+    if value == "all" or (type(value) is int and value >= 1) or (type(value) is float and 0 < value < 1):
+        return value
+    raise ValueError("expected a number of images, as 100, a share between 0 and 1, as 0.1, or all")
+
+
+Count = Annotated[
+    int | float | Literal["all"],
+    BeforeValidator(
+        _count_or_share,
+        json_schema_input_type=PositiveInt | Annotated[float, Field(gt=0, lt=1)] | Literal["all"],
+    ),
+]
+Images = Literal["all", "labelled"]
+LabelledShare = Annotated[float, Field(gt=0, lt=1)]
+
+
+class FewLabels(Block):
+    """What a run may know of its training images' classes.
+
+    Attributes:
+        labels: so many labels, or this share of them.
+        images: train on ``all`` images, whose labels are unknown but for these, or on the ``labelled`` ones alone.
+        labelled_share: the labelled images' part of each batch, where there are others in it.
+    """
+
+    numerics = 1
+
+    labels: int | float
+    images: Images
+    labelled_share: float | None = None
+
+    def count(self, images: int) -> int:
+        """How many of so many training images are labelled.
+
+        Raises:
+            UserError: none of them, or all.
+        """
+        count = self.labels if isinstance(self.labels, int) else round(self.labels * images)
+        if not 0 < count < images:
+            raise UserError(
+                f"labels: {self.labels} of {images} training images would be {count}; give fewer than all and at least "
+                "one, or write all"
+            )
+        return count
+
+    def check(self, objective: Objective, recipe: Recipe) -> None:
+        """Check that an objective and a recipe can learn from such images.
+
+        Raises:
+            UserError: they cannot; the line begins with the key at fault.
+        """
+        terms = objective.terms()
+        for name, options in terms.items():
+            if options.needs.all_labels:
+                raise UserError(f"labels: {name} needs the label of every image; remove {name} or write labels: all")
+        if self.images == "labelled":
+            return
+        if not any(options.needs.labels for options in terms.values()):
+            raise UserError(
+                f"labels: {self.labels} have no effect, for no term of the objective learns from labels; write "
+                "labels: all, or images: labelled to leave the other images out"
+            )
+        if all(options.needs.labels for options in terms.values()):
+            raise UserError(
+                "images: no term of the objective learns from images without a label; write images: labelled"
+            )
+        if objective.sampling() is not None:
+            raise UserError("images: the order of images needs all labels (BAKE's partners); write images: labelled")
+        if recipe.mix is not None:
+            raise UserError("mix: images with and without a label cannot be mixed; write mix: null or images: labelled")
+        if recipe.repeats > 1:
+            raise UserError(f"repeats: {recipe.repeats} cannot go with `labels`; set repeats: 1 or images: labelled")
+
+
+def resolve_labels(
+    labels: int | float | Literal["all"] | None,
+    images: Images | None,
+    labelled_share: float | None,
+    objective: Objective,
+) -> FewLabels | None:
+    """What a run says of labels, with its defaults; None where it knows all.
+
+    Images without a label are used where a term learns from a teacher, unless the run says otherwise.
+
+    Raises:
+        UserError: a key has no effect; the line begins with it.
+    """
+    if labels is None or labels == "all":
+        for key, value in (("images", images), ("labelled_share", labelled_share)):
+            if value is not None:
+                raise UserError(f"{key}: {value} has no effect without `labels`; remove it, or add e.g. labels: 100")
+        return None
+    if images is None:
+        images = "all" if any(options.needs.teacher for options in objective.terms().values()) else "labelled"
+    if images == "labelled":
+        if labelled_share is not None:
+            raise UserError(f"labelled_share: {labelled_share} has no effect, for all images of a batch have labels")
+        return FewLabels(labels=labels, images=images)
+    return FewLabels(labels=labels, images=images, labelled_share=labelled_share or LABELLED_SHARE)

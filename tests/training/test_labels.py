@@ -1,0 +1,174 @@
+"""Runs that may use few labels: what they learn from, and that nothing else reaches them."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distillery.cluster.signals import Stopped
+from distillery.data.arrow import ArrowImages
+from distillery.errors import UserError
+from distillery.experiment import load_experiment
+
+ROOT = Path(__file__).parents[2]
+FEW = "taught: {model: cifar_resnet8, recipe: tiny, labels: 6, teacher: big,"
+
+
+@pytest.fixture
+def few(workplace):
+    """The tiny workplace, in which `taught` knows 6 of 36 labels and learns from its teacher on all images."""
+    workplace.edit("taught: {model: cifar_resnet8, recipe: tiny, teacher: big,", FEW)
+    workplace.edit("  tables:", "    alone: {model: cifar_resnet8, recipe: tiny, labels: 6}\n  tables:")
+    workplace.make("big")
+    return workplace
+
+
+def written(folder):
+    return {name: (folder / name).read_bytes() for name in ("weights.safetensors", "history.csv")}
+
+
+def last_row(folder):
+    return list(csv.DictReader((folder / "history.csv").open()))[-1]
+
+
+def test_hidden_labels_change_nothing(few, monkeypatch):
+    """Images without a label teach by the teacher's answers alone: with other labels the bytes are the same."""
+    honest = written(few.make("taught"))
+    original = ArrowImages.with_labels_of
+
+    def lying(self, ids):
+        self.labels = self.labels.copy()
+        others = [index for index in range(len(self)) if index not in set(ids.tolist())]
+        self.labels[others] = (self.labels[others] + 1) % 3
+        return original(self, ids)
+
+    monkeypatch.setattr(ArrowImages, "with_labels_of", lying)
+    assert written(few.make("taught", results="lies")) == honest
+    few.edit("labels: 6, teacher", "labels: 7, teacher")
+    assert written(few.make("taught", results="more")) != honest
+
+
+def test_runs_of_a_recipe_take_the_same_steps_whatever_their_labels(few):
+    steps = set()
+    for run in ("small", "alone", "taught"):
+        record = json.loads((few.make(run) / "run.json").read_text())
+        steps.add(record["effective"]["steps_per_epoch"])
+    assert steps == {36 // 8}
+
+
+@pytest.mark.parametrize("run", ["alone", "taught"])
+def test_an_epoch_of_few_labels_is_resumed_to_the_byte(few, stop_after, monkeypatch, run):
+    whole = written(few.make(run))
+    stop_after(2)
+    with pytest.raises(Stopped):
+        few.make(run, results="parts")
+    monkeypatch.undo()
+    assert written(few.make(run, results="parts")) == whole
+
+
+def test_micro_batches_add_up(few):
+    # Without batch norm, whose statistics are each micro-batch's own.
+    plain = "model: 'timm:test_vit', model_args: {img_size: 8, patch_size: 4},"
+    few.edit("taught: {model: cifar_resnet8,", f"taught: {{{plain}")
+    whole = last_row(few.make("taught"))
+    parts = last_row(few.make("taught", results="parts", device_batch=2))
+    for key, value in whole.items():
+        assert float(parts[key]) == pytest.approx(float(value), rel=1e-3, abs=1e-3), key
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_result_of_one(few):
+    few.edit_recipe("sync_batchnorm: true\ndrop_last: false")
+    # One labelled image in each batch: one of the processes has none.
+    few.edit("labels: 6, teacher", "labels: 6, labelled_share: 0.13, teacher")
+    few.make("big")
+    folder = few.make("taught")
+    alone, row = load_file(folder / "weights.safetensors"), last_row(folder)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    arguments = [str(ROOT / "tests/cpu_sync_batchnorm.py"), "train", str(few.experiment), "taught"]
+    arguments += ["--results", str(few.results), "--workers=0", "--threads=1"]
+    subprocess.run(command + arguments, check=True, capture_output=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+    together = load_file(folder / "weights.safetensors")
+    assert '"processes": 2' in (folder / "run.json").read_text()
+    for name, value in alone.items():
+        assert torch.allclose(together[name].double(), value.double(), rtol=2e-3, atol=2e-4), name
+    assert float(last_row(folder)["train_top1"]) == pytest.approx(float(row["train_top1"]))
+    assert float(last_row(folder)["train_ce"]) == pytest.approx(float(row["train_ce"]), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("labels: true", "expected a number of images"),
+        ("labels: 0", "expected a number of images"),
+        ("labels: 1.5", "expected a number of images"),
+        ("labels: some", "expected a number of images"),
+        ("images: labelled", "images: labelled has no effect without `labels`"),
+        ("labels: 6, images: labelled, labelled_share: 0.5", "labelled_share: 0.5 has no effect"),
+        ("labels: 6, labelled_share: 1", "labelled_share"),
+        ("labels: 6, objective: {kd: {}}", "no term of the objective learns from labels"),
+        ("labels: 6, objective: {ce: {}, crd: {}}", "crd needs the label of every image"),
+        ("labels: 6, objective: {ce: {}, kd: {}, bake: {}}", "write images: labelled"),
+        ("labels: 6, mix: {mixup: 1.0}", "cannot be mixed"),
+        ("labels: 6, repeats: 2", "repeats: 2 cannot go with `labels`"),
+    ],
+)
+def test_what_cannot_go_together_gets_one_line(workplace, keys, message):
+    line = f"taught: {{model: cifar_resnet8, recipe: tiny, teacher: big, {keys}"
+    if "objective" in keys:
+        workplace.edit(
+            "teacher: big,\n             objective: {ce: {weight: 0.5}, kd: {weight: 0.5, temperature: 2}}",
+            "teacher: big",
+        )
+        line = f"taught: {{model: cifar_resnet8, recipe: tiny, teacher: big, {keys}"
+        workplace.edit("taught: {model: cifar_resnet8, recipe: tiny, teacher: big", line)
+    else:
+        workplace.edit("taught: {model: cifar_resnet8, recipe: tiny, teacher: big,", f"{line},")
+    with pytest.raises(UserError, match=message) as caught:
+        load_experiment(workplace.experiment)
+    assert "tiny.runs.taught" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_without_a_label_need_a_term_that_does_without(workplace):
+    workplace.edit(
+        "    small:  {model: cifar_resnet8, recipe: tiny}",
+        "    small:  {model: cifar_resnet8, recipe: tiny, labels: 6, images: all}",
+    )
+    with pytest.raises(UserError, match="write images: labelled"):
+        load_experiment(workplace.experiment)
+
+
+@pytest.mark.parametrize("labels", ["36", "99", "0.001"])
+def test_all_labels_and_none_are_no_choice(workplace, labels):
+    workplace.edit(
+        "    small:  {model: cifar_resnet8, recipe: tiny}",
+        f"    small:  {{model: cifar_resnet8, recipe: tiny, labels: {labels}}}",
+    )
+    with pytest.raises(UserError, match=f"labels: {labels} of 36 training images"):
+        workplace.make()
+
+
+def test_an_experiments_labels_are_those_of_its_trained_runs(workplace):
+    workplace.edit("  seeds: [0, 1]", "  seeds: [0, 1]\n  labels: 0.5")
+    workplace.edit("big:    {model: cifar_resnet14,", "big:    {model: cifar_resnet14, labels: all,")
+    experiment = load_experiment(workplace.experiment)
+    assert experiment.labels("big") is None
+    assert experiment.labels("small").images == "labelled"
+    assert experiment.labels("taught").labelled_share == 0.5
+    assert "labels" not in experiment.spec("big").ledger
+    assert experiment.spec("small").ledger["labels"]["labels"] == 0.5
+
+
+def test_partners_of_labelled_images_are_labelled(workplace):
+    workplace.edit(
+        "  tables:",
+        "    few: {model: cifar_resnet8, recipe: tiny, labels: 6, objective: {ce: {}, bake: {}}}\n  tables:",
+    )
+    assert "train_bake" in last_row(workplace.make("few"))
