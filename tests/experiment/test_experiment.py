@@ -130,17 +130,17 @@ def test_another_seed_is_another_run_but_leaves_its_siblings_alone(config):
     assert all(after[member] == before[member] for member in before)
 
 
-@given(lr=st.floats(1e-6, 10), epochs=st.integers(1, 500))
+@given(lr=st.floats(1e-6, 10), epochs=st.integers(10, 500))
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_equal_values_have_equal_digests_however_they_are_written(config, lr, epochs):
     (config / "digits.yaml").write_text(EXPERIMENT)
     line = "{model: cifar_resnet8, recipe: digits}"
     first = load_experiment(
-        edit(config / "digits.yaml", line, f"{line[:-1]}, epochs: {epochs}, optimizer: {{lr: {lr!r}}}}}")
+        edit(config / "digits.yaml", line, f"{line[:-1]}, epochs: {epochs}, optimizer: {{lr: {lr:.17e}}}}}")
     )
     (config / "digits.yaml").write_text(EXPERIMENT)
     second = load_experiment(
-        edit(config / "digits.yaml", line, f"{line[:-1]}, optimizer: {{lr: '{lr!r}'}}, epochs: {epochs}}}")
+        edit(config / "digits.yaml", line, f"{line[:-1]}, optimizer: {{lr: {lr:.60f}}}, epochs: {epochs}}}")
     )
     assert first.spec("resnet8", 0).digest == second.spec("resnet8", 0).digest
 
@@ -229,7 +229,7 @@ MISTAKES = [
     ("epochs: 30", "optimizer: {name: lamb, lr: 0.1, betas: {first: 1}}",
      "optimizer.betas: {'first': 1} is not valid; expected a number, true, false, text, or a list of these"),
     ("epochs: 30", "optimizer: {name: null, lr: 0.1}",
-     "optimizer.name: None is not valid; input should be a valid string"),
+     "optimizer.name: null is not valid; expected text"),
     ("epochs: 30", "schedule: {name: step}", "a step schedule needs either `drops` or `every`"),
     ("epochs: 30", "augment: [{padding: 1}]", "augment.0: missing `name`; valid: color_jitter, "),
     ("epochs: 30", "augment: 3", "augment: 3 is not valid; expected a list"),
@@ -259,7 +259,7 @@ MISTAKES = [
     ("columns: [top1,", "columns: [topl,",
      "tables.methods.columns.0: 'topl' is not valid; did you mean 'top5' or 'top1'"),
     ("dataset: digits", "dataset: digit", "digits.dataset: no data set 'digit'; did you mean 'digits'?"),
-    ("seeds: [0, 1, 2]", "seeds: [0, x]", "digits.seeds.1: 'x' is not valid; input should be a valid integer"),
+    ("seeds: [0, 1, 2]", "seeds: [0, x]", "digits.seeds.1: 'x' is not valid; expected a whole number"),
     ("seeds: [0, 1, 2]", "seeds: [0, 1, 1]", "seeds: a seed occurs twice"),
     ("seeds: [0, 1, 2]", "seeds: []", "digits.seeds: [] is not valid"),
     ("  dataset: digits\n", "", "digits.dataset: missing; this key is required"),

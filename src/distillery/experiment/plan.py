@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from distillery.errors import UserError
 from distillery.experiment.experiment import Experiment, experiment_names, load_dataset, load_experiment
 from distillery.experiment.ledger import MEASURED, PROFILING, REPORTING, digest_of, entry, file_sha256, images_entry
@@ -68,8 +66,8 @@ class Plan:
         return [name for name in experiment_names(self.config) if re.fullmatch(NAME_PATTERN, name)]
 
     def datasets(self) -> list[str]:
-        """The names of all data sets."""
-        return list(read_mapping(self.config / "datasets.yaml"))
+        """The names of all data sets; what cannot be a name is none."""
+        return [name for name in read_mapping(self.config / "datasets.yaml") if re.fullmatch(NAME_PATTERN, name)]
 
     def pattern(self, kind: Kind) -> str:
         """A pattern for {experiment} before runs that are imported, that teach others, or that do neither.
@@ -84,9 +82,9 @@ class Plan:
 
     def _kinds(self, name: str) -> dict[str, Kind]:
         try:
-            content = yaml.load((self.config / f"{name}.yaml").read_text(encoding="utf-8"), Loader=_QuickLoader)
+            content = read_mapping(self.config / f"{name}.yaml")
             runs: dict[str, Any] = {run: keys for run, keys in content[name]["runs"].items() if isinstance(keys, dict)}
-        except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError, AttributeError, RecursionError):
+        except (UserError, LookupError, TypeError, AttributeError):
             return {}
         teachers = {str(keys.get("teacher")) for keys in runs.values()}
         # A rehearsal trains stand-ins for weights that come from elsewhere.
@@ -293,10 +291,6 @@ class Plan:
 
     def _drawn_tables(self, experiment: Experiment) -> list[str]:
         return [name for name, table in experiment.config.tables.items() if table.figure is not None]
-
-
-class _QuickLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """PyYAML's fastest safe loader on this machine."""
 
 
 def any_of(names: Iterable[str]) -> str:
