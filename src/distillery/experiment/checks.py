@@ -17,11 +17,13 @@ def check_run(where: str, config: RunConfig, overrides: dict[str, Any], recipe: 
     if config.recipe is None and config.weights is None:
         raise UserError(f"{where}: a run needs `recipe` (to train), `weights` (to import) or both; found neither")
     if config.recipe is None:
-        stray = sorted(set(overrides) - {"preprocess"}) + ["teacher"] * (config.teacher is not None)
-        stray += ["new_classifier"] * config.new_classifier
-        stray += [key for key in ("labels", "images", "labelled_share") if getattr(config, key) is not None]
+        own = config.model_fields_set - {"model", "model_args", "recipe", "weights"}
+        stray = sorted(set(overrides) - {"preprocess"}) + sorted(own)
         if stray:
             raise UserError(f"{where}.{stray[0]}: imported weights are not trained; remove this key or add `recipe`")
+    for key in ("teacher_norm", "margin_source"):
+        if config.teacher is None and key in config.model_fields_set:
+            raise UserError(f"{where}.{key}: there is no `teacher`; remove this key")
     if config.new_classifier and config.weights is None:
         raise UserError(f"{where}.new_classifier: there are no `weights` whose classifier it could replace")
     if (
@@ -73,6 +75,8 @@ def _check_teacher(experiment: "Experiment", run: str) -> None:
     teacher = runs[config.teacher]
     if config.margin_source == "pretrained" and (teacher.recipe is None or teacher.weights is None):
         raise UserError(f"{where}.margin_source: {config.teacher!r} was not trained from `weights`; write teacher")
+    if config.margin_source == "pretrained" and not config.objective.needs().margins:
+        raise UserError(f"{where}.margin_source: no term of the objective has margins; remove this key")
 
 
 def _check_descent(experiment: "Experiment", run: str) -> None:

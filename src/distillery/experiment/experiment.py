@@ -10,7 +10,7 @@ from typing import Any
 from distillery.errors import UserError, located
 from distillery.experiment.checks import check_experiment, check_run
 from distillery.experiment.reading import nearest, read_mapping, validate
-from distillery.experiment.schema.block import NAME_PATTERN
+from distillery.experiment.schema.block import LONGEST_NAME, NAME_PATTERN
 from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.experiment import ExperimentConfig, RunConfig
 from distillery.experiment.schema.labels import FewLabels, resolve_labels
@@ -209,8 +209,7 @@ def _read_experiment(path: Path, linked: dict[str, Experiment], rehearsal: bool 
     (name,) = raw
     if name != path.stem:
         raise UserError(f"{path}: top-level key {name!r} must be the file's name, {path.stem!r}")
-    if not re.fullmatch(NAME_PATTERN, name):
-        raise UserError(f"{path}: {name!r} cannot name an experiment; use letters, digits and . _ - only")
+    _check_name(name, str(path), "an experiment", experiment_names(path.parent))
     if name in RESERVED:
         raise UserError(f"{path}: {name!r} is a folder of results/ and cannot name an experiment")
     runs, overrides = _split_runs(path, name, raw[name])
@@ -267,7 +266,20 @@ def load_dataset(path: Path, dataset: str, asked_by: str = "") -> Dataset:
     raw = read_mapping(path)
     if dataset not in raw:
         raise UserError(f"{asked_by or path}: no data set {dataset!r}; {nearest(dataset, raw)}")
+    _check_name(dataset, str(path), "a data set", raw)
     return validate(Dataset, raw[dataset], path, (dataset,))
+
+
+def _check_name(name: str, where: str, what: str, others: Iterable[str]) -> None:
+    """Names of files and of data sets become folders, and words of commands."""
+    if not re.fullmatch(NAME_PATTERN, name) or len(name) > LONGEST_NAME:
+        raise UserError(
+            f"{where}: {name!r} cannot name {what}; use up to {LONGEST_NAME} letters, digits and . _ - only, letter or "
+            "digit first"
+        )
+    for other in others:
+        if other != name and other.lower() == name.lower():
+            raise UserError(f"{where}: {other!r} and {name!r} differ in case only, and on some disks name one folder")
 
 
 def _merge_recipe(path: Path, name: str, run: str, recipe: str, overrides: dict[str, Any]) -> Recipe:

@@ -10,6 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 from distillery.experiment.experiment import Experiment
+from distillery.experiment.ledger import digest_of
+from distillery.experiment.schema.block import LONGEST_NAME
 from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.experiment import RunConfig
 from distillery.experiment.schema.objective import PLAIN, Objective
@@ -123,7 +125,8 @@ def _plain_recipe(preprocess: Preprocess | None) -> Recipe:
 def _stand_in(config: RunConfig) -> str:
     """A plain name for a network and the weights that it begins with."""
     arguments = [f"{key}-{value}" for key, value in config.model_args.items()]
-    return re.sub(r"[^A-Za-z0-9_]+", "-", "-".join(["stand-in", config.model, *arguments, str(config.weights)]))
+    name = re.sub(r"[^A-Za-z0-9_]+", "-", "-".join(["stand-in", config.model, *arguments, str(config.weights)]))
+    return name if len(name) <= LONGEST_NAME else f"{name[:100]}-{digest_of(name)}"
 
 
 def family(model: str) -> str:

@@ -3,9 +3,12 @@
 import re
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from distillery.experiment.schema.block import Block, Fraction, Interpolation, Probability
+
+# timm's mmax where a policy has none.
+_LARGEST_MAGNITUDE = 10
 
 
 def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -15,11 +18,22 @@ def _ascending(bounds: tuple[float, float]) -> tuple[float, float]:
 
 
 def _known_policy(policy: str) -> str:
-    if not re.fullmatch(r"rand(-(m\d+|n\d+|mmax\d+|inc[01]|p(0?\.\d+|[01](\.0*)?)|mstd\d+(\.\d+)?|tweights))*", policy):
+    small, share, deviation = r"\d\d?", r"(0?\.\d+|[01](\.0*)?)", r"\d{1,3}(\.\d+)?"
+    if not re.fullmatch(
+        rf"rand(-(m{small}|n[1-9]\d?|mmax[1-9]\d?|inc[01]|p{share}|mstd{deviation}|tweights))*", policy
+    ):
         raise ValueError(
             "join `rand` and whole numbers m, n, mmax, inc or decimals p, mstd by dashes, e.g. rand-m7-mstd0.5-inc1"
         )
+    numbers = dict(re.findall(r"-(mmax|m)(\d+)", policy))
+    largest = int(numbers.get("mmax", _LARGEST_MAGNITUDE))
+    if int(numbers.get("m", 0)) > largest:
+        raise ValueError(f"its magnitude m is above mmax, {largest}, where timm cuts it off")
     return policy
+
+
+Ratio = Annotated[float, Field(ge=0.01, le=100)]
+Factor = Annotated[float, Field(ge=0, le=100)]
 
 
 class Operation(Block):
@@ -32,7 +46,7 @@ class RandomCrop(Operation):
     """Pad each side by `padding` pixels, then cut a random square of the input size."""
 
     name: Literal["random_crop"]
-    padding: NonNegativeInt
+    padding: Annotated[int, Field(ge=0, le=4096)]
     mode: Literal["constant", "reflect"] = "constant"
 
 
@@ -49,7 +63,7 @@ class RandomResizedCrop(Operation):
 
     name: Literal["random_resized_crop"]
     scale: Annotated[tuple[Fraction, Fraction], AfterValidator(_ascending)] = (0.08, 1.0)
-    ratio: Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ascending)] = (3 / 4, 4 / 3)
+    ratio: Annotated[tuple[Ratio, Ratio], AfterValidator(_ascending)] = (3 / 4, 4 / 3)
     interpolation: Interpolation = "bilinear"
     rule: Literal["torchvision", "dali", "bake"] = "torchvision"
     reduced_decoding: bool = False
@@ -86,9 +100,9 @@ class ColorJitter(Operation):
     """Scale brightness, contrast and saturation by factors in [1-x, 1+x], and shift the hue by up to x."""
 
     name: Literal["color_jitter"]
-    brightness: NonNegativeFloat = 0.0
-    contrast: NonNegativeFloat = 0.0
-    saturation: NonNegativeFloat = 0.0
+    brightness: Factor = 0.0
+    contrast: Factor = 0.0
+    saturation: Factor = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
 
 
@@ -103,7 +117,7 @@ class Lighting(Operation):
     """Shift the colours along the principal axes of ImageNet's pixels, by three normal draws of deviation `std`."""
 
     name: Literal["lighting"]
-    std: NonNegativeFloat = 0.1
+    std: Factor = 0.1
 
 
 Augmentation = Annotated[

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field
 
-from distillery.experiment.schema.block import Block
+from distillery.experiment.schema.block import Block, Count, Pixels
 
 # Each layout is a file of data/layouts/, which is not imported here: only preparing needs it.
 LAYOUTS = sorted(
@@ -21,6 +21,10 @@ else:
 HUB_PREFIX = "hub:"
 
 
+# With one class there is nothing to tell apart, and any network is right.
+Classes = Annotated[int, Field(ge=2, le=10**6)]
+
+
 class Download(Block):
     """Where an official archive is fetched from when it is absent."""
 
@@ -31,17 +35,18 @@ class Download(Block):
 class Generated(Block):
     """Images made up for a rehearsal: noise in a colour of each class."""
 
-    classes: PositiveInt
-    images: PositiveInt = Field(description="for training; half as many are for validation")
-    size: PositiveInt = Field(description="height in pixels")
+    classes: Classes
+    images: Count = Field(description="for training; half as many are for validation")
+    size: Pixels = Field(description="height in pixels")
 
 
 class Dataset(Block):
     """One line of datasets.yaml: where the raw images lie and how they become Arrow shards."""
 
     path: str = Field(
+        min_length=1,
         description="folder or archive (tar, zip) with the layout's images, or `hub:NAME[:CONFIG][@REVISION]` for the "
-        "datasets library"
+        "datasets library",
     )
     layout: Layout = Field(
         "folders",
@@ -52,8 +57,8 @@ class Dataset(Block):
         None, description="write these embedded images to `path` when it is absent"
     )
     generated: Generated | None = Field(None, description="write made-up images to `path`, as rehearsals do")
-    classes: PositiveInt | None = Field(None, description="how many classes there must be")
-    images: dict[Literal["train", "val"], PositiveInt] = Field({}, description="how many images there must be")
+    classes: Classes | None = Field(None, description="how many classes there must be")
+    images: dict[Literal["train", "val"], Count] = Field({}, description="how many images there must be")
     val_folder: str | None = Field(
         None, description="name of the validation folder, or the hub's split; found by itself when it is usual"
     )

@@ -1,10 +1,11 @@
 """What an experiment file may say: runs, and the tables over them."""
 
+import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from distillery.experiment.schema.block import Block, Name, Seeds
+from distillery.experiment.schema.block import Block, Name, Seeds, apart
 from distillery.experiment.schema.columns import COLUMNS
 from distillery.experiment.schema.labels import Count, Images, LabelledShare
 from distillery.experiment.schema.objective import PLAIN, Objective
@@ -74,9 +75,11 @@ class Grid(Block):
 
 def _unlabelled(rows: Any) -> Any:  # noqa: ANN401
     """A plain list of runs is a mapping of runs without labels."""
-    if not isinstance(rows, (list, tuple)) or not all(isinstance(run, str) for run in rows):
+    if not isinstance(rows, (list, tuple)):
         return rows
     for run in rows:
+        if not isinstance(run, str):
+            raise ValueError(f"{json.dumps(run)} is no run; put it in quotes")
         if list(rows).count(run) > 1:
             raise ValueError(f"run {run!r} occurs twice")
     return dict.fromkeys(rows, "")
@@ -94,7 +97,7 @@ class Table(Block):
     heading: str = Field("", description="above the rows' labels; `|` splits it and them over columns")
     rows: Rows = Field({}, description="runs, one a row, or a mapping of runs to their labels")
     grid: Grid | None = Field(None, description="instead of rows")
-    columns: tuple[ColumnName, ...]
+    columns: Annotated[tuple[ColumnName, ...], Field(min_length=1)]
     figure: Literal["heat_map", "pareto"] | None = Field(
         None, description="draw a grid's first column as a heat map, or accuracy against speed with the Pareto front"
     )
@@ -139,5 +142,5 @@ class ExperimentConfig(Block):
     dataset: Name
     seeds: Seeds = (0,)
     labels: Count | None = Field(None, description="of runs that are trained and do not say it themselves")
-    runs: dict[Name, RunConfig]
-    tables: dict[Name, Table] = Field({})
+    runs: Annotated[dict[Name, RunConfig], AfterValidator(apart)]
+    tables: Annotated[dict[Name, Table], AfterValidator(apart)] = Field({})

@@ -12,17 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 from pydantic import (
     Discriminator,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     Tag,
     create_model,
     model_validator,
 )
 
 from distillery.errors import UserError
-from distillery.experiment.schema.block import Block, Probability
+from distillery.experiment.schema.block import Block, Count, Epochs, NonNegative, Positive, Share
 from distillery.experiment.schema.recipe import Recipe
 
 # What can be seen of a network. Per stage: "stages" (before the activation), "activations" (after it), "raw" (as the
@@ -76,8 +72,11 @@ class Sampling(NamedTuple):
 class ScheduledWeight(Block):
     """A weight that rises over a run's first epochs: value x min((epoch + 1) / warmup, 1), epochs counted from 0."""
 
-    value: NonNegativeFloat = 1.0
-    warmup: PositiveInt = Field(description="epochs until the weight is whole")
+    value: NonNegative = 1.0
+    warmup: Epochs = Field(description="epochs until the weight is whole")
+
+
+Temperature = Annotated[float, Field(gt=0, le=1000)]
 
 
 def _is_schedule(weight: Any) -> str:  # noqa: ANN401
@@ -85,7 +84,7 @@ def _is_schedule(weight: Any) -> str:  # noqa: ANN401
 
 
 Weight = Annotated[
-    Annotated[NonNegativeFloat, Tag("number")] | Annotated[ScheduledWeight, Tag("schedule")],
+    Annotated[NonNegative, Tag("number")] | Annotated[ScheduledWeight, Tag("schedule")],
     Discriminator(_is_schedule),
 ]
 
@@ -138,7 +137,7 @@ class CrossEntropyOptions(TermOptions):
     needs: ClassVar[Needs] = Needs(student={"logits"}, labels=True)
     implementation: ClassVar[str] = "distillery.distill.losses.cross_entropy:CrossEntropy"
 
-    label_smoothing: Probability = 0.0
+    label_smoothing: Share = 0.0
 
 
 class KDOptions(TermOptions):
@@ -147,7 +146,7 @@ class KDOptions(TermOptions):
     needs: ClassVar[Needs] = Needs(student={"logits"}, teacher={"logits"})
     implementation: ClassVar[str] = "distillery.distill.losses.kd:KD"
 
-    temperature: PositiveFloat = 4.0
+    temperature: Temperature = 4.0
 
 
 class StageOptions(TermOptions):
@@ -155,11 +154,13 @@ class StageOptions(TermOptions):
 
     needs: ClassVar[Needs] = Needs(student={"stages"}, teacher={"stages"}, margins=True)
 
-    ignore: tuple[NonNegativeInt, ...] = Field((), description="stages without a loss, counted from 0")
+    ignore: tuple[Annotated[int, Field(ge=0, le=100)], ...] = Field(
+        (), description="stages without a loss, counted from 0"
+    )
     normalize: Literal["reference", "mean"] = Field(
         "reference", description="reference: sum / batch / loss_factor; mean: mean over channels and pixels"
     )
-    loss_factor: PositiveFloat = Field(1e4, description="divides the reference's sum; made for 224 x 224 images")
+    loss_factor: Positive = Field(1e4, description="divides the reference's sum; made for 224 x 224 images")
 
 
 class MGDOptions(StageOptions):
@@ -168,8 +169,8 @@ class MGDOptions(StageOptions):
     implementation: ClassVar[str] = "distillery.distill.losses.mgd:MGD"
 
     reducer: Literal["amp", "rd", "sm", "sp"] = Field("amp", description="how matched teacher channels become one")
-    update_every: PositiveInt = Field(2, description="epochs between two matchings")
-    update_images: PositiveInt = Field(20_480, description="training images that a matching looks at")
+    update_every: Epochs = Field(2, description="epochs between two matchings")
+    update_images: Count = Field(20_480, description="training images that a matching looks at")
     compat: Literal["fixed", "reference"] = Field(
         "fixed",
         description="reference: as in the original, the last teacher channels by index are no candidates where the "
@@ -187,9 +188,11 @@ class BAKEOptions(TermOptions):
     needs: ClassVar[Needs] = Needs(student={"logits", "embedding"})
     implementation: ClassVar[str] = "distillery.distill.losses.bake:BAKE"
 
-    omega: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="how much of a target comes from the others")
-    temperature: PositiveFloat = 4.0
-    partners: NonNegativeInt = Field(1, description="images of the same class that join each image in its batch")
+    omega: Share = Field(0.5, description="how much of a target comes from the others")
+    temperature: Temperature = 4.0
+    partners: Annotated[int, Field(ge=0, le=1000)] = Field(
+        1, description="images of the same class that join each image in its batch"
+    )
     ensemble: Literal["global", "local"] = Field("global", description="over the images of all devices, or each alone")
 
     def check(self, recipe: Recipe) -> None:
@@ -224,8 +227,14 @@ class RKDOptions(TermOptions):
     needs: ClassVar[Needs] = Needs(student={"embedding"}, teacher={"embedding"})
     implementation: ClassVar[str] = "distillery.distill.losses.rkd:RKD"
 
-    distance: NonNegativeFloat = Field(25.0, description="weight of the distances between two images")
-    angle: NonNegativeFloat = Field(50.0, description="weight of the angles between three")
+    distance: NonNegative = Field(25.0, description="weight of the distances between two images")
+    angle: NonNegative = Field(50.0, description="weight of the angles between three")
+
+    @model_validator(mode="after")
+    def _some_relation(self) -> Self:
+        if not self.distance and not self.angle:
+            raise ValueError("give `distance`, `angle` or both a weight above 0")
+        return self
 
 
 class CRDOptions(TermOptions):
@@ -234,10 +243,12 @@ class CRDOptions(TermOptions):
     needs: ClassVar[Needs] = Needs(student={"embedding"}, teacher={"embedding"}, indices=True, all_labels=True)
     implementation: ClassVar[str] = "distillery.distill.losses.crd:CRD"
 
-    negatives: PositiveInt = Field(16_384, description="images of other classes that each image is compared with")
-    temperature: Annotated[float, Field(ge=0.012)] = Field(0.07, description="below 0.012, scores overflow float32")
-    features: PositiveInt = Field(128, description="width of the embedded images")
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.5, description="share of its old row that a memory keeps")
+    negatives: Count = Field(16_384, description="images of other classes that each image is compared with")
+    temperature: Annotated[float, Field(ge=0.012, le=1000)] = Field(
+        0.07, description="below 0.012, scores overflow float32"
+    )
+    features: Annotated[int, Field(ge=1, le=65_536)] = Field(128, description="width of the embedded images")
+    momentum: Share = Field(0.5, description="share of its old row that a memory keeps")
 
 
 TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
@@ -260,6 +271,11 @@ class _WeightedSum(Block):
     def _has_terms(self) -> Self:
         if not self.terms():
             raise ValueError("an objective needs at least one term")
+        if not any(
+            term.weight if not isinstance(term.weight, ScheduledWeight) else term.weight.value
+            for term in self.terms().values()
+        ):
+            raise ValueError("every weight is 0, so nothing would be trained; give one term a weight above 0")
         return self
 
     def terms(self) -> dict[str, TermOptions]:

@@ -1,6 +1,7 @@
 """What a recipe may say: how a network is trained."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -8,10 +9,6 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     Tag,
     ValidationInfo,
     WithJsonSchema,
@@ -20,27 +17,49 @@ from pydantic import (
 )
 
 from distillery.experiment.schema.augmentation import Augmentation, check_order
-from distillery.experiment.schema.block import Block, Fraction, Interpolation, Probability, Statistics
+from distillery.experiment.schema.block import (
+    LARGEST,
+    Block,
+    Epochs,
+    Fraction,
+    Interpolation,
+    Pixels,
+    Positive,
+    Probability,
+    Share,
+    Statistics,
+)
+
+Rate = Annotated[float, Field(gt=0, le=1000)]
+Decay = Annotated[float, Field(ge=0, le=10)]
+Alpha = Annotated[float, Field(ge=0, le=100)]
 
 
 class Sgd(Block):
     """Stochastic gradient descent; weight decay on every parameter, as all five reference systems have it."""
 
     name: Literal["sgd"]
-    lr: PositiveFloat
-    momentum: NonNegativeFloat = 0.9
+    lr: Rate
+    momentum: Share = 0.9
     nesterov: bool = False
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: Decay = 0.0
+
+    @field_validator("nesterov")
+    @classmethod
+    def _with_momentum(cls, nesterov: bool, info: ValidationInfo) -> bool:
+        if nesterov and info.data.get("momentum") == 0:
+            raise ValueError("it needs a `momentum` above 0")
+        return nesterov
 
 
 class AdamW(Block):
     """AdamW; biases, norms and what the model itself exempts are not decayed."""
 
     name: Literal["adamw"]
-    lr: PositiveFloat
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: PositiveFloat = 1e-8
-    weight_decay: NonNegativeFloat = 0.01
+    lr: Rate
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    eps: Fraction = 1e-8
+    weight_decay: Decay = 0.01
 
 
 Plain = bool | int | float | str
@@ -50,6 +69,8 @@ def _plain(value: object) -> object:
     parts = value if isinstance(value, list) else [value]
     if not all(isinstance(part, Plain) for part in parts):
         raise ValueError("expected a number, true, false, text, or a list of these")
+    if not all(abs(part) <= LARGEST for part in parts if isinstance(part, int | float)):
+        raise ValueError(f"expected finite numbers, none above {LARGEST:,}")
     return value
 
 
@@ -67,8 +88,8 @@ class TimmOptimizer(Block):
     name: str = Field(
         description="as timm lists them, e.g. lamb, lars, lion", json_schema_extra={"not": {"enum": ["sgd", "adamw"]}}
     )
-    lr: PositiveFloat
-    weight_decay: NonNegativeFloat = 0.0
+    lr: Rate
+    weight_decay: Decay = 0.0
 
 
 def _optimizer_class(value: Any) -> str:  # noqa: ANN401
@@ -86,7 +107,7 @@ class RatioWarmup(Block):
     """Multiply the schedule by start*(1-e/epochs) + e/epochs in epoch e < epochs (MGD, BAKE)."""
 
     name: Literal["ratio"]
-    epochs: PositiveInt
+    epochs: Epochs
     start: Fraction = 0.1
     extends: bool = Field(
         False, description="add the warm-up to the run: total epochs and drops move by `epochs` (MGD)"
@@ -97,15 +118,15 @@ class AbsoluteWarmup(Block):
     """Rise linearly from `lr` to the base rate over the first epochs, replacing the schedule there (USI)."""
 
     name: Literal["absolute"]
-    epochs: PositiveInt
-    lr: PositiveFloat
+    epochs: Epochs
+    lr: Rate
 
 
 class StepwiseWarmup(Block):
     """Multiply by (step + 1) / (steps in `epochs` epochs), step by step (label-smoothed KD)."""
 
     name: Literal["stepwise"]
-    epochs: PositiveInt
+    epochs: Epochs
 
 
 Warmup = Annotated[RatioWarmup | AbsoluteWarmup | StepwiseWarmup, Field(discriminator="name")]
@@ -115,8 +136,8 @@ class StepSchedule(Block):
     """Multiply the rate by `ratio` when each epoch of `drops` begins, or every `every` epochs."""
 
     name: Literal["step"]
-    drops: tuple[PositiveInt, ...] | None = None
-    every: PositiveInt | None = None
+    drops: Annotated[tuple[Epochs, ...], Field(min_length=1)] | None = None
+    every: Epochs | None = None
     ratio: Fraction = 0.1
     warmup: Warmup | None = None
 
@@ -124,6 +145,8 @@ class StepSchedule(Block):
     def _one_form(self) -> Self:
         if (self.drops is None) == (self.every is None):
             raise ValueError("a step schedule needs either `drops` or `every`")
+        if self.drops is not None and any(now >= then for now, then in pairwise(self.drops)):
+            raise ValueError("`drops` must rise from one to the next")
         return self
 
 
@@ -131,9 +154,9 @@ class CosineSchedule(Block):
     """Half a cosine from the base rate to `min_lr`, one value an epoch, then `cooldown` epochs at `min_lr`."""
 
     name: Literal["cosine"]
-    min_lr: NonNegativeFloat = 0.0
-    cooldown: NonNegativeInt = Field(0, description="epochs added to the run at min_lr")
-    restart_every: PositiveInt | None = Field(None, description="begin again after so many epochs, instead of one arc")
+    min_lr: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    cooldown: Annotated[int, Field(ge=0, le=100_000)] = Field(0, description="epochs added to the run at min_lr")
+    restart_every: Epochs | None = Field(None, description="begin again after so many epochs, instead of one arc")
     warmup: Warmup | None = None
 
 
@@ -150,14 +173,14 @@ Schedule = Annotated[StepSchedule | CosineSchedule | ConstantSchedule, Field(dis
 class Ema(Block):
     """Exponential moving average of all weights and buffers, updated every step; evaluated beside the raw weights."""
 
-    decay: Fraction
+    decay: Share
 
 
 class Mix(Block):
     """Mixup and cutmix, one of them a batch; targets become soft."""
 
-    mixup: NonNegativeFloat = Field(0.0, description="alpha of mixup; 0 is off")
-    cutmix: NonNegativeFloat = Field(0.0, description="alpha of cutmix; 0 is off")
+    mixup: Alpha = Field(0.0, description="alpha of mixup; 0 is off")
+    cutmix: Alpha = Field(0.0, description="alpha of cutmix; 0 is off")
     p: Probability = Field(1.0, description="share of batches that are mixed")
     switch: Probability = Field(0.5, description="share of cutmix when both are on")
 
@@ -176,8 +199,8 @@ class Preprocess(Block):
 
     numerics: ClassVar[int | None] = 1
 
-    size: PositiveInt = Field(description="side of the network's input, in pixels")
-    resize: PositiveInt | None = Field(None, description="short side before the centre crop; default: `size`")
+    size: Pixels = Field(description="side of the network's input, in pixels")
+    resize: Pixels | None = Field(None, description="short side before the centre crop; default: `size`")
     interpolation: Interpolation = "bilinear"
     normalize: Literal["dataset", "imagenet", "none"] | Statistics = Field(
         "dataset", description="dataset: mean and std of the training images; imagenet; none; or {mean, std}"
@@ -205,30 +228,57 @@ class Preprocess(Block):
         return self
 
 
+def _check_schedule(schedule: Schedule, epochs: int, lr: float) -> None:
+    """What a schedule says must come to pass within a run of so many epochs, from this base rate."""
+    if isinstance(schedule, StepSchedule) and schedule.drops is not None and schedule.drops[-1] >= epochs:
+        raise ValueError(
+            f"`drops` has {schedule.drops[-1]}, but {epochs} epochs, counted from 0, end with {epochs - 1}"
+        )
+    if isinstance(schedule, CosineSchedule):
+        if schedule.min_lr > lr:
+            raise ValueError(f"`min_lr` is above the base rate `lr`, {lr}")
+        if schedule.restart_every is not None and schedule.restart_every > epochs:
+            raise ValueError(f"`restart_every` is more than all {epochs} epochs")
+    warmup = schedule.warmup
+    if isinstance(warmup, AbsoluteWarmup) and warmup.lr > lr:
+        raise ValueError(f"`warmup.lr` is above the base rate `lr`, {lr}")
+    if warmup is not None and warmup.epochs > epochs and not (isinstance(warmup, RatioWarmup) and warmup.extends):
+        raise ValueError(f"`warmup.epochs` is more than all {epochs} epochs")
+
+
 class Recipe(Block):
     """How a network is trained. Batch and learning rate are global: neither is scaled by the number of devices."""
 
-    epochs: PositiveInt
-    batch: PositiveInt = Field(description="images in one optimizer step, over all devices")
+    epochs: Epochs
+    batch: Annotated[int, Field(ge=1, le=10**6)] = Field(description="images in one optimizer step, over all devices")
     optimizer: Optimizer
     schedule: Schedule
     preprocess: Preprocess
     augment: tuple[Augmentation, ...] = ()
     mix: Mix | None = None
-    repeats: PositiveInt = Field(1, description="repeated augmentation: times each image occurs in an epoch it is in")
-    classifier_std: PositiveFloat | None = Field(
+    repeats: Annotated[int, Field(ge=1, le=1000)] = Field(
+        1, description="repeated augmentation: times each image occurs in an epoch it is in"
+    )
+    classifier_std: Annotated[float, Field(gt=0, le=100)] | None = Field(
         None,
         description="first weights of the last layer: normal with this standard deviation, bias 0; without it, the "
         "network's own",
     )
     precision: Literal["32-true", "16-mixed", "bf16-mixed"] = "32-true"
     channels_last: bool = False
-    clip_norm: PositiveFloat | None = Field(None, description="largest gradient norm of one step")
+    clip_norm: Positive | None = Field(None, description="largest gradient norm of one step")
     ema: Ema | None = None
     sync_batchnorm: bool = Field(False, description="batch statistics over all devices")
     drop_last: bool = Field(True, description="leave out the last, smaller batch of an epoch")
     selection: Literal["last", "best"] = Field("last", description="which epoch's weights the run ends with")
     deterministic: bool = Field(True, description="bit-reproducible kernels; false is a little faster on GPUs")
+
+    @field_validator("schedule")
+    @classmethod
+    def _within_the_run(cls, schedule: Schedule, info: ValidationInfo) -> Schedule:
+        if {"epochs", "optimizer"} <= info.data.keys():
+            _check_schedule(schedule, info.data["epochs"], info.data["optimizer"].lr)
+        return schedule
 
     @field_validator("augment")
     @classmethod
