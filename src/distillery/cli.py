@@ -4,6 +4,7 @@ Heavy libraries are imported inside the commands that need them, so that the lig
 """
 
 import atexit
+import math
 import os
 import signal
 import sys
@@ -29,11 +30,11 @@ Config = Annotated[Path, Argument(help="An experiment file, e.g. config/digits.y
 Run = Annotated[str, Argument(help="A line under `runs:`, e.g. resnet8-kd.")]
 Dataset = Annotated[str, Argument(help="A line of datasets.yaml.")]
 Model = Annotated[str, Argument(help="A model's name, e.g. mobilenet_v2.")]
-Seed = Annotated[int | None, Option(help="One of the run's seeds; by default the first.")]
+Seed = Annotated[int | None, Option(min=0, help="One of the run's seeds; by default the first.")]
 ConfigDir = Annotated[Path, Option(help="Holds datasets.yaml, experiments and recipes.")]
 Results = Annotated[Path, Option(help="Results folder.")]
-Workers = Annotated[int, Option(min=0, help="Processes that read images.")]
-Threads = Annotated[int | None, Option(min=1, help="CPU threads for the network; by default torch's choice.")]
+Workers = Annotated[int, Option(min=0, max=1024, help="Processes that read images.")]
+Threads = Annotated[int | None, Option(min=1, max=4096, help="CPU threads for the network; by default torch's choice.")]
 Rehearsal = Annotated[bool, Option("--rehearsal", help="A few steps on generated images instead.")]
 Partial = Annotated[bool, Option("--partial", help="Mark what is missing instead of refusing it.")]
 
@@ -88,6 +89,13 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _finite(value: float) -> float:
+    """NaN is in every range, and infinity in those that are open above."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
+
 @app.callback()
 def _root(version: Annotated[bool, Option("--version", callback=_show_version, is_eager=True)] = False) -> None:
     pass
@@ -98,6 +106,7 @@ def check(config: Config) -> None:
     """Validate an experiment file, its models and their arguments included, and list its runs."""
     from tabulate import tabulate
 
+    from distillery.distill.losses.stages import check_ignored_stages
     from distillery.models.registry import check_arguments, explain_unknown, is_model
     from distillery.training.optim import check_optimizer
 
@@ -110,6 +119,7 @@ def check(config: Config) -> None:
                 check_arguments(line.model, line.model_args)
             if run in experiment.recipes:
                 check_optimizer(experiment.recipes[run].optimizer)
+    check_ignored_stages(experiment)
     rows = [
         (run, seed, experiment.teacher(run) or "", experiment.config.runs[run].model, experiment.spec(run, seed).digest)
         for run, seed in experiment.members()
@@ -183,7 +193,7 @@ def train(
     threads: Threads = None,
     device_batch: Annotated[int | None, Option(min=1, help="Most images on one device; the rest accumulates.")] = None,
     loader: Annotated[Literal["torch", "dali"], Option(help="What prepares training images.")] = "torch",
-    checkpoint_seconds: Annotated[float, Option(help="Time between checkpoints.")] = 60.0,
+    checkpoint_seconds: Annotated[float, Option(min=0, help="Time between checkpoints.", callback=_finite)] = 60.0,
     expect_digest: Annotated[str | None, Option(help="Refuse to train if the run's digest is another.")] = None,
     requeue: Annotated[bool, Option("--requeue", help="Have Slurm start this job again after a warning.")] = False,
     rehearsal: Rehearsal = False,
@@ -266,10 +276,8 @@ def evaluate(
         print(", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if isinstance(value, float)))
         return
 
-    import yaml
-
     from distillery.evaluation.checkpoints import evaluate_checkpoints, table_of
-    from distillery.experiment.reading import validate
+    from distillery.experiment.reading import parse_yaml, validate
     from distillery.experiment.schema.recipe import Preprocess
     from distillery.paths import dataset_folder
 
@@ -277,10 +285,7 @@ def evaluate(
     given = {"size": size, "resize": resize, "interpolation": interpolation, "normalize": normalize}
     given = {key: value for key, value in given.items() if value is not None}
     preprocess = validate(Preprocess, given, Path("command line")) if given else None
-    try:
-        arguments = yaml.safe_load(model_args)
-    except yaml.YAMLError:
-        arguments = None
+    arguments = parse_yaml(model_args, "--model-args")
     if not isinstance(arguments, dict):
         raise UserError(f"--model-args: {model_args!r} is no mapping; give e.g. '{{shortcut: projection}}'")
     folder = dataset_folder(results, dataset)
@@ -303,7 +308,7 @@ def profile(
 def taps(
     teacher: Model,
     student: Model,
-    size: Annotated[int, Option(min=1, help="Side of the images in pixels.")] = 224,
+    size: Annotated[int, Option(min=1, max=4096, help="Side of the images in pixels.")] = 224,
 ) -> None:
     """Show where the features of a teacher and a student would be taken, and how they pair up."""
     from distillery.models import create_model
