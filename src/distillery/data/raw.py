@@ -10,6 +10,9 @@ import pyarrow as pa
 
 from distillery.errors import UserError
 
+# An image or a list of a data set has fewer bytes; what has more would only fill the memory.
+LARGEST_FILE = 2**30
+
 
 @dataclass(frozen=True, slots=True)
 class Packed:
@@ -89,6 +92,7 @@ class RawReader:
         """
         if isinstance(file, MadeFile):
             return file.content
+        check_file_size(file.path, file.size, file.source)
         try:
             return self._read_row(file) if isinstance(file, ArrowFile) else self._read_stored(file)
         except OSError as error:
@@ -127,12 +131,23 @@ def _read_at(descriptor: int, size: int, offset: int) -> bytes:
 
 def _unpack(content: bytes, file: RawFile, packed: Packed) -> bytes:
     try:
-        plain = zlib.decompress(content, wbits=-15, bufsize=max(1, file.size)) if packed.deflated else content
+        # No more than the zip's directory says: a small member may unpack to any size.
+        plain = zlib.decompressobj(wbits=-15).decompress(content, file.size + 1) if packed.deflated else content
     except zlib.error:
         plain = b""
     if len(plain) != file.size or zlib.crc32(plain) != packed.crc:
         raise UserError(f"{file.source}: damaged zip: {shown(file.path)} has another checksum; get it again")
     return plain
+
+
+def check_file_size(path: str, size: int, source: Path) -> None:
+    """Refuse what is too large for an image, before any of it is read.
+
+    Raises:
+        UserError: it has more than LARGEST_FILE bytes.
+    """
+    if size > LARGEST_FILE:
+        raise UserError(f"{source}: {shown(path)} has {size:,} bytes; the limit for one file is {LARGEST_FILE:,}")
 
 
 def shown(path: str) -> str:

@@ -1,12 +1,13 @@
 """The images of a data set as its layout has found them: splits, classes, and the order of sample ids."""
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from distillery.data.manifest import SPLITS, Ignored
-from distillery.data.raw import AnyFile, RawFile, shown
+from distillery.data.raw import AnyFile, RawFile, check_file_size, shown
 from distillery.errors import UserError
 from distillery.experiment.schema.dataset import Dataset
 
@@ -74,6 +75,7 @@ def to_splits(scan: Scan, path: str) -> RawImages:
     """
     filled = {split: {label for label, files in scan.files[split].items() if files} for split in SPLITS}
     wanted = set(scan.classes or ()) | set(scan.files["train"]) | set(scan.files["val"])
+    _check_forms(sorted(wanted), path)
     for split in SPLITS:
         lacking = sorted(wanted - filled[split])
         if lacking:
@@ -95,6 +97,19 @@ def to_splits(scan: Scan, path: str) -> RawImages:
     }
     ignored = Ignored(hidden=scan.ignored.pop("hidden", 0), extensions=dict(sorted(scan.ignored.items())))
     return RawImages(classes, scan.folders, splits, ignored)
+
+
+def _check_forms(classes: list[str], path: str) -> None:
+    """The same letters can be written in several ways, as a Mac and a Linux machine do: one class would be two."""
+    first: dict[str, str] = {}
+    for label in classes:
+        form = unicodedata.normalize("NFC", label)
+        other = first.setdefault(form, label)
+        if other != label:
+            raise UserError(
+                f"{path}: the class folders {other!a} and {label!a} are both read {form} and differ in Unicode form "
+                "only; give them one name"
+            )
 
 
 def check_counts(images: RawImages, name: str, dataset: Dataset) -> None:
@@ -121,6 +136,9 @@ def visible_images(files: Iterable[RawFile], base: str, ignored: Counter[str]) -
     """The images below the folder ``base``: those whose extension is an image's; all others are counted.
 
     Hidden are those with a name on their path that begins with a dot or is ``__MACOSX``.
+
+    Raises:
+        UserError: an image has more bytes than any image.
     """
     for file in files:
         inside = PurePosixPath(file.path.removeprefix(f"{base}/"))
@@ -130,6 +148,7 @@ def visible_images(files: Iterable[RawFile], base: str, ignored: Counter[str]) -
         elif extension not in IMAGE_EXTENSIONS:
             ignored[extension] += 1
         else:
+            check_file_size(file.path, file.size, file.source)
             yield file
 
 

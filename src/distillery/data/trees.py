@@ -12,14 +12,18 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
-from distillery.data.raw import Packed, RawFile, shown
+from distillery.data.raw import Packed, RawFile, check_file_size, shown
+from distillery.data.sources import IMAGE_EXTENSIONS
 from distillery.errors import UserError
 
 _DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 _BLOCK = tarfile.BLOCKSIZE
+_CHUNK = 1 << 20
+# Chunks after the end of a compressed tar.
+_MOST_PADDING = 64
 
 
 class Tree(Protocol):
@@ -46,6 +50,8 @@ def open_tree(path: Path, scratch: Path) -> Tree:
     if path.is_dir():
         return FolderTree(path)
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise UserError(f"{path}: cannot be read: it is neither a folder nor a regular file")
         with path.open("rb") as file:
             magic = file.read(6)
     except OSError as error:
@@ -55,7 +61,7 @@ def open_tree(path: Path, scratch: Path) -> Tree:
     for prefix, opener in _DECOMPRESSORS.items():
         if magic.startswith(prefix):
             plain = scratch / f"{sum(1 for _ in scratch.iterdir())}.tar"
-            return TarTree(_decompress(path, opener, plain), path)
+            return TarTree(_unpack(path, opener, plain), path)
     return TarTree(path, path)
 
 
@@ -151,10 +157,7 @@ class _ArchiveTree:
 
     def _note_folders(self, name: str, is_folder: bool) -> str:
         """Check a member's name, note the folders on its path, and return the path."""
-        _check_text(name, self.source)
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts:
-            raise UserError(f"{self.source}: member {shown(name)} points outside the archive; refused")
+        path = _checked_path(name, self.source)
         folders = path.parts if is_folder else path.parts[:-1]
         for depth, folder in enumerate(folders):
             self._folders.setdefault("/".join(folders[:depth]), set()).add(folder)
@@ -193,14 +196,8 @@ class TarTree(_ArchiveTree):
             raise UserError(f"{source}: cannot be read: {error.strerror}") from None
 
     def _add(self, member: tarfile.TarInfo) -> None:
+        _check_member(member, self.source)
         path = self._note_folders(member.name, member.isdir())
-        if member.issym() or member.islnk():
-            raise UserError(
-                f"{self.source}: member {shown(member.name)} is a link to {shown(member.linkname)}; "
-                "links in archives are refused, store the file itself"
-            )
-        if not (member.isdir() or member.isreg()) or member.issparse():
-            raise UserError(f"{self.source}: member {shown(member.name)} is no regular file or folder; refused")
         if member.isreg():
             # A later member of the same name replaces the earlier one, as it does when unpacked.
             self._files[path] = RawFile(path, member.size, self._file, member.offset_data)
@@ -253,16 +250,67 @@ def _content_begin(member: zipfile.ZipInfo, opened: BinaryIO) -> int:
     return member.header_offset + 30 + int(name_length) + int(extra_length)
 
 
-def _decompress(path: Path, opener: object, target: Path) -> Path:
+class _Copied:
+    """Reads a stream, and writes all that is read to a file."""
+
+    def __init__(self, stream: BinaryIO, copy: BinaryIO) -> None:
+        self._stream, self._copy = stream, copy
+
+    def read(self, size: int) -> bytes:
+        """The next bytes, at most ``size`` of them."""
+        content = self._stream.read(size)
+        self._copy.write(content)
+        return content
+
+
+def _unpack(path: Path, opener: Any, target: Path) -> Path:  # noqa: ANN401
+    """Unpack a compressed tar to a plain one, member by member: what no data set should hold ends it at its header."""
     try:
-        with opener(path, "rb") as packed, target.open("wb") as plain:  # type: ignore[operator]
-            shutil.copyfileobj(packed, plain, 1 << 20)
+        with opener(path, "rb") as packed, target.open("wb") as plain:
+            copied = _Copied(packed, plain)
+            with tarfile.open(fileobj=copied, mode="r|", bufsize=_CHUNK) as tar:  # type: ignore[call-overload]
+                while (member := tar.next()) is not None:
+                    tar.members = []
+                    _check_member(member, path)
+                    free = shutil.disk_usage(target.parent).free
+                    if member.size > free:
+                        raise UserError(
+                            f"{path}: member {shown(member.name)} has {member.size:,} bytes, more than the {free:,} "
+                            f"that are free in {target.parent}"
+                        )
+            # To the end, where the checksum stands; tars are padded, but not without end.
+            padding = sum(1 for _ in range(_MOST_PADDING) if copied.read(_CHUNK))
+            if padding == _MOST_PADDING:
+                raise UserError(f"{path}: damaged archive: it goes on after the end of its tar; get it again")
+    except tarfile.TarError:
+        raise UserError(f"{path}: damaged archive, or one with no tar in it; get it again or unpack it") from None
     except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         # Damage is an OSError without a number in gzip and bz2; one with a number is the disk's.
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise UserError(f"{path}: damaged archive: {str(error).splitlines()[0]}; get it again") from None
     return target
+
+
+def _check_member(member: tarfile.TarInfo, source: Path) -> None:
+    path = _checked_path(member.name, source)
+    if member.issym() or member.islnk():
+        raise UserError(
+            f"{source}: member {shown(member.name)} is a link to {shown(member.linkname)}; "
+            "links in archives are refused, store the file itself"
+        )
+    if not (member.isdir() or member.isreg()) or member.issparse():
+        raise UserError(f"{source}: member {shown(member.name)} is no regular file or folder; refused")
+    if path.suffix.lower() in IMAGE_EXTENSIONS:
+        check_file_size(member.name, member.size, source)
+
+
+def _checked_path(name: str, source: Path) -> PurePosixPath:
+    _check_text(name, source)
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise UserError(f"{source}: member {shown(name)} points outside the archive; refused")
+    return path
 
 
 def _check_text(path: str, source: Path) -> None:
