@@ -1,14 +1,25 @@
 """Every kind of image becomes the RGB that Pillow makes of it, and what that means."""
 
 import io
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from distillery.data.decode import REDUCTIONS, decode_rgb, image_size, is_plain_png, is_reducible
+from distillery.data import decode
+from distillery.data.decode import (
+    FORMATS,
+    REDUCTIONS,
+    decode_rgb,
+    image_size,
+    is_plain_png,
+    is_reducible,
+    open_image,
+)
 
 GENERATOR = np.random.Generator(np.random.Philox(key=7))
 RGB = Image.fromarray(GENERATOR.integers(0, 256, (9, 7, 3), dtype=np.uint8))
@@ -136,3 +147,40 @@ def test_the_size_is_read_from_the_header(kind):
     assert is_reducible(CASES[kind]) == is_reducible(signed) == (kind in ("JPEG", "greyscale JPEG"))
     plain = kind in ("RGB", "RGB with transparent colour", "greyscale", "greyscale with transparent value")
     assert is_plain_png(CASES[kind]) == is_plain_png(signed) == plain
+
+
+def dos_postscript():
+    """PostScript behind the DOS header, which Pillow would hand to Ghostscript whatever the file is called."""
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    return b"\xc5\xd0\xd3\xc6" + (30).to_bytes(4, "little") + len(program).to_bytes(4, "little") + bytes(18) + program
+
+
+@pytest.mark.parametrize("kind", ["postscript", "dos postscript", "PCX", "TGA", "ICO", "PDF", "PSD", "DDS"])
+def test_only_kinds_of_images_that_start_no_program_are_opened(kind):
+    if kind == "dos postscript":
+        content = dos_postscript()
+    elif kind == "postscript":
+        content = dos_postscript()[30:]
+    elif kind in ("PCX", "TGA", "ICO", "DDS"):
+        content = encode(RGB, kind)
+    else:
+        content = {"PDF": b"%PDF-1.4\n%%EOF\n", "PSD": b"8BPS\x00\x01" + bytes(40)}[kind]
+    for read in (decode_rgb, image_size):
+        with pytest.raises(UnidentifiedImageError):
+            read(content)
+
+
+def test_no_reader_of_pillow_is_used_but_the_listed_ones(monkeypatch):
+    asked = []
+    monkeypatch.setattr(Image, "open", lambda file, mode="r", formats=None: asked.append(formats) or RGB)
+    open_image(b"")
+    assert asked == [FORMATS]
+    source = Path(decode.__file__).parents[1]
+    opened = [path for path in source.rglob("*.py") if re.search(r"Image\.open\(", path.read_text())]
+    assert opened == [Path(decode.__file__)]
+    assert not {"EPS", "PDF", "WMF", "FPX", "MIC", "PSD", "ICNS", "GRIB", "HDF5", "BUFR"} & set(FORMATS)
+
+
+def test_avif_is_read():
+    content = encode(RGB, "avif", quality=100)
+    assert decode_rgb(content).shape == (3, 9, 7)

@@ -1,6 +1,7 @@
 """Raw images become the same shards and manifest whatever the way, and nothing half-made is left."""
 
 import hashlib
+import io
 import json
 import re
 import signal
@@ -11,10 +12,11 @@ import time
 import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from distillery.data import shards
 from distillery.data.arrow import ArrowImages
+from distillery.data.decode import decode_rgb
 from distillery.data.manifest import load_manifest
 from distillery.data.prepare import summary
 from distillery.errors import UserError
@@ -145,7 +147,7 @@ def test_copies_are_found_across_and_within_splits(place, noise_png, capsys):
     manifest = place.prepare()
     assert manifest.duplicates.across_splits == (("train/ape/000.png", "val/bee/leak.png"),)
     assert (manifest.duplicates.within_train, manifest.duplicates.within_val) == (1, 2)
-    warning = "1 validation images are also training images, e.g. val/bee/leak.png and train/ape/000.png"
+    warning = "1 validation image is also among the training images, e.g. val/bee/leak.png and train/ape/000.png"
     assert warning in capsys.readouterr().err
 
 
@@ -204,7 +206,7 @@ def test_broken_images_are_skipped_when_asked(place, small_shards, capsys):
     assert len(images) == 18
     assert bytes(images.encoded(0)) == (place.raw / "train/ape/000.png").read_bytes()
     assert [shard.file for shard in manifest.splits["train"].shards][-1] == "train-00005-of-00006.arrow"
-    assert "6 images cannot be decoded and were skipped" in capsys.readouterr().err
+    assert "6 images cannot be decoded and left out" in capsys.readouterr().err
 
 
 def test_skipping_must_not_empty_a_class(place):
@@ -289,7 +291,10 @@ def test_leftovers_of_an_older_run_are_replaced(place):
 def test_deep_images_are_warned_about(place, encode):
     place.fill()
     place.write("val/ape/deep.png", encode(Image.fromarray(np.full((4, 4), 4000, np.uint16))))
-    assert any("1 images have more than 8 bits a channel" in line for line in summary(place.prepare(), place.output))
+    assert any(
+        "1 image with more than 8 bits a channel: values above 255 become white; scale them" in line
+        for line in summary(place.prepare(), place.output)
+    )
 
 
 SCRIPT = """
@@ -366,3 +371,81 @@ def test_the_manifest_is_json_with_stable_keys(place):
     place.fill().prepare()
     keys = list(json.loads((place.output / "manifest.json").read_text()))
     assert keys == ["format", "name", "digest", "classes", "statistics", "splits", "duplicates", "ignored", "skipped"]
+
+
+def test_copies_are_found_by_their_pixels_and_contradictions_are_named(place, noise_png, noise, capsys):
+    place.fill()
+    other = io.BytesIO()
+    noise(1).save(other, "png", compress_level=0)
+    assert other.getvalue() != noise_png(1)
+    place.write("train/bee/again.png", other.getvalue())
+    place.write("val/ape/again.png", other.getvalue())
+    manifest = place.prepare()
+    assert manifest.duplicates.across_splits == (("train/ape/000.png", "val/ape/again.png"),)
+    assert manifest.duplicates.within_train == 1
+    assert manifest.duplicates.contradicting == (("train/ape/000.png", "train/bee/again.png"),)
+    line = "1 image is there again under another label, e.g. train/ape/000.png and train/bee/again.png"
+    assert line in capsys.readouterr().err
+
+
+def turned(encode, noise, number, orientation=6):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encode(noise(number, (8, 6)), "jpeg", exif=exif)
+
+
+def test_images_that_are_stored_on_the_side_are_counted_and_turned_when_asked(place, encode, noise, capsys):
+    place.fill()
+    content = turned(encode, noise, 50)
+    place.write("train/ape/turned.jpg", content)
+    place.write("val/bee/turned.jpg", turned(encode, noise, 51, 3))
+    place.write("val/bee/upright.jpg", turned(encode, noise, 52, 1))
+    stored = place.prepare()
+    assert "warning: 2 images are stored on the side or mirrored" in capsys.readouterr().err
+    assert [stored.splits[split].turned for split in ("train", "val")] == [1, 1]
+    images = ArrowImages(place.output, stored, "train")
+    assert bytes(images.encoded(5)) == content
+    upright = place.prepare(orientation="exif")
+    assert "on the side" not in capsys.readouterr().err
+    assert upright.digest != stored.digest
+    pixels = decode_rgb(ArrowImages(place.output, upright, "train").encoded(5))
+    assert pixels.shape == (3, 8, 6)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"))
+    assert (pixels.permute(1, 2, 0).numpy() == expected).all()
+    with pytest.raises(UserError, match="`orientation: exif` stores images anew, which `embed: false` forbids"):
+        place.prepare(orientation="exif", embed=False)
+
+
+def test_photographs_that_cannot_be_read_are_not_passed_over_in_silence(place, noise_png, capsys):
+    place.fill()
+    for number in range(3):
+        place.write(f"train/ape/{number}.HEIC", b"x")
+    place.write("val/bee/1.jxl", b"x")
+    manifest = place.prepare()
+    assert manifest.ignored.photographs == {"train/ape": 3, "val/bee": 1}
+    err = capsys.readouterr().err
+    assert "4 photographs of a kind that cannot be read left out (train/ape: 3, val/bee: 1)" in err
+    for path in (place.raw / "train/ape").glob("*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"train/ape/ has 3 photographs of a kind that cannot be read \(convert to"):
+        place.prepare()
+    for path in place.raw.rglob("*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"4 photographs of a kind that cannot be read, e\.g\. in train/ape/"):
+        place.prepare()
+
+
+def test_images_in_no_folder_and_a_single_class_are_told(place, noise_png, capsys):
+    place.write("a.png", noise_png(1))
+    with pytest.raises(UserError, match="1 image in no class folder; put images into train/<class>/"):
+        place.prepare()
+    (place.raw / "a.png").unlink()
+    place.fill(classes=("ape",)).prepare()
+    assert "warning: there is one class only" in capsys.readouterr().err
+
+
+def test_two_forms_of_one_name_are_told_apart(place, noise_png):
+    for split, name in (("train", "caf\u00e9"), ("val", "cafe\u0301")):
+        place.write(f"{split}/{name}/1.png", noise_png(1))
+    with pytest.raises(UserError, match="differ in Unicode form only; give them one name"):
+        place.prepare()

@@ -1,13 +1,16 @@
 """Folders and tars are the same tree, and bad ones are refused."""
 
+import gzip
 import io
 import itertools
+import os
 import tarfile
 import zipfile
 
 import pytest
 
 from distillery.data.raw import RawReader
+from distillery.data.sources import Scan, visible_images
 from distillery.data.trees import open_nested_tar, open_tree
 from distillery.errors import UserError
 
@@ -238,3 +241,78 @@ def test_a_file_that_vanished_or_shrank_is_named(place, tmp_path):
     tree.source.write_bytes(tree.source.read_bytes()[: file.offset + 5])
     with RawReader() as reader, pytest.raises(UserError, match="the archive ended too early"):
         reader.read(file)
+
+
+def sparse(path, name, size):
+    """A tar with one huge member, which takes no room on the disk."""
+    info = tarfile.TarInfo(name)
+    info.size = size
+    path.write_bytes(info.tobuf())
+    os.truncate(path, 512 + size + 1024)
+    return path
+
+
+def test_a_member_of_ten_gigabytes_is_refused_by_its_header(tmp_path):
+    with pytest.raises(UserError, match=r"train/ape/1\.png has 10,737,418,240 bytes; the limit for one file is"):
+        open_tree(sparse(tmp_path / "a.tar", "train/ape/1.png", 10 * 2**30), tmp_path)
+    (file,) = open_tree(sparse(tmp_path / "b.tar", "labels.txt", 10 * 2**30), tmp_path).files("")
+    with RawReader() as reader, pytest.raises(UserError, match=r"labels\.txt has .* bytes; the limit for one file"):
+        reader.read(file)
+
+
+def test_a_file_of_ten_gigabytes_in_a_folder_is_refused_by_its_size(place):
+    place.write("1.png", b"x")
+    os.truncate(place.raw / "1.png", 10 * 2**30)
+    with pytest.raises(UserError, match="the limit for one file"):
+        list(visible_images(open_tree(place.raw, place.folder).files(""), "", Scan({})))
+
+
+def test_a_compressed_tar_is_refused_at_the_header_that_is_wrong(tmp_path):
+    """The contents that the header announces never come: who unpacked first would miss them, or fill the disk."""
+    for name, size, message in (
+        ("train/ape/1.png", 2**40, "the limit for one file is"),
+        ("train/notes.bin", 2**60, "more than the .* that are free in"),
+        ("../up.png", 10, "points outside the archive"),
+    ):
+        info = tarfile.TarInfo(name)
+        info.size = size
+        path = tmp_path / "a.tar.gz"
+        path.write_bytes(gzip.compress(info.tobuf() + bytes(4096)))
+        scratch = tmp_path / name.replace("/", "-")
+        scratch.mkdir()
+        with pytest.raises(UserError, match=message):
+            open_tree(path, scratch)
+        assert sum(file.stat().st_size for file in scratch.iterdir()) < 2**20
+
+
+def test_what_follows_the_end_of_a_compressed_tar_is_not_unpacked_without_end(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("x.txt"), io.BytesIO(b""))
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress((tmp_path / "a.tar").read_bytes() + bytes(2**27)))
+    (tmp_path / "scratch").mkdir()
+    with pytest.raises(UserError, match="it goes on after the end of its tar"):
+        open_tree(path, tmp_path / "scratch")
+
+
+def test_a_zip_that_unpacks_to_more_than_it_says_is_damaged(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(2**24))
+    # The size stands twice: before the content and in the directory.
+    path.write_bytes(path.read_bytes().replace((2**24).to_bytes(4, "little"), (100).to_bytes(4, "little")))
+    (file,) = open_tree(path, tmp_path).files("")
+    assert file.size == 100
+    with RawReader() as reader, pytest.raises(UserError, match="damaged zip"):
+        reader.read(file)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_neither_folder_nor_file_is_not_waited_for(tmp_path, kind):
+    path = tmp_path / "raw"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="raw: cannot be read: it is neither a folder nor a regular file"):
+        open_tree(path, tmp_path)

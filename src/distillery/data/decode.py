@@ -4,7 +4,7 @@ Every kind of image becomes 8-bit RGB as Pillow's ``convert("RGB")`` has it, whi
 trains on: greyscale is repeated in three channels, palettes are looked up, alpha is dropped without blending, CMYK is
 converted without a colour profile (Adobe's inverted CMYK is turned right by Pillow's reader), 1-bit becomes black and
 white, and greyscale of 16 and more bits is clipped at 255. Of an animation the first frame counts. The EXIF
-orientation is ignored.
+orientation is ignored here; `orientation: exif` of a data set turns images when it is prepared.
 
 JPEGs go straight to libjpeg-turbo, whose pixels Pillow passes on too, less a copy and a conversion. It can also decode
 at 1/2, 1/4 or 1/8 of the size, which saves most of the inverse transform.
@@ -28,6 +28,9 @@ DEEP_MODES = frozenset({"I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 # By how much libjpeg-turbo can reduce an image at no loss of speed; 1 leaves it whole.
 REDUCTIONS = (8, 4, 2, 1)
 
+# What Pillow may take a file for. Others of its readers start programs, as PostScript's does, whatever the file's name.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
 _JPEG_START = b"\xff\xd8\xff"
 _PNG_START = b"\x89PNG\r\n\x1a\n"
 
@@ -42,8 +45,17 @@ def decode_rgb(encoded: bytes | memoryview, reduction: int = 1) -> Tensor:
     pixels_HWC = _decode_jpeg(encoded, reduction)
     if pixels_HWC is None:
         assert reduction == 1, "only JPEGs can be reduced"
-        pixels_HWC = np.array(as_rgb(Image.open(BytesIO(encoded))))
+        pixels_HWC = np.array(as_rgb(open_image(encoded)))
     return torch.from_numpy(pixels_HWC).permute(2, 0, 1)
+
+
+def open_image(encoded: bytes | memoryview) -> Image.Image:
+    """Open an image file of one of the FORMATS; its pixels are decoded when they are asked for.
+
+    Raises:
+        UnidentifiedImageError: it is of another kind.
+    """
+    return Image.open(BytesIO(encoded), formats=FORMATS)
 
 
 def image_size(encoded: bytes | memoryview) -> tuple[int, int]:
@@ -51,7 +63,7 @@ def image_size(encoded: bytes | memoryview) -> tuple[int, int]:
     header = _jpeg_header(encoded)
     if header is not None:
         return header[:2]
-    with Image.open(BytesIO(encoded)) as image:
+    with open_image(encoded) as image:
         return image.height, image.width
 
 

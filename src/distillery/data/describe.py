@@ -24,10 +24,10 @@ class WrittenShard:
     images: tuple[RawImage, ...]
     facts: ShardFacts
 
-    def kept(self) -> Iterator[tuple[RawImage, bytes]]:
-        """The images in it and the SHA-256 of their files, in order."""
-        for position, digest in zip(self.facts.kept, self.facts.hashes, strict=True):
-            yield self.images[position], digest
+    def kept(self) -> Iterator[tuple[RawImage, bytes, bytes]]:
+        """The images in it, the SHA-256 of their files and a hash of their pixels, in order."""
+        for position, digest, pixels in zip(self.facts.kept, self.facts.hashes, self.facts.pixels, strict=True):
+            yield self.images[position], digest, pixels
 
 
 def describe(
@@ -77,7 +77,7 @@ def _describe_split(images: RawImages, split: str, shards: list[WrittenShard]) -
     for shard in shards:
         modes += shard.facts.modes
         formats += shard.facts.formats
-        for image, digest in shard.kept():
+        for image, digest, _ in shard.kept():
             per_class[image.label] += 1
             content.update(image.label.to_bytes(8, "little") + digest)
     widths = [width for shard in shards for width in shard.facts.widths]
@@ -91,6 +91,7 @@ def _describe_split(images: RawImages, split: str, shards: list[WrittenShard]) -
         modes=dict(sorted(modes.items())),
         formats=dict(sorted(formats.items())),
         content=content.hexdigest(),
+        turned=sum(shard.facts.turned for shard in shards),
         shards=tuple(
             Shard(file=shard.file, images=len(shard.facts.kept), bytes=shard.facts.size, sha256=shard.facts.sha256)
             for shard in shards
@@ -99,15 +100,29 @@ def _describe_split(images: RawImages, split: str, shards: list[WrittenShard]) -
 
 
 def _find_duplicates(train: list[WrittenShard], val: list[WrittenShard]) -> Duplicates:
-    first_path: dict[bytes, str] = {}
-    within_train = within_val = 0
-    for image, digest in (row for shard in train for row in shard.kept()):
-        within_train += digest in first_path
-        first_path.setdefault(digest, image.path)
+    first: dict[bytes, RawImage] = {}
+    contradicting: list[tuple[str, str]] = []
+
+    def find(image: RawImage, pixels: bytes) -> RawImage | None:
+        """The image that has been seen with these pixels."""
+        original = first.setdefault(pixels, image)
+        if original.label != image.label:
+            contradicting.append((original.path, image.path))
+        return None if original is image else original
+
+    within_train = sum(find(image, pixels) is not None for shard in train for image, _, pixels in shard.kept())
+    training = set(first)
     across, seen = [], set()
-    for image, digest in (row for shard in val for row in shard.kept()):
-        within_val += digest in seen
-        seen.add(digest)
-        if digest in first_path:
-            across.append((first_path[digest], image.path))
-    return Duplicates(across_splits=tuple(across), within_train=within_train, within_val=within_val)
+    within_val = 0
+    for image, _, pixels in (row for shard in val for row in shard.kept()):
+        original = find(image, pixels)
+        within_val += pixels in seen
+        seen.add(pixels)
+        if original is not None and pixels in training:
+            across.append((original.path, image.path))
+    return Duplicates(
+        across_splits=tuple(across),
+        within_train=within_train,
+        within_val=within_val,
+        contradicting=tuple(contradicting),
+    )

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from distillery.experiment.reading import validate
 from distillery.experiment.schema.block import Block, Statistics
@@ -26,7 +26,10 @@ class Shard(Block):
 
 
 class Split(Block):
-    """The images of one split; `images_per_class` follows the order of the classes, all images that of their ids."""
+    """The images of one split; `images_per_class` follows the order of the classes, all images that of their ids.
+
+    `turned` counts those whose EXIF orientation asks to be turned; they are used as they are stored.
+    """
 
     folder: str
     images: PositiveInt
@@ -36,22 +39,31 @@ class Split(Block):
     modes: dict[str, int]
     formats: dict[str, int]
     content: str
+    turned: NonNegativeInt = 0
     shards: tuple[Shard, ...]
 
 
 class Duplicates(Block):
-    """Files with the same bytes: (training path, validation path) of each pair, and how many copies a split has."""
+    """Files with the same pixels: (training path, validation path) of each pair, and how many copies a split has.
+
+    `contradicting` are the pairs of an image and a copy of it, in any split, that have different labels.
+    """
 
     across_splits: tuple[tuple[str, str], ...]
     within_train: NonNegativeInt
     within_val: NonNegativeInt
+    contradicting: tuple[tuple[str, str], ...] = ()
 
 
 class Ignored(Block):
-    """Files that were passed over: hidden ones, and those whose extension (the keys) is not an image's."""
+    """Files that were passed over: hidden ones, and those whose extension (the keys) is not an image's.
+
+    Some of these are photographs all the same, of kinds that cannot be read: how many there are, by folder.
+    """
 
     hidden: NonNegativeInt
     extensions: dict[str, int]
+    photographs: dict[str, int] = Field({})
 
 
 class SkippedImage(Block):

@@ -62,6 +62,7 @@ def _odd_rows(manifest: Manifest) -> list[tuple[object, ...]]:
         ("validation images that are also training images", len(copies.across_splits), pair),
         ("copies among the training images", copies.within_train, ""),
         ("copies among the validation images", copies.within_val, ""),
+        ("copies under another label", len(copies.contradicting), " = ".join(next(iter(copies.contradicting), ()))),
         ("images left out, for they cannot be decoded", len(skipped), left_out),
         ("files passed over: not an image's extension", sum(ignored.extensions.values()), _counts(ignored.extensions)),
         ("files passed over: hidden", ignored.hidden, ""),

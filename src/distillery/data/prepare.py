@@ -15,7 +15,7 @@ from distillery.data.holdout import hold_out
 from distillery.data.layouts import find_images
 from distillery.data.manifest import FILE_NAME, Manifest
 from distillery.data.parallel import Progress, write_shards
-from distillery.data.raw import RawFile, shown
+from distillery.data.raw import RawFile, counted, shown
 from distillery.data.shards import ShardFacts, ShardTask, split_into_shards
 from distillery.data.sources import RawImages
 from distillery.data.staging import staged_folder
@@ -52,7 +52,7 @@ def prepare_dataset(name: str, dataset: Dataset, output: Path, workers: int) -> 
             images = hold_out(images, dataset.holdout, name)
         if not dataset.embed:
             _check_places(dataset, images, scratch)
-        outcome = _write(name, images, staging, workers, dataset.embed)
+        outcome = _write(name, images, staging, workers, dataset)
         shutil.rmtree(scratch)
         faults = [fault for shards_of in outcome.values() for _, facts in shards_of for fault in facts.faults]
         _check_faults(name, dataset, output, faults, sum(map(len, images.splits.values())))
@@ -68,30 +68,59 @@ def summary(manifest: Manifest, folder: Path) -> list[str]:
     """What a person should know about a prepared data set, a line each."""
     train, val, name = manifest.splits["train"], manifest.splits["val"], manifest.name
     lines = [
-        f"{name}: {len(manifest.classes):,} classes, {train.images:,} training and {val.images:,} validation images "
-        f"in {folder}"
+        f"{name}: {counted(len(manifest.classes), 'class', 'classes')}, "
+        f"{train.images:,} training and {counted(val.images, 'validation image')} in {folder}"
     ]
     if "holdout" in manifest.splits:
         lines.append(
-            f"{name}: {manifest.splits['holdout'].images:,} more are held out from training, to choose epochs by"
+            f"{name}: {counted(manifest.splits['holdout'].images, 'image')} held out from training, to choose epochs by"
         )
     pairs = manifest.duplicates.across_splits
     if pairs:
         lines.append(
-            f"{name}: warning: {len(pairs):,} validation images are also training images, e.g. {shown(pairs[0][1])} "
-            f"and {shown(pairs[0][0])}"
+            f"{name}: warning: {_are(len(pairs), 'validation image')} also among the training images, e.g. "
+            f"{shown(pairs[0][1])} and {shown(pairs[0][0])}"
         )
+    contradicting = manifest.duplicates.contradicting
+    if contradicting:
+        lines.append(
+            f"{name}: warning: {_are(len(contradicting), 'image')} there again under another label, e.g. "
+            f"{' and '.join(map(shown, contradicting[0]))} (all are in {folder / FILE_NAME}); at most one can be right"
+        )
+    if len(manifest.classes) == 1:
+        lines.append(f"{name}: warning: there is one class only, so that any network is always right")
     if manifest.skipped:
-        lines.append(f"{name}: warning: {len(manifest.skipped):,} images cannot be decoded and were skipped")
+        lines.append(f"{name}: warning: {counted(len(manifest.skipped), 'image')} cannot be decoded and left out")
+    photographs = manifest.ignored.photographs
+    if photographs:
+        places = ", ".join(f"{shown(place)}: {number:,}" for place, number in list(photographs.items())[:5])
+        more = ", ..." if len(photographs) > 5 else ""
+        lines.append(
+            f"{name}: warning: {counted(sum(photographs.values()), 'photograph')} of a kind that cannot be read left "
+            f"out ({places}{more}); convert to JPEG or PNG"
+        )
+    turned = sum(split.turned for split in manifest.splits.values())
+    if turned:
+        lines.append(
+            f"{name}: warning: {_are(turned, 'image')} stored on the side or mirrored, by the EXIF orientation, and "
+            f"used so; `orientation: exif` of {name!r} in datasets.yaml turns them"
+        )
     deep = sum(number for split in (train, val) for mode, number in split.modes.items() if mode in DEEP_MODES)
     if deep:
-        lines.append(f"{name}: warning: {deep:,} images have more than 8 bits a channel; values above 255 become white")
+        lines.append(
+            f"{name}: warning: {counted(deep, 'image')} with more than 8 bits a channel: values above 255 become "
+            "white; scale them to 8 bits first, as `mogrify -depth 8` of ImageMagick does"
+        )
     ignored = {name or "without extension": number for name, number in manifest.ignored.extensions.items()}
     ignored |= {"hidden": manifest.ignored.hidden} if manifest.ignored.hidden else {}
     if ignored:
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in ignored.items())
-        lines.append(f"{name}: {sum(ignored.values()):,} files are no images and were ignored ({kinds})")
+        lines.append(f"{name}: passed over as no images: {counted(sum(ignored.values()), 'file')} ({kinds})")
     return lines
+
+
+def _are(number: int, thing: str) -> str:
+    return f"{counted(number, thing)} {'is' if number == 1 else 'are'}"
 
 
 def _refuse_strange(output: Path) -> None:
@@ -107,6 +136,8 @@ def _refuse_strange(output: Path) -> None:
 
 def _check_places(dataset: Dataset, images: RawImages, scratch: Path) -> None:
     """Images that are not embedded must lie where they can be read again, as they are."""
+    if dataset.orientation == "exif":
+        raise UserError(f"{dataset.path}: `orientation: exif` stores images anew, which `embed: false` forbids")
     for image in (image for split in images.splits.values() for image in split):
         file = image.file
         if not isinstance(file, RawFile) or file.packed is not None or scratch in file.source.parents:
@@ -116,11 +147,11 @@ def _check_places(dataset: Dataset, images: RawImages, scratch: Path) -> None:
             )
 
 
-def _write(name: str, images: RawImages, staging: Path, workers: int, embed: bool) -> Outcome:
-    number = count()
+def _write(name: str, images: RawImages, staging: Path, workers: int, dataset: Dataset) -> Outcome:
+    number, turn = count(), dataset.orientation == "exif"
     planned = {
         split: [
-            ShardTask(part, images.classes, staging / f"{next(number)}.shard", embed)
+            ShardTask(part, images.classes, staging / f"{next(number)}.shard", dataset.embed, turn)
             for part in split_into_shards(split_images)
         ]
         for split, split_images in images.splits.items()
@@ -145,7 +176,7 @@ def _check_faults(name: str, dataset: Dataset, output: Path, faults: list[tuple[
     write_text(listing, "".join(f"{shown(path)}\t{reason}\n" for path, reason in faults))
     first = "; ".join(f"{shown(path)}: {reason}" for path, reason in faults[:3])
     raise UserError(
-        f"{dataset.path}: {len(faults):,} of {total:,} images cannot be decoded: {first}"
+        f"{dataset.path}: {len(faults):,} of {counted(total, 'image')} cannot be decoded: {first}"
         f"{'; ...' if len(faults) > 3 else ''} (all are listed in {listing}); mend or remove them, "
         f"or set `on_corrupt: skip` for {name!r} in datasets.yaml"
     )

@@ -150,6 +150,11 @@ def check_file_size(path: str, size: int, source: Path) -> None:
         raise UserError(f"{source}: {shown(path)} has {size:,} bytes; the limit for one file is {LARGEST_FILE:,}")
 
 
+def counted(number: int, thing: str, things: str | None = None) -> str:
+    """A number of things: ``1 image``, ``2,000 images``, ``2 classes``."""
+    return f"{number:,} {thing if number == 1 else things or f'{thing}s'}"
+
+
 def shown(path: str) -> str:
     """A path as it may stand in a one-line message."""
     return path if path.isprintable() else ascii(path)

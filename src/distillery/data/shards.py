@@ -16,15 +16,15 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from distillery.data.decode import as_rgb
+from distillery.data.decode import as_rgb, open_image
+from distillery.data.png import encode_png
 from distillery.data.raw import AnyFile, RawFile, RawReader
 from distillery.data.sources import RawImage
 
@@ -46,11 +46,15 @@ class ShardTask:
     classes: tuple[str, ...]
     target: Path
     embed: bool = True
+    turn: bool = False  # images as their EXIF orientation asks, and store them so
 
 
 @dataclass
 class ShardFacts:
     """What was found and written: the file's size in bytes, a row for each kept image, and counts over them.
+
+    ``hashes`` are of the images' files and ``pixels`` of what these decode to; ``turned`` counts the images whose EXIF
+    orientation asks to be turned, and which are not.
 
     ``histogram`` counts the values of each channel, shape (3, 256): exact sums for mean and deviation, in any order.
     """
@@ -59,6 +63,8 @@ class ShardFacts:
     sha256: str = ""
     kept: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
+    pixels: list[bytes] = field(default_factory=list)
+    turned: int = 0
     faults: list[tuple[str, str]] = field(default_factory=list)
     modes: Counter[str] = field(default_factory=Counter)
     formats: Counter[str] = field(default_factory=Counter)
@@ -99,12 +105,18 @@ def write_shard(task: ShardTask, report: Callable[[int], None]) -> ShardFacts:
         for position, image in enumerate(task.images):
             content = reader.read(image.file)
             try:
-                _count(facts, *examine(content))
+                opened, rgb = examine(content)
+                if _is_turned(opened) and task.turn:
+                    content = encode_png(np.asarray(as_rgb(ImageOps.exif_transpose(opened))))
+                    opened, rgb = examine(content)
+                _count(facts, opened, rgb)
             except BadImageError as fault:
                 facts.faults.append((image.path, str(fault)))
             else:
                 facts.kept.append(position)
                 facts.hashes.append(hashlib.sha256(content).digest())
+                shape = f"{rgb.width} x {rgb.height}".encode()
+                facts.pixels.append(hashlib.blake2b(shape + rgb.tobytes(), digest_size=16).digest())
                 if task.embed:
                     encoded.append(content)
             if (position + 1) % _REPORT_EVERY == 0:
@@ -124,14 +136,14 @@ def examine(content: bytes) -> tuple[Image.Image, Image.Image]:
     if not content:
         raise BadImageError("the file is empty")
     try:
-        image = Image.open(BytesIO(content))
+        image = open_image(content)
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and image.width * image.height > limit:
             raise BadImageError(f"{image.width} x {image.height} pixels are more than the limit of {limit:,}")
         if image.format == "PNG":
             # Decoding alone passes over damaged checksums and a missing end. It uses the file up.
             image.verify()
-            image = Image.open(BytesIO(content))
+            image = open_image(content)
         image.load()
         return image, as_rgb(image)
     except BadImageError:
@@ -163,9 +175,18 @@ def _places(files: Sequence[AnyFile], hashes: Sequence[bytes]) -> list[pa.Array]
     return [pa.array(column, kind) for column, kind in zip(columns, _PLACE.values(), strict=True)]
 
 
+def _is_turned(image: Image.Image) -> bool:
+    """Whether an image's metadata say that its pixels stand on their side or head, or are mirrored."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation) in range(2, 9)
+    except Exception:  # damaged metadata raise anything, and are no reason to refuse the image
+        return False
+
+
 def _count(facts: ShardFacts, image: Image.Image, rgb: Image.Image) -> None:
     facts.modes[image.mode] += 1
     facts.formats[image.format or "unknown"] += 1
+    facts.turned += _is_turned(image)
     facts.widths.append(image.width)
     facts.heights.append(image.height)
     facts.histogram += np.array(rgb.histogram(), dtype=np.int64).reshape(3, 256)

@@ -6,13 +6,22 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from PIL import features
+
 from distillery.data.manifest import SPLITS, Ignored
-from distillery.data.raw import AnyFile, RawFile, check_file_size, shown
+from distillery.data.raw import AnyFile, RawFile, check_file_size, counted, shown
 from distillery.errors import UserError
 from distillery.experiment.schema.dataset import Dataset
 
-# What torchvision's ImageFolder takes for images, and GIF. The content decides how a file is decoded.
-IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"})
+# What torchvision's ImageFolder takes for images, GIF and AVIF. The content decides how a file is decoded.
+IMAGE_EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"}
+    | ({".avif"} if features.check("avif") else set())
+)
+# Photographs that Pillow does not read: they are passed over like other files, but not without a word.
+PHOTOGRAPHS = frozenset(
+    {".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"}
+)
 # Folders that macOS adds to archives; like hidden names, they are no part of a data set.
 _HIDDEN_NAMES = frozenset({"__MACOSX"})
 # Usual names of the split for validation, the likeliest first.
@@ -48,6 +57,7 @@ class Scan:
     folders: dict[str, str]
     files: dict[str, dict[str, list[tuple[str, AnyFile]]]] = field(default_factory=lambda: {s: {} for s in SPLITS})
     ignored: Counter[str] = field(default_factory=Counter)
+    photographs: Counter[str] = field(default_factory=Counter)  # among these, by folder
     classes: tuple[str, ...] | None = None
 
     def add(self, split: str, label: str, path: str, file: AnyFile) -> None:
@@ -81,6 +91,9 @@ def to_splits(scan: Scan, path: str) -> RawImages:
         if lacking:
             where = f"{scan.folders[split]}/{shown(lacking[0])}/"
             state = "is empty" if lacking[0] in scan.files[split] else "is missing"
+            unread = sum(n for folder, n in scan.photographs.items() if f"/{where}" in f"/{folder}/")
+            if unread:
+                state = f"has {counted(unread, 'photograph')} of a kind that cannot be read (convert to JPEG or PNG)"
             more = f" (and {len(lacking) - 1:,} more such classes)" if len(lacking) > 1 else ""
             raise UserError(
                 f"{path}: {where} {state}{more}; every class needs images in {scan.folders['train']}/ and "
@@ -95,7 +108,11 @@ def to_splits(scan: Scan, path: str) -> RawImages:
         ]
         for split in SPLITS
     }
-    ignored = Ignored(hidden=scan.ignored.pop("hidden", 0), extensions=dict(sorted(scan.ignored.items())))
+    ignored = Ignored(
+        hidden=scan.ignored.pop("hidden", 0),
+        extensions=dict(sorted(scan.ignored.items())),
+        photographs={folder: number for folder, number in sorted(scan.photographs.items()) if number},
+    )
     return RawImages(classes, scan.folders, splits, ignored)
 
 
@@ -120,19 +137,19 @@ def check_counts(images: RawImages, name: str, dataset: Dataset) -> None:
     """
     if dataset.classes not in (None, len(images.classes)):
         raise UserError(
-            f"{dataset.path}: {len(images.classes):,} classes, but {name}.classes in datasets.yaml expects "
-            f"{dataset.classes:,}; complete the raw images, or change or remove the key"
+            f"{dataset.path}: {counted(len(images.classes), 'class', 'classes')}, but {name}.classes in datasets.yaml "
+            f"expects {dataset.classes:,}; complete the raw images, or change or remove the key"
         )
     for split, expected in dataset.images.items():
         if len(images.splits[split]) != expected:
             raise UserError(
-                f"{dataset.path}: {len(images.splits[split]):,} images in {images.folders[split]}/, but "
+                f"{dataset.path}: {counted(len(images.splits[split]), 'image')} in {images.folders[split]}/, but "
                 f"{name}.images.{split} in datasets.yaml expects {expected:,}; complete the raw images, or change or "
                 "remove the key"
             )
 
 
-def visible_images(files: Iterable[RawFile], base: str, ignored: Counter[str]) -> Iterator[RawFile]:
+def visible_images(files: Iterable[RawFile], base: str, scan: Scan) -> Iterator[RawFile]:
     """The images below the folder ``base``: those whose extension is an image's; all others are counted.
 
     Hidden are those with a name on their path that begins with a dot or is ``__MACOSX``.
@@ -144,9 +161,10 @@ def visible_images(files: Iterable[RawFile], base: str, ignored: Counter[str]) -
         inside = PurePosixPath(file.path.removeprefix(f"{base}/"))
         extension = inside.suffix.lower()
         if any(map(is_hidden, inside.parts)):
-            ignored["hidden"] += 1
+            scan.ignored["hidden"] += 1
         elif extension not in IMAGE_EXTENSIONS:
-            ignored[extension] += 1
+            scan.ignored[extension] += 1
+            scan.photographs[str(PurePosixPath(file.path).parent)] += extension in PHOTOGRAPHS
         else:
             check_file_size(file.path, file.size, file.source)
             yield file

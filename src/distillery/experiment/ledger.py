@@ -35,12 +35,13 @@ METRIC_KEYS = sorted({column.key for column in COLUMNS.values() if column.file =
 MEASURED = f"{EVALUATION} of {', '.join(METRIC_KEYS)}"
 
 # Which keys of a data set's line decide its images; the others say where they lie, or check them.
-IMAGE_KEYS = ("layout", "bundled", "generated", "val_folder", "holdout", "label", "on_corrupt")
+IMAGE_KEYS = ("layout", "bundled", "generated", "val_folder", "holdout", "label", "orientation", "on_corrupt")
 
 
 def images_entry(dataset: Dataset) -> dict[str, Any]:
     """What decides the prepared images of a data set, besides the raw ones."""
-    return {name: entry(getattr(dataset, name)) for name in IMAGE_KEYS} | {"numerics": PREPARING}
+    kept = [name for name in IMAGE_KEYS if not _is_neutral(Dataset.model_fields[name].metadata, dataset, name)]
+    return {name: entry(getattr(dataset, name)) for name in kept} | {"numerics": PREPARING}
 
 
 def entry(value: Any) -> Any:  # noqa: ANN401

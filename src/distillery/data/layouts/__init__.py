@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from distillery.data.hub import find_hub
+from distillery.data.raw import counted, shown
 from distillery.data.sources import Layout, RawImages, check_counts, to_splits
 from distillery.errors import UserError
 from distillery.experiment.schema.dataset import HUB_PREFIX, Dataset
@@ -31,6 +32,13 @@ def find_images(name: str, dataset: Dataset, scratch: Path) -> RawImages:
     else:
         raise missing_images(name, dataset)
     if not any(files for by_class in found.files.values() for files in by_class.values()):
+        unread = +found.photographs
+        if unread:
+            number = counted(unread.total(), "photograph")
+            raise UserError(
+                f"{dataset.path}: {number} of a kind that cannot be read, e.g. in {shown(min(unread))}/, and no other "
+                "images; convert them to JPEG or PNG"
+            )
         raise missing_images(name, dataset)
     images = to_splits(found, dataset.path)
     check_counts(images, name, dataset)

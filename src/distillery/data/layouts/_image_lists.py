@@ -36,7 +36,7 @@ def find_listed(
         return find_class_folders(top, name, dataset)
     pictures = top if _PICTURES in top.subfolders("") else open_tree(top.source / need(top, archive).path, scratch)
     scan = Scan({"train": "train", "val": "val"})
-    present = images_below(pictures, _PICTURES, scan.ignored)
+    present = images_below(pictures, _PICTURES, scan)
     taken: set[str] = set()
     with RawReader() as reader:
         for split, listing in lists.items():

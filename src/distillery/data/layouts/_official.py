@@ -1,13 +1,12 @@
 """What the layouts of published data sets share: finding the archive, and reading its lists."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from distillery.data.layouts.folders import has_class_folders
 from distillery.data.raw import RawFile, RawReader, shown
-from distillery.data.sources import is_hidden, visible_images
+from distillery.data.sources import Scan, is_hidden, visible_images
 from distillery.data.trees import Tree, open_tree
 from distillery.errors import UserError
 from distillery.experiment.schema.dataset import Dataset
@@ -55,9 +54,9 @@ def need(tree: Tree, path: str) -> RawFile:
     return file
 
 
-def images_below(tree: Tree, base: str, ignored: Counter[str]) -> dict[str, RawFile]:
+def images_below(tree: Tree, base: str, scan: Scan) -> dict[str, RawFile]:
     """The images below the folder ``base``, by their paths there; other files are counted."""
-    return {file.path.removeprefix(f"{base}/"): file for file in visible_images(tree.files(base), base, ignored)}
+    return {file.path.removeprefix(f"{base}/"): file for file in visible_images(tree.files(base), base, scan)}
 
 
 def lines_of(tree: Tree, file: RawFile, reader: RawReader) -> Iterator[tuple[int, str]]:

@@ -36,7 +36,7 @@ def find_cub200(name: str, dataset: Dataset, scratch: Path) -> Scan:
         _check_numbers(tree, root, listing, set(content), set(paths))
     scan = Scan({"train": "train", "val": "val"})
     base = f"{root}images"
-    present = images_below(tree, base, scan.ignored)
+    present = images_below(tree, base, scan)
     for number, path in paths.items():
         folder, _, file_name = path.partition("/")
         where = f"{tree.source}: {root}{{}}: image {number} ({shown(path)}) "

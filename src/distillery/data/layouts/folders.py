@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from distillery.data.raw import RawFile, shown
+from distillery.data.raw import RawFile, counted, shown
 from distillery.data.sources import VALIDATION_NAMES, Layout, Scan, is_hidden, listed, visible_images
 from distillery.data.trees import FolderTree, Tree, open_tree
 from distillery.errors import UserError
@@ -32,7 +32,11 @@ def find_class_folders(tree: Tree, name: str, dataset: Dataset) -> Scan:
         UserError: a split is missing, or images lie outside of class folders.
     """
     if all(map(is_hidden, tree.subfolders(""))):
-        return Scan({"train": "train", "val": "val"})
+        scan = Scan({"train": "train", "val": "val"})
+        flat = sum(1 for _ in visible_images(tree.files(""), "", scan))
+        if flat:
+            raise UserError(f"{dataset.path}: {counted(flat, 'image')} in no class folder; {_wanted('train')} and val/")
+        return scan
     root = _find_root(tree, dataset)
     folders = {"train": "train", "val": _find_validation(tree, root, name, dataset)}
     scan = Scan(folders)
@@ -49,7 +53,7 @@ def add_class_folders(scan: Scan, split: str, tree: Tree, root: str, folder: str
     """
     base = f"{root}{folder}"
     by_class: dict[str, list[RawFile]] = {label: [] for label in tree.subfolders(base) if not is_hidden(label)}
-    for file in visible_images(tree.files(base), base, scan.ignored):
+    for file in visible_images(tree.files(base), base, scan):
         inside = file.path.removeprefix(f"{base}/")
         if "/" not in inside:
             raise UserError(f"{path}: {shown(file.path)} lies in no class folder; {_wanted(folder)}")

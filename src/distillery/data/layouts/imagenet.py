@@ -83,7 +83,7 @@ def _add_training(scan: Scan, part: _Part) -> None:
         wnid = PurePosixPath(tar.path).stem
         inner = open_nested_tar(tar, part.tree)
         scan.files["train"].setdefault(wnid, [])
-        for file in visible_images(inner.files(""), "", scan.ignored):
+        for file in visible_images(inner.files(""), "", scan):
             scan.add("train", wnid, f"train/{wnid}/{file.path}", file)
 
 
@@ -98,7 +98,7 @@ def _add_validation(scan: Scan, part: _Part, top: Tree, scratch: Path) -> None:
         return
     labels, listing = validation_labels(top, scratch)
     where = part.tree.source / part.folder
-    for file in visible_images(flat, part.folder, scan.ignored):
+    for file in visible_images(flat, part.folder, scan):
         stem = PurePosixPath(file.path).stem
         if stem not in labels:
             raise UserError(f"{where}: {shown(file.path)} has no label in {listing}")

@@ -30,7 +30,7 @@ def find_tiny_imagenet(name: str, dataset: Dataset, scratch: Path) -> Scan:
     add_class_folders(scan, "train", tree, root, "train", dataset.path)
     annotations = need(tree, root + _ANNOTATIONS)
     base = f"{root}val/images"
-    present = images_below(tree, base, scan.ignored)
+    present = images_below(tree, base, scan)
     with RawReader() as reader:
         for number, line in lines_of(tree, annotations, reader):
             words = line.split()

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from distillery.experiment.schema.block import Block, Count, Pixels
+from distillery.experiment.schema.block import Block, Count, Neutral, Pixels
 
 # Each layout is a file of data/layouts/, which is not imported here: only preparing needs it.
 LAYOUTS = sorted(
@@ -35,7 +35,7 @@ class Download(Block):
 class Generated(Block):
     """Images made up for a rehearsal: noise in a colour of each class."""
 
-    classes: Classes
+    classes: Count
     images: Count = Field(description="for training; half as many are for validation")
     size: Pixels = Field(description="height in pixels")
 
@@ -67,4 +67,7 @@ class Dataset(Block):
     )
     label: str | None = Field(None, description="the hub's column of labels; found by itself when there is one")
     embed: bool = Field(True, description="false: leave the images where they are and keep paths and checksums only")
+    orientation: Annotated[Literal["stored", "exif"], Neutral("stored")] = Field(
+        "stored", description="exif: turn images as their metadata ask, and store these as PNGs"
+    )
     on_corrupt: Literal["stop", "skip"] = Field("stop", description="what to do about images that cannot be decoded")
