@@ -46,7 +46,7 @@ def read_json(path: Path, made_by: str, needed: Iterable[str] = ()) -> dict[str,
     text = read_text(path, made_by)
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise unusable(path, "cannot be read: not valid JSON", made_by) from None
     if not isinstance(content, dict):
         raise unusable(path, "not a mapping of names to values", made_by)

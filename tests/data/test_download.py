@@ -22,6 +22,8 @@ class Server:
 
     def __init__(self):
         self.breaks, self.asked, self.ranges, self.content, self.code = [], [], True, CONTENT, 200
+        self.length = 0  # what the header says; 0: the truth, None: nothing
+        self.endless, self.sent = False, 0
         self.grain = 1  # ranges begin at multiples of it
         server = self
 
@@ -42,8 +44,11 @@ class Server:
                 self.send_response(206 if begin else 200)
                 if begin:
                     self.send_header("Content-Range", f"bytes {begin}-{len(server.content) - 1}/{len(server.content)}")
-                self.send_header("Content-Length", str(len(body)))
+                if server.length is not None:
+                    self.send_header("Content-Length", str(len(body) if server.length == 0 else server.length))
                 self.end_headers()
+                while server.endless:
+                    server.sent += self.wfile.write(bytes(65_536))
                 self.wfile.write(body[: server.breaks.pop(0)] if server.breaks else body)
 
             def log_message(self, *arguments):
@@ -184,3 +189,25 @@ def test_a_local_archive_that_is_not_the_official_one_is_refused(server, target)
     with pytest.raises(UserError, match=r"birds\.tgz: is not the official file, whose checksum is md5:"):
         fetch_raw("birds", dataset)
     assert target.exists()
+
+
+def test_a_server_that_sends_without_end_is_not_followed(server, target):
+    server.endless, server.length = True, None
+    with pytest.raises(UserError, match="does not say how large the file is; write `size:` of 'birds'"):
+        download("birds", server.url, target, CHECKSUM)
+    with pytest.raises(UserError, match="sends more than the 512,000 bytes"):
+        download("birds", server.url, target, CHECKSUM, len(CONTENT))
+    assert server.sent < 2**26
+    assert names(target) == []
+
+
+def test_a_size_is_compared_before_anything_is_taken(server, target):
+    with pytest.raises(UserError, match=r"has 512,000 bytes, but birds\.download\.size in datasets\.yaml expects 7"):
+        download("birds", server.url, target, CHECKSUM, 7)
+    server.length = 2**60
+    with pytest.raises(UserError, match=r"has 1,152,921,504,606,846,976 bytes, but .* has room for"):
+        download("birds", server.url, target, CHECKSUM)
+    assert names(target) == []
+    server.length = None
+    download("birds", server.url, target, CHECKSUM, len(CONTENT))
+    assert target.read_bytes() == CONTENT

@@ -248,7 +248,7 @@ def sparse(path, name, size):
     info = tarfile.TarInfo(name)
     info.size = size
     path.write_bytes(info.tobuf())
-    os.truncate(path, 512 + size + 1024)
+    os.truncate(path, len(info.tobuf()) + size + 1024)
     return path
 
 

@@ -59,6 +59,16 @@ def test_the_table_in_latex(judged):
     assert " & ".join(["small-kd", "big", *cells]) + r" \\" in lines
 
 
+@pytest.mark.parametrize("start", ["=", "+", "-", "@"])
+def test_a_cell_that_a_spreadsheet_would_run_is_plain_text(desk, start):
+    desk.write_results()
+    desk.write_ledger(f'small,top1,91.5,,,last,"{start}cmd()"')
+    (row,) = [row for row in csv.DictReader(tabulate(desk, "csv").splitlines()) if row["source"]]
+    assert row["source"][0] not in "=+-@\t"
+    assert row["source"].endswith("cmd()")
+    assert float(row["difference"]) < 0
+
+
 def test_the_table_for_machines_has_every_digit(judged):
     judged.write_metrics("small", 0, top1=100 / 3)
     rows = list(csv.DictReader(tabulate(judged, "csv").splitlines()))

@@ -12,7 +12,7 @@ rule download_dataset:
     message:
         "download data set {wildcards.dataset}"
     shell:
-        "exec distillery download {wildcards.dataset} --config-dir $CONFIG > {log} 2>&1"
+        'exec distillery download {wildcards.dataset:q} --config-dir "$CONFIG" > {log:q} 2>&1'
 
 
 rule prepare_dataset:
@@ -31,4 +31,4 @@ rule prepare_dataset:
     message:
         "prepare data set {wildcards.dataset}"
     shell:
-        "exec distillery prepare {wildcards.dataset} --config-dir $CONFIG --workers {threads} $SHRUNK > {log} 2>&1"
+        'exec distillery prepare {wildcards.dataset:q} --config-dir "$CONFIG" --workers {threads} $SHRUNK > {log:q} 2>&1'

@@ -26,8 +26,8 @@ rule evaluate:
     message:
         "evaluate {wildcards.experiment}/{wildcards.run}, seed {wildcards.seed}"
     shell:
-        "exec distillery evaluate $CONFIG/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed} $SHRUNK"
-        " --threads {threads} --workers {resources.workers} > {log} 2>&1"
+        'exec distillery evaluate "$CONFIG"/{wildcards.experiment:q}.yaml {wildcards.run:q} --seed {wildcards.seed:q} $SHRUNK'
+        " --threads {threads} --workers {resources.workers} > {log:q} 2>&1"
 
 
 rule profile_model:
@@ -49,5 +49,5 @@ rule profile_model:
     message:
         "profile {wildcards.experiment}/{wildcards.run}"
     shell:
-        "exec distillery profile $CONFIG/{wildcards.experiment}.yaml {wildcards.run} $SHRUNK --threads {threads}"
-        " > {log} 2>&1"
+        'exec distillery profile "$CONFIG"/{wildcards.experiment:q}.yaml {wildcards.run:q} $SHRUNK --threads {threads}'
+        " > {log:q} 2>&1"

@@ -35,7 +35,7 @@ rule assemble_tables:
     message:
         "assemble the tables of {wildcards.experiment}"
     shell:
-        "exec distillery tabulate $CONFIG/{wildcards.experiment}.yaml $PARTIAL $SHRUNK > {log} 2>&1"
+        'exec distillery tabulate "$CONFIG"/{wildcards.experiment:q}.yaml $PARTIAL $SHRUNK > {log:q} 2>&1'
 
 
 # One table alone needs its own runs only. Its experiment writes the same bytes, but waits for all of them.
@@ -56,7 +56,7 @@ rule assemble_table:
     message:
         "assemble the table {wildcards.table} of {wildcards.experiment}"
     shell:
-        "exec distillery tabulate $CONFIG/{wildcards.experiment}.yaml {wildcards.table} $PARTIAL $SHRUNK > {log} 2>&1"
+        'exec distillery tabulate "$CONFIG"/{wildcards.experiment:q}.yaml {wildcards.table:q} $PARTIAL $SHRUNK > {log:q} 2>&1'
 
 
 rule draw_figures:
@@ -82,4 +82,4 @@ rule draw_figures:
     message:
         "draw the figures of {wildcards.experiment}"
     shell:
-        "exec distillery plot $CONFIG/{wildcards.experiment}.yaml $PARTIAL $SHRUNK > {log} 2>&1"
+        'exec distillery plot "$CONFIG"/{wildcards.experiment:q}.yaml $PARTIAL $SHRUNK > {log:q} 2>&1'

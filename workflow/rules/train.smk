@@ -44,9 +44,9 @@ rule train_student:
         "train {wildcards.experiment}/{wildcards.run}, seed {wildcards.seed}"
     shell:
         'exec bash "$LAUNCH" {resources.nodes} {resources.gpus_per_node} {resources.cpus_per_task}'
-        " train $CONFIG/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed} $SHRUNK"
-        " --expect-digest {params.digest} --threads {threads} --workers {resources.workers}"
-        " --loader {resources.loader} --requeue > {log} 2>&1"
+        ' train "$CONFIG"/{wildcards.experiment:q}.yaml {wildcards.run:q} --seed {wildcards.seed:q} $SHRUNK'
+        " --expect-digest {params.digest:q} --threads {threads} --workers {resources.workers}"
+        " --loader {resources.loader:q} --requeue > {log:q} 2>&1"
 
 
 use rule train_student as train_teacher with:
@@ -81,5 +81,5 @@ rule import_weights:
     message:
         "import {wildcards.experiment}/{wildcards.run}"
     shell:
-        "exec distillery train $CONFIG/{wildcards.experiment}.yaml {wildcards.run} --seed {wildcards.seed} $SHRUNK"
-        " --expect-digest {params.digest} > {log} 2>&1"
+        'exec distillery train "$CONFIG"/{wildcards.experiment:q}.yaml {wildcards.run:q} --seed {wildcards.seed:q} $SHRUNK'
+        " --expect-digest {params.digest:q} > {log:q} 2>&1"

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import http.client
 import os
+import shutil
 import time
 import urllib.error
 import urllib.request
@@ -27,8 +28,10 @@ class _Unfinished(Exception):
     """The connection ended before the file did; the text says why."""
 
 
-def download(name: str, url: str, target: Path, checksum: str) -> None:
+def download(name: str, url: str, target: Path, checksum: str, size: int | None = None) -> None:
     """Fetch ``url`` to ``target``, which appears when all of it is there and has the ``checksum`` (``md5:<hex>``).
+
+    No more than ``size`` bytes are taken, or than the server says before it sends them, or than the disk has room for.
 
     What has come stays in ``.<target>.partial`` beside it after any failure, and the next call asks the server for the
     rest only. A second process that wants the same file waits for the first.
@@ -44,11 +47,11 @@ def download(name: str, url: str, target: Path, checksum: str) -> None:
             if target.exists():
                 return check_checksum(target, checksum)
             resumed = _size(partial) > 0
-            _fetch(name, url, target, partial)
+            _fetch(name, url, target, partial, size)
             if resumed and not _has_checksum(partial, checksum):
                 # The beginning may be another version's; all of it again, once.
                 partial.write_bytes(b"")
-                _fetch(name, url, target, partial)
+                _fetch(name, url, target, partial, size)
             if not _has_checksum(partial, checksum):
                 partial.write_bytes(b"")
                 raise UserError(
@@ -79,13 +82,13 @@ def check_checksum(path: Path, checksum: str) -> None:
         )
 
 
-def _fetch(name: str, url: str, target: Path, partial: Path) -> None:
+def _fetch(name: str, url: str, target: Path, partial: Path, size: int | None) -> None:
     """Append to ``partial`` until all is there; as long as something comes, broken connections are taken up again."""
     failures = 0
     while True:
         before = _size(partial)
         try:
-            return _request(name, url, partial)
+            return _request(name, url, partial, size)
         except _Unfinished as reason:
             failures = 1 if _size(partial) > before else failures + 1
             if failures == _ATTEMPTS or before == _size(partial) == 0:
@@ -96,7 +99,7 @@ def _fetch(name: str, url: str, target: Path, partial: Path) -> None:
         time.sleep(_PAUSE)
 
 
-def _request(name: str, url: str, partial: Path) -> None:
+def _request(name: str, url: str, partial: Path, size: int | None) -> None:
     begin = _size(partial)
     headers = {"User-Agent": "distillery", "Accept-Encoding": "identity"}
     request = urllib.request.Request(url, headers=headers | ({"Range": f"bytes={begin}-"} if begin else {}))
@@ -116,9 +119,10 @@ def _request(name: str, url: str, partial: Path) -> None:
         if continued and _range_begin(response) != begin:
             file.truncate(0)
             raise _Unfinished("the server sent another part than was asked for")
-        file.seek(begin if continued else 0)
+        done = begin if continued else 0
+        file.seek(done)
         file.truncate()
-        _copy(name, response, file, begin if continued else 0)
+        _copy(name, response, file, done, _total(name, url, response, partial, done, size))
 
 
 def _range_begin(response: Any) -> int | None:  # noqa: ANN401
@@ -127,12 +131,31 @@ def _range_begin(response: Any) -> int | None:  # noqa: ANN401
     return int(begin) if begin.isdigit() else None
 
 
-def _copy(name: str, response: Any, file: Any, done: int) -> None:  # noqa: ANN401
-    length = response.headers.get("Content-Length")
-    total = done + int(length) if length else 0
+def _total(name: str, url: str, response: Any, partial: Path, done: int, size: int | None) -> int:  # noqa: ANN401
+    """How many bytes the whole file has, ``done`` of which are there: an endless answer must not fill the disk."""
+    length = response.headers.get("Content-Length", "")
+    said = done + int(length) if length.isdigit() else None
+    if said is None and size is None:
+        raise UserError(
+            f"{url}: the server does not say how large the file is; write `size:` of {name!r} in datasets.yaml"
+        )
+    if said is not None and size is not None and said != size:
+        raise UserError(f"{url}: has {said:,} bytes, but {name}.download.size in datasets.yaml expects {size:,}")
+    total = size if said is None else said
+    assert total is not None
+    free = shutil.disk_usage(partial.parent).free
+    if total - done > free:
+        raise UserError(f"{url}: has {total:,} bytes, but {partial.parent} has room for {free:,} only")
+    return total
+
+
+def _copy(name: str, response: Any, file: Any, done: int, total: int) -> None:  # noqa: ANN401
     progress = Progress(f"download {name}", total, "B", done)
     try:
         while chunk := _read(response):
+            if done + len(chunk) > total:
+                file.truncate(0)
+                raise UserError(f"{name}: the server sends more than the {total:,} bytes that the file has")
             file.write(chunk)
             progress.add(len(chunk))
             done += len(chunk)

@@ -29,7 +29,7 @@ def fetch_raw(name: str, dataset: Dataset) -> None:
         if archive.is_file():
             check_checksum(archive, dataset.download.checksum)
         elif not _has_content(path):
-            download(name, dataset.download.url, archive, dataset.download.checksum)
+            download(name, dataset.download.url, archive, dataset.download.checksum, dataset.download.size)
     if not path.exists():
         raise missing_images(name, dataset)
 

@@ -3,13 +3,16 @@
 from dataclasses import dataclass
 from hashlib import file_digest
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from distillery.data.manifest import Manifest
 from distillery.experiment import Experiment
+from distillery.experiment.reading import validate
+from distillery.experiment.schema.block import Statistics
 from distillery.experiment.schema.recipe import Preprocess
 from distillery.models import check_input, create_model
 from distillery.models.composite import with_head
@@ -105,6 +108,17 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+class _Record(BaseModel):
+    """What of a run.json is used, and of what kind it is."""
+
+    digest: str
+    spec: dict[str, Any]
+    manifest_digest: str
+    classes: Annotated[int, Field(strict=True, ge=1)]
+    preprocess: Preprocess
+    statistics: Statistics
+
+
 def read_record(path: Path, made_by: str = "distillery train") -> dict[str, Any]:
     """Read a run.json; ``made_by`` is the command that makes it.
 
@@ -112,4 +126,6 @@ def read_record(path: Path, made_by: str = "distillery train") -> dict[str, Any]
         UserError: it is missing, damaged or incomplete.
     """
     needed = ("digest", "spec", "manifest_digest", "classes", "preprocess", "statistics", "selection", "epoch")
-    return read_json(path, made_by, needed)
+    record = read_json(path, made_by, needed)
+    validate(_Record, record, path)
+    return record

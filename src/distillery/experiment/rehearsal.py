@@ -126,7 +126,7 @@ def _stand_in(config: RunConfig) -> str:
     """A plain name for a network and the weights that it begins with."""
     arguments = [f"{key}-{value}" for key, value in config.model_args.items()]
     name = re.sub(r"[^A-Za-z0-9_]+", "-", "-".join(["stand-in", config.model, *arguments, str(config.weights)]))
-    return name if len(name) <= LONGEST_NAME else f"{name[:100]}-{digest_of(name)}"
+    return name if len(name) <= LONGEST_NAME else f"{name[:180]}-{digest_of(name)}"
 
 
 def family(model: str) -> str:

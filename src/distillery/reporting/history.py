@@ -48,7 +48,11 @@ def read_history(path: Path, made_by: str) -> dict[str, NDArray[np.float64]]:
     Raises:
         UserError: the file is missing or damaged; the line says which command makes it.
     """
-    header, *rows = [*csv.reader(io.StringIO(read_text(path, made_by)))] or [[]]
+    text = read_text(path, made_by)
+    try:
+        header, *rows = [*csv.reader(io.StringIO(text))] or [[]]
+    except csv.Error as error:
+        raise unusable(path, f"not valid CSV: {error}", made_by) from None
     for name in NEEDED:
         if name not in header:
             raise unusable(path, f"row 1: no column {name!r}", made_by)

@@ -113,6 +113,11 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", text)
 
 
+def defuse(text: str) -> str:
+    """Text that a spreadsheet shows as it is: a cell that begins so is a formula to it, and may start programs."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def _markdown_cell(cell: Cell) -> str:
     return f"**{escape_markdown(cell.text)}**" if cell.bold else escape_markdown(cell.text)
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from distillery.experiment import Experiment
 from distillery.paths import run_folder
-from distillery.results import command, read_json
+from distillery.results import command, read_json, unusable
 
 # A difference in these may be behind a difference in results.
 PACKAGES = ("distillery", "torch")
@@ -30,9 +30,13 @@ def read_origins(experiment: Experiment, run: str, results: Path, *, partial: bo
     for seed in experiment.seeds(run):
         path = run_folder(results, experiment.name, run, seed) / "run.json"
         if not partial or path.is_file():
-            record = read_json(path, command("train", experiment.path, run, seed, results))
-            made = record.get("sessions", [record])
-            origins.update(_origin(process["provenance"]) for process in made if "provenance" in process)
+            made_by = command("train", experiment.path, run, seed, results)
+            record = read_json(path, made_by)
+            try:
+                made = record.get("sessions", [record])
+                origins.update(_origin(process["provenance"]) for process in made if "provenance" in process)
+            except (LookupError, TypeError, AttributeError):
+                raise unusable(path, "its sessions or their provenance are misshapen", made_by) from None
     return frozenset(origins)
 
 

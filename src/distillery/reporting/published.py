@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from dataclasses import dataclass, replace
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -154,7 +155,7 @@ def _parse(path: Path, row: int, cells: dict[str, str]) -> Published:
             raise fault(column, f"leave it empty; a {metric} has that of the {COLUMNS[metric].beside} beside it")
     std, n = None, None
     if cells["n"]:
-        if not cells["n"].isdecimal() or int(cells["n"]) < 1:
+        if not re.fullmatch(r"[1-9][0-9]{0,8}", cells["n"]):
             raise fault("n", "expected the number of runs behind the value, 1 or more, or nothing if it is unknown")
         n = int(cells["n"])
     if cells["std"]:
@@ -170,9 +171,10 @@ def _parse(path: Path, row: int, cells: dict[str, str]) -> Published:
 
 
 def _decimal(text: str) -> Decimal | None:
-    """A finite number with its digits; None if it is none. What Python alone reads, such as 1_000, is none."""
+    """A number with its digits; None if it is none. What Python alone reads, such as 1_000 or 1e400, is none."""
     try:
         number = Decimal(text)
     except InvalidOperation:
         return None
-    return number if number.is_finite() and "_" not in text else None
+    printed = number.is_finite() and "_" not in text and len(text) <= 40 and -20 <= number.adjusted() <= 20
+    return number if printed else None

@@ -14,7 +14,7 @@ from distillery.experiment.schema.experiment import Grid, head_cells
 from distillery.paths import dataset_folder, table_folder
 from distillery.reporting.content import Content, Entry, gather, read_ledger
 from distillery.reporting.legend import NOT_RUN, SELECTIONS, introduce, legend
-from distillery.reporting.markup import LATEX_HEAD, Cell, Sheet, escape_markdown, to_latex, to_markdown
+from distillery.reporting.markup import LATEX_HEAD, Cell, Sheet, defuse, escape_markdown, to_latex, to_markdown
 from distillery.reporting.measurements import Measured, Profile, read_measurements
 from distillery.reporting.origins import describe_origins
 from distillery.results import remove_others
@@ -242,6 +242,9 @@ def _csv(contents: list[Content]) -> str:
         for content in contents
         for run in content.table.runs()
         for metric in content.table.columns
+    ]
+    records = [
+        {name: defuse(cell) if isinstance(cell, str) else cell for name, cell in record.items()} for record in records
     ]
     # As objects, counts stay whole numbers and floats keep their shortest exact form.
     text: str = pandas.DataFrame(records, columns=list(CSV_HEADER), dtype=object).to_csv(

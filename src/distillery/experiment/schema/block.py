@@ -17,8 +17,9 @@ Triple = tuple[Probability, Probability, Probability]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 Epochs = Annotated[int, Field(ge=1, le=100_000)]
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
-LONGEST_NAME = 128  # a file system takes 255 letters, and names get endings
-Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=LONGEST_NAME)]
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=250)]  # a file system takes 255 letters
+LONGEST_NAME = 200  # of what names files, for these get endings
+FileName = Annotated[str, Field(pattern=NAME_PATTERN, max_length=LONGEST_NAME)]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], Field(min_length=1)]
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 

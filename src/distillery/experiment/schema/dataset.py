@@ -30,6 +30,7 @@ class Download(Block):
 
     url: str = Field(pattern=r"^https?://")
     checksum: Annotated[str, Field(pattern=r"^(md5:[0-9a-f]{32}|sha1:[0-9a-f]{40}|sha256:[0-9a-f]{64})$")]
+    size: Annotated[int, Field(ge=1, le=2**50)] | None = Field(None, description="its bytes; more are not taken")
 
 
 class Generated(Block):

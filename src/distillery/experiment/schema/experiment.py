@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from distillery.experiment.schema.block import Block, Name, Seeds, apart
+from distillery.experiment.schema.block import Block, FileName, Name, Seeds, apart
 from distillery.experiment.schema.columns import COLUMNS
 from distillery.experiment.schema.labels import Count, Images, LabelledShare
 from distillery.experiment.schema.objective import PLAIN, Objective
@@ -143,4 +143,4 @@ class ExperimentConfig(Block):
     seeds: Seeds = (0,)
     labels: Count | None = Field(None, description="of runs that are trained and do not say it themselves")
     runs: Annotated[dict[Name, RunConfig], AfterValidator(apart)]
-    tables: Annotated[dict[Name, Table], AfterValidator(apart)] = Field({})
+    tables: Annotated[dict[FileName, Table], AfterValidator(apart)] = Field({})

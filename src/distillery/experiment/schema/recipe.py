@@ -30,7 +30,7 @@ from distillery.experiment.schema.block import (
     Statistics,
 )
 
-Rate = Annotated[float, Field(gt=0, le=1000)]
+Rate = Annotated[float, Field(gt=0, le=1e38)]  # what float32 holds; a senseless one ends in the first epoch
 Decay = Annotated[float, Field(ge=0, le=10)]
 Alpha = Annotated[float, Field(ge=0, le=100)]
 
@@ -154,7 +154,7 @@ class CosineSchedule(Block):
     """Half a cosine from the base rate to `min_lr`, one value an epoch, then `cooldown` epochs at `min_lr`."""
 
     name: Literal["cosine"]
-    min_lr: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    min_lr: Annotated[float, Field(ge=0, le=1e38)] = 0.0
     cooldown: Annotated[int, Field(ge=0, le=100_000)] = Field(0, description="epochs added to the run at min_lr")
     restart_every: Epochs | None = Field(None, description="begin again after so many epochs, instead of one arc")
     warmup: Warmup | None = None
