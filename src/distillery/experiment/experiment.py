@@ -1,6 +1,7 @@
 """From an experiment file to resolved runs: names looked up, recipes merged."""
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -316,12 +317,17 @@ def _deep_merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, An
 def usual_recipe(folder: Path, dataset: str) -> str | None:
     """The recipe that most runs on a data set train by, over all experiments of a configuration folder.
 
-    Raises:
-        UserError: an experiment is wrong.
+    An experiment that is wrong, as one that is being written, costs a warning.
     """
+    experiments = []
+    for name in experiment_names(folder):
+        try:
+            experiments.append(load_experiment(folder / f"{name}.yaml"))
+        except UserError as error:
+            print(f"warning: passed over: {error}", file=sys.stderr)
     names = Counter(
         line.recipe
-        for experiment in load_experiments(folder).values()
+        for experiment in experiments
         if experiment.config.dataset == dataset
         for line in experiment.config.runs.values()
         if line.recipe is not None
