@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-methods rehearse rehearse-families save restore test quick lint format lock clean
+.PHONY: help demo demo-methods rehearse rehearse-families save restore test test-faults quick lint format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ test: .venv/.installed lint  ## every check and test (under 12 minutes on 2 core
 test-slurm: .venv/.installed  ## the workflow on a real Slurm cluster on this machine (Debian or Ubuntu, as root)
 	bash tests/slurm/install.sh
 	TEST_SLURM=1 OMP_NUM_THREADS=1 pytest tests/slurm
+
+test-faults: workflow/schemas  ## broken configurations and data, each with its one line (20 seconds)
+	OMP_NUM_THREADS=1 pytest tests/faults
 
 quick: workflow/schemas  ## the quick tests (under 2 minutes)
 	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal -m "not slow"
