@@ -172,6 +172,8 @@ def data(
     folder = dataset_folder(results, dataset)
     manifest = load_manifest(folder)
     print(describe_manifest(manifest))
+    if "train" not in manifest.splits:
+        return
     name = recipe or usual_recipe(config_dir, dataset)
     if name is None:
         print(f"\nNo experiment of {config_dir} trains on {dataset}; name a --recipe to see it augmented.")

@@ -26,10 +26,12 @@ class ArrowImages:
     are read from where they lie, and compared with their checksums.
 
     Raises:
-        UserError: a shard is missing or damaged, or an image that is not embedded was changed.
+        UserError: the split or a shard is missing or damaged, or an image that is not embedded was changed.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: SplitName) -> None:
+        if split not in manifest.splits:
+            raise UserError(f"{folder}: holds no images of the split {split}; it is for evaluation only")
         part = manifest.splits[split]
         self._paths = [folder / shard.file for shard in part.shards]
         self._starts = np.cumsum([0, *(shard.images for shard in part.shards)]).tolist()

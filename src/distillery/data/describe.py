@@ -39,15 +39,16 @@ def describe(
         ValidationError: a class has no images left; the caller has checked that.
     """
     splits = {split: _describe_split(images, split, shards) for split, shards in written.items()}
+    train = written.get("train", [])
     identity = {"classes": images.classes} | {split: described.content for split, described in splits.items()}
     return Manifest.model_validate(
         {
             "name": name,
             "digest": hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
             "classes": images.classes,
-            "statistics": pixel_statistics(sum(shard.facts.histogram for shard in written["train"])),
+            "statistics": pixel_statistics(sum(shard.facts.histogram for shard in train or written["val"])),
             "splits": splits,
-            "duplicates": _find_duplicates([*written["train"], *written.get("holdout", [])], written["val"]),
+            "duplicates": _find_duplicates([*train, *written.get("holdout", [])], written["val"]),
             "ignored": images.ignored,
             "skipped": [SkippedImage(path=path, reason=reason) for path, reason in skipped],
         }

@@ -9,7 +9,7 @@ from distillery.randomness import addressed_permutation
 
 
 def hold_out(images: RawImages, share: float, name: str) -> RawImages:
-    """Move ``share`` of the training images of every class to a split ``holdout``.
+    """Move ``share`` of the training images of every class to a split ``holdout``; to ``val`` where there is none.
 
     A class gives ``round(share * images)`` of its images, but at least one and never its last one; which ones depends
     on nothing but how many it has, so the same images are held out on every machine.
@@ -31,6 +31,9 @@ def hold_out(images: RawImages, share: float, name: str) -> RawImages:
         chosen = set(addressed_permutation(len(members), 0, "holdout", label)[:count].tolist())
         held += [image for place, image in enumerate(members) if place in chosen]
         train += [image for place, image in enumerate(members) if place not in chosen]
+    if "val" not in images.splits:
+        folders = images.folders | {"val": images.folders["train"]}
+        return replace(images, folders=folders, splits={"train": train, "val": held})
     folders = images.folders | {"holdout": images.folders["train"]}
     # The images that are chosen by stand between those for training and those that are reported.
     splits = {"train": train, "holdout": held, "val": images.splits["val"]}

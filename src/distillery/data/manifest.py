@@ -63,7 +63,7 @@ class Ignored(Block):
 
     hidden: NonNegativeInt
     extensions: dict[str, int]
-    photographs: dict[str, int] = Field({})
+    photographs: dict[str, int] = Field(default={})
 
 
 class SkippedImage(Block):
@@ -84,7 +84,7 @@ class Manifest(Block):
     name: str
     digest: str
     classes: tuple[str, ...]
-    statistics: Statistics  # over all pixels of the training images
+    statistics: Statistics  # over all pixels of the training images, or of the others where there are none
     splits: dict[SplitName, Split]
     duplicates: Duplicates
     ignored: Ignored

@@ -66,10 +66,11 @@ def prepare_dataset(name: str, dataset: Dataset, output: Path, workers: int) -> 
 
 def summary(manifest: Manifest, folder: Path) -> list[str]:
     """What a person should know about a prepared data set, a line each."""
-    train, val, name = manifest.splits["train"], manifest.splits["val"], manifest.name
+    train, val, name = manifest.splits.get("train"), manifest.splits["val"], manifest.name
+    training = "" if train is None else f"{train.images:,} training and "
     lines = [
         f"{name}: {counted(len(manifest.classes), 'class', 'classes')}, "
-        f"{train.images:,} training and {counted(val.images, 'validation image')} in {folder}"
+        f"{training}{counted(val.images, 'validation image')} in {folder}"
     ]
     if "holdout" in manifest.splits:
         lines.append(
@@ -105,7 +106,8 @@ def summary(manifest: Manifest, folder: Path) -> list[str]:
             f"{name}: warning: {_are(turned, 'image')} stored on the side or mirrored, by the EXIF orientation, and "
             f"used so; `orientation: exif` of {name!r} in datasets.yaml turns them"
         )
-    deep = sum(number for split in (train, val) for mode, number in split.modes.items() if mode in DEEP_MODES)
+    modes = [item for split in manifest.splits.values() for item in split.modes.items()]
+    deep = sum(number for mode, number in modes if mode in DEEP_MODES)
     if deep:
         lines.append(
             f"{name}: warning: {counted(deep, 'image')} with more than 8 bits a channel: values above 255 become "

@@ -78,16 +78,19 @@ class Layout:
 
 
 def to_splits(scan: Scan, path: str) -> RawImages:
-    """Check that every class has images in both splits, and put the images in order.
+    """Check that every class has images in the splits that there are, and put the images in order.
+
+    Of a data set for evaluation, a class of its own list may have none.
 
     Raises:
         UserError: a class is missing or empty in a split.
     """
-    filled = {split: {label for label, files in scan.files[split].items() if files} for split in SPLITS}
+    present = [split for split in SPLITS if split in scan.folders]
+    filled = {split: {label for label, files in scan.files[split].items() if files} for split in present}
     wanted = set(scan.classes or ()) | set(scan.files["train"]) | set(scan.files["val"])
     _check_forms(sorted(wanted), path)
-    for split in SPLITS:
-        lacking = sorted(wanted - filled[split])
+    for split in present:
+        lacking = sorted(wanted - filled[split] if "train" in present else {*scan.files["val"]} - filled["val"])
         if lacking:
             where = f"{scan.folders[split]}/{shown(lacking[0])}/"
             state = "is empty" if lacking[0] in scan.files[split] else "is missing"
@@ -96,17 +99,17 @@ def to_splits(scan: Scan, path: str) -> RawImages:
                 state = f"has {counted(unread, 'photograph')} of a kind that cannot be read (convert to JPEG or PNG)"
             more = f" (and {len(lacking) - 1:,} more such classes)" if len(lacking) > 1 else ""
             raise UserError(
-                f"{path}: {where} {state}{more}; every class needs images in {scan.folders['train']}/ and "
-                f"{scan.folders['val']}/"
+                f"{path}: {where} {state}{more}; every class needs images in "
+                f"{' and '.join(f'{scan.folders[each]}/' for each in present)}"
             )
     classes = scan.classes or tuple(sorted(wanted))
     splits = {
         split: [
             RawImage(file, name, label)
             for label, class_name in enumerate(classes)
-            for name, file in sorted(scan.files[split][class_name], key=lambda pair: pair[0])
+            for name, file in sorted(scan.files[split].get(class_name, []), key=lambda pair: pair[0])
         ]
-        for split in SPLITS
+        for split in present
     }
     ignored = Ignored(
         hidden=scan.ignored.pop("hidden", 0),
@@ -141,6 +144,10 @@ def check_counts(images: RawImages, name: str, dataset: Dataset) -> None:
             f"expects {dataset.classes:,}; complete the raw images, or change or remove the key"
         )
     for split, expected in dataset.images.items():
+        if split not in images.splits:
+            raise UserError(
+                f"{dataset.path}: {name}.images.{split} in datasets.yaml: there is no such split; remove it"
+            )
         if len(images.splits[split]) != expected:
             raise UserError(
                 f"{dataset.path}: {counted(len(images.splits[split]), 'image')} in {images.folders[split]}/, but "

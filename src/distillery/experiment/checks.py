@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from distillery.errors import UserError, located
 from distillery.experiment.reading import nearest
+from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.experiment import RunConfig
 from distillery.experiment.schema.objective import terms_with_teacher
 from distillery.experiment.schema.recipe import Recipe
@@ -12,8 +13,14 @@ if TYPE_CHECKING:
     from distillery.experiment.experiment import Experiment
 
 
-def check_run(where: str, config: RunConfig, overrides: dict[str, Any], recipe: Recipe | None) -> None:
+def check_run(
+    where: str, config: RunConfig, overrides: dict[str, Any], recipe: Recipe | None, dataset: Dataset
+) -> None:
     """Check which keys of a run go together."""
+    if config.recipe is not None and dataset.split == "evaluation":
+        raise UserError(
+            f"{where}.recipe: the data set is for evaluation and has no images to train on; import `weights`"
+        )
     if config.recipe is None and config.weights is None:
         raise UserError(f"{where}: a run needs `recipe` (to train), `weights` (to import) or both; found neither")
     if config.recipe is None:

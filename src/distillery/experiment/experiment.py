@@ -222,7 +222,7 @@ def _read_experiment(path: Path, linked: dict[str, Experiment], rehearsal: bool 
         if run_config.recipe is not None
     }
     for run, run_config in config.runs.items():
-        check_run(f"{path}: {name}.runs.{run}", run_config, overrides[run], recipes.get(run))
+        check_run(f"{path}: {name}.runs.{run}", run_config, overrides[run], recipes.get(run), dataset)
     preprocesses = {
         run: validate(Preprocess, overrides[run]["preprocess"], path, (name, "runs", run, "preprocess"))
         for run, run_config in config.runs.items()

@@ -111,7 +111,7 @@ def _check_extent(text: str) -> None:
         elif isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in opened):
                 raise _fault(f"*{event.anchor} stands inside of itself", event)
-            size = sizes.get(event.anchor, 1)
+            size = sizes.get(event.anchor or "", 1)
         elif isinstance(event, yaml.ScalarEvent | yaml.CollectionEndEvent):
             anchor, size = opened.pop() if isinstance(event, yaml.CollectionEndEvent) else (event.anchor, 1)
             if anchor is not None:
@@ -138,7 +138,7 @@ def _check_node(node: yaml.Node, loader: Any, seen: set[int]) -> None:  # noqa: 
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
             _check_node(value, loader, seen)
-    elif plain:
+    elif isinstance(node, yaml.ScalarNode) and not node.style:
         _check_plain(node)
 
 

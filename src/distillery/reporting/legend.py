@@ -61,12 +61,13 @@ def _describe(dataset: str, manifest: Manifest | None) -> str:
     name = f"Data set {escape_markdown(dataset)}"
     if manifest is None:
         return f"{name}, not prepared yet."
-    train, val = (manifest.splits[split].images for split in ("train", "val"))
+    train, val = manifest.splits.get("train"), manifest.splits["val"].images
+    training = "" if train is None else f"{train.images:,} training images, "
     held = manifest.splits.get("holdout")
     chosen = "" if held is None else f"{held.images:,} images held out from training to choose epochs by, "
     return (
-        f"{name}: {len(manifest.classes):,} classes, {train:,} training images, {chosen}and {val:,} validation images, "
-        "on which every score is taken."
+        f"{name}: {len(manifest.classes):,} classes, {training}{chosen}{'and ' * bool(training)}{val:,} "
+        "validation images, on which every score is taken."
     )
 
 

@@ -12,17 +12,27 @@ _ARCHIVE_ENDINGS = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip")
 
 
 def find_folders(name: str, dataset: Dataset, scratch: Path) -> Scan:
-    """List the images of a folder or an archive, or of a folder that holds one archive and nothing else.
+    """List the images of a folder or an archive, or of a folder that holds one archive and nothing else; of a data set
+    for evaluation, those for validation only.
 
     Raises:
         UserError: a split is missing, or images lie outside of class folders.
+    """
+    return find_class_folders(open_raw(dataset, scratch), name, dataset)
+
+
+def open_raw(dataset: Dataset, scratch: Path) -> Tree:
+    """Open a folder or an archive, or a folder that holds one archive and nothing else.
+
+    Raises:
+        UserError: it cannot be read or is damaged.
     """
     tree = open_tree(Path(dataset.path), scratch)
     if isinstance(tree, FolderTree):
         visible = [entry for entry in tree.names("") if not is_hidden(entry)]
         if len(visible) == 1 and visible[0].endswith(_ARCHIVE_ENDINGS) and tree.find(visible[0]):
             tree = open_tree(tree.source / visible[0], scratch)
-    return find_class_folders(tree, name, dataset)
+    return tree
 
 
 def find_class_folders(tree: Tree, name: str, dataset: Dataset) -> Scan:
@@ -37,8 +47,10 @@ def find_class_folders(tree: Tree, name: str, dataset: Dataset) -> Scan:
         if flat:
             raise UserError(f"{dataset.path}: {counted(flat, 'image')} in no class folder; {_wanted('train')} and val/")
         return scan
+    evaluation = dataset.split == "evaluation"
     root = _find_root(tree, dataset)
-    folders = {"train": "train", "val": _find_validation(tree, root, name, dataset)}
+    val = _find_validation(tree, root, name, dataset)
+    folders = {"val": val} if evaluation else {"train": "train", "val": val}
     scan = Scan(folders)
     for split, folder in folders.items():
         add_class_folders(scan, split, tree, root, folder, dataset.path)
@@ -77,13 +89,19 @@ def _only_folder(tree: Tree) -> list[str]:
 
 
 def _find_root(tree: Tree, dataset: Dataset) -> str:
-    """Where `train` is: at the top, or in the only folder there; "" or that folder with a slash."""
+    """Where the splits are: at the top, or in the only folder there; "" or that folder with a slash."""
     top = [folder for folder in tree.subfolders("") if not is_hidden(folder)]
-    if "train" in top:
+    usual = {dataset.val_folder or "val", *VALIDATION_NAMES} if dataset.split == "evaluation" else {"train"}
+    if usual & {*top}:
         return ""
     inside = [f"{top[0]}/{folder}" for folder in tree.subfolders(top[0])] if len(top) == 1 else []
-    if f"{top[0]}/train" in inside:
+    if {f"{top[0]}/{folder}" for folder in usual} & {*inside}:
         return f"{top[0]}/"
+    if dataset.split == "evaluation":
+        raise UserError(
+            f"{dataset.path}: no folder val/, valid/, validation/ or test/ in it (found {listed(inside or top)}); "
+            f"{_wanted('val')}, or write `layout: classes` for class folders, `layout: lists` for val.csv"
+        )
     raise UserError(f"{dataset.path}: no folder train/ in it (found {listed(inside or top)}); {_wanted('train')}")
 
 

@@ -1,9 +1,9 @@
 """What a line of datasets.yaml may say."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distillery.experiment.schema.block import Block, Count, Neutral, Pixels
 
@@ -63,6 +63,9 @@ class Dataset(Block):
     val_folder: str | None = Field(
         None, description="name of the validation folder, or the hub's split; found by itself when it is usual"
     )
+    split: Annotated[Literal["evaluation"] | None, Neutral(None)] = Field(
+        None, description="evaluation: there are validation images only, to measure imported networks on"
+    )
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="share of each class's training images to choose epochs by, instead of the validation images"
     )
@@ -72,3 +75,13 @@ class Dataset(Block):
         "stored", description="exif: turn images as their metadata ask, and store these as PNGs"
     )
     on_corrupt: Literal["stop", "skip"] = Field("stop", description="what to do about images that cannot be decoded")
+
+    @model_validator(mode="after")
+    def _evaluation_alone(self) -> Self:
+        if self.split is not None and (
+            self.layout not in ("folders", "lists", "classes") or self.path.startswith(HUB_PREFIX)
+        ):
+            raise ValueError("`split: evaluation` goes with the layouts folders, lists and classes")
+        if self.split is not None and self.holdout is not None:
+            raise ValueError("`split: evaluation` leaves no training images that `holdout` could take some of")
+        return self
