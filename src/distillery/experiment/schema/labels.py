@@ -14,7 +14,7 @@ LABELLED_SHARE = 0.5
 
 
 def _count_or_share(value: Any) -> Any:  # noqa: ANN401
-    if value == "all" or (type(value) is int and value >= 1) or (type(value) is float and 0 < value < 1):
+    if value == "all" or (type(value) is int and 1 <= value <= 10**9) or (type(value) is float and 0 < value < 1):
         return value
     raise ValueError("expected a number of images, as 100, a share between 0 and 1, as 0.1, or all")
 
@@ -41,9 +41,9 @@ class FewLabels(Block):
 
     numerics = 1
 
-    labels: int | float
+    labels: Annotated[int | float, BeforeValidator(_count_or_share)]
     images: Images
-    labelled_share: float | None = None
+    labelled_share: LabelledShare | None = None
 
     def count(self, images: int) -> int:
         """How many of so many training images are labelled.
