@@ -73,29 +73,29 @@ def test_a_published_accuracy_is_shown_as_the_error_that_a_column_asks_for(desk,
     assert content(("nll",)).judged == []
 
 
-GAIN = ("small,top1,91.50,0.2,3,last,here", "small,gain,0.6,,,,here")
+GAIN = ("small,top1,91.50,0.2,3,last,here", "small,gain_over_published,0.6,,,,here")
 
 
-def test_a_gain_is_our_top1_less_what_was_best_before(desk, content):
+def test_a_gain_over_published_is_our_top1_less_what_was_best_before(desk, content):
     desk.write_results()
     for seed, top1 in enumerate((91.0, 91.04, 91.08)):
         desk.write_metrics("small", seed, top1=top1)
     desk.write_ledger(*GAIN, "small-kd,top1,92,,,,here")
-    found = content(("top1", "gain"))
-    entry = found.entries["small", "gain"]
+    found = content(("top1", "gain_over_published"))
+    entry = found.entries["small", "gain_over_published"]
     assert entry.summary.mean == 0.14  # 91.04 - (91.50 - 0.6)
     assert entry.summary.n == 3
     assert entry.summary.std == found.entries["small", "top1"].summary.std
     assert (str(entry.published.value), str(entry.published.std), entry.published.n) == ("0.6", "0.2", 3)
     assert entry.verdict == found.entries["small", "top1"].verdict
     assert entry.verdict.difference == pytest.approx(-0.46)
-    assert found.judged == ["top1", "gain"]
+    assert found.judged == ["top1", "gain_over_published"]
 
 
 def test_a_gain_over_an_error_is_that_over_the_accuracy(desk, content):
     desk.write_results()
-    desk.write_ledger("small,error1,8.50,,,,here", "small,gain,-0.10,,,,here")
-    entry = content(("gain",)).entries["small", "gain"]
+    desk.write_ledger("small,error1,8.50,,,,here", "small,gain_over_published,-0.10,,,,here")
+    entry = content(("gain_over_published",)).entries["small", "gain_over_published"]
     assert entry.published.best_before + entry.published.value == entry.published.beside.value
     assert str(entry.published.best_before) == "91.60"
 
@@ -105,20 +105,20 @@ def test_the_highest_gain_is_the_best_even_where_the_highest_top1_is_anothers(de
     for seed in (0, 1, 2):
         desk.write_metrics("small", seed, top1=91.0)
         desk.write_metrics("small-kd", seed, top1=95.0)
-    desk.write_ledger(*GAIN, "small-kd,top1,99,,,,here", "small-kd,gain,1.0,,,,here")
-    found = content(("top1", "gain"))
-    assert (best(found, "top1"), best(found, "gain")) == ({"small-kd"}, {"small"})
+    desk.write_ledger(*GAIN, "small-kd,top1,99,,,,here", "small-kd,gain_over_published,1.0,,,,here")
+    found = content(("top1", "gain_over_published"))
+    assert (best(found, "top1"), best(found, "gain_over_published")) == ({"small-kd"}, {"small"})
 
 
 @pytest.mark.parametrize("measured", [True, False])
 def test_without_published_numbers_there_is_no_gain_to_miss(desk, content, measured):
     desk.write_results()
     desk.write_ledger(*GAIN)
-    found = content(("gain",), runs=None if measured else {})
-    assert found.entries["big", "gain"].summary is None
-    assert not found.entries["big", "gain"].gap
-    assert found.entries["small", "gain"].gap is not measured
-    assert (found.entries["small", "gain"].verdict.finding == "not run") is not measured
+    found = content(("gain_over_published",), runs=None if measured else {})
+    assert found.entries["big", "gain_over_published"].summary is None
+    assert not found.entries["big", "gain_over_published"].gap
+    assert found.entries["small", "gain_over_published"].gap is not measured
+    assert (found.entries["small", "gain_over_published"].verdict.finding == "not run") is not measured
 
 
 def test_a_published_run_without_results_is_not_run(desk, content):

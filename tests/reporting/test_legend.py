@@ -86,16 +86,16 @@ def test_the_verdict_is_explained_where_there_is_one(experiment):
     assert "Parameters, operations and size" in experiment("small,params,78e3,,,,here")
 
 
-def test_a_gain_is_explained_where_there_is_one(desk, experiment):
-    desk.write_experiment(desk.text.replace("columns: [top1,", "columns: [top1, gain,"))
-    explained = "A gain is judged as the top-1 behind it"
+def test_a_gain_over_published_is_explained_where_there_is_one(desk, experiment):
+    desk.write_experiment(desk.text.replace("columns: [top1,", "columns: [top1, gain_over_published,"))
+    explained = "A gain over published is judged as the top-1 behind it"
     assert explained not in experiment("small,top1,91.5,,,last,here")
-    text = experiment("small,top1,91.5,,,last,here", "small,gain,0.6,,,,here")
+    text = experiment("small,top1,91.5,,,last,here", "small,gain_over_published,0.6,,,,here")
     assert explained in text
-    assert "*Gain (points)*: top-1 less the best that was published for the network before" in text
+    assert "*Gain over published (points)*: top-1 less the best that was published for the network before" in text
     heads, _, *rows = [line.split("|") for line in text.splitlines() if line.startswith("|")][:5]
     heads = [head.strip() for head in heads]
-    gains = {row[1].strip(): row[heads.index("Gain (points)")].strip() for row in rows}
+    gains = {row[1].strip(): row[heads.index("Gain over published (points)")].strip() for row in rows}
     top1 = COLUMNS["top1"].value(read_measurements(desk.experiment, desk.results)["small"])
     assert gains == {"big": "–", "small": f"{top1.mean - 90.9:.2f} ± {top1.std:.2f}", "small-kd": "–"}
 

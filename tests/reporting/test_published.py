@@ -65,16 +65,19 @@ def test_a_number_may_belong_to_one_table(ledger):
 
 def test_a_gain_stands_beside_the_top1_of_its_table(ledger):
     head = HEAD.replace("source", "source,table")
-    rows = "small,gain,0.6,,,,here,methods\nsmall,top1,76.10,,,best,here,methods\nsmall,top1,80,,,,there,\n"
+    rows = (
+        "small,gain_over_published,0.6,,,,here,methods\nsmall,top1,76.10,,,best,here,methods\nsmall,top1,80,,,,there,\n"
+    )
     gain = load_published(ledger(head + rows))[0]
     assert (str(gain.best_before), gain.selection, gain.beside.row) == ("75.50", "best", 3)
     line = (
-        "row 2, metric: small has a gain without the top1 that it led to; add a row with its top1 and table 'methods'"
+        "row 2, metric: small has a gain_over_published without the top1 that it led to; "
+        "add a row with its top1 and table 'methods'"
     )
     with pytest.raises(UserError, match=re.escape(line)):
         load_published(ledger(head + rows.replace("best,here,methods", "best,here,other")))
-    with pytest.raises(UserError, match=r"row 2, metric: small has a gain .* its top1 and no table$"):
-        load_published(ledger(HEAD + "small,gain,-0.6,,,,here\nsmall,top5,76.10,,,,here\n"))
+    with pytest.raises(UserError, match=r"row 2, metric: small has a gain_over_published .* its top1 and no table$"):
+        load_published(ledger(HEAD + "small,gain_over_published,-0.6,,,,here\nsmall,top5,76.10,,,,here\n"))
 
 
 def test_a_missing_ledger_and_one_without_rows_are_empty(ledger, tmp_path):
@@ -106,9 +109,9 @@ FAULTS = {
     "small,top1,nan,,,,here": r"row 2, value: 'nan' is not valid",
     "small,top1,100.1,,,,here": r"row 2, value: '100.1' is not valid; expected a number from 0 to 100",
     "small,ece,101,,,,here": r"row 2, value: '101' is not valid; expected a number from 0 to 100",
-    "small,gain,-101,,,,here": r"row 2, value: '-101' is not valid; expected a number from -100 to 100",
-    "small,gain,0.6,,,best,here": r"row 2, selection: 'best' is not valid; leave it empty; a gain has that of the top1",
-    "small,gain,0.6,0.1,5,,here": r"row 2, std: '0.1' is not valid; leave it empty",
+    "small,gain_over_published,-101,,,,here": r"row 2, value: '-101' is not valid; expected a number from -100 to 100",
+    "small,gain_over_published,0.6,,,best,here": r"row 2, selection: 'best' is not valid; leave it empty; a gain_over_",
+    "small,gain_over_published,0.6,0.1,5,,here": r"row 2, std: '0.1' is not valid; leave it empty",
     "small,nll,-1,,,,here": r"row 2, value: '-1' is not valid; expected a number not below 0",
     "small,params,1_000,,,,here": r"row 2, value: '1_000' is not valid",
     'small,params,"25,557,032",,,,here': r"row 2, value: '25,557,032' is not valid",

@@ -24,7 +24,7 @@ class Published:
 
     ``std`` is a sample standard deviation over ``n`` runs; ``n`` and ``selection`` are None where the source is silent.
     ``row`` is the line of the ledger, for error messages. ``table`` is the only table that shows it, if not all do.
-    A gain knows the top-1 ``beside`` it, and has its spread and selection.
+    A gain over published numbers knows the top-1 ``beside`` it, and has its spread and selection.
     """
 
     run: str
@@ -40,7 +40,7 @@ class Published:
 
     @property
     def best_before(self) -> Decimal:
-        """The best top-1 (%) that was published for the network before, for a gain."""
+        """The best top-1 (%) that was published for the network before, for a gain over it."""
         assert self.beside is not None
         return self.beside.value - self.value
 

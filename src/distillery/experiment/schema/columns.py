@@ -136,7 +136,9 @@ def _error(key: str) -> Compute:
     return compute
 
 
-def _gain(run: Measurements, teacher: Measurements | None, published: Improvement | None) -> Summary | None:
+def _gain_over_published(
+    run: Measurements, teacher: Measurements | None, published: Improvement | None
+) -> Summary | None:
     top1 = COLUMNS["top1"].value(run)
     if top1 is None or published is None:
         return None
@@ -179,18 +181,18 @@ COLUMNS: dict[str, Column] = {
         compute=_error("top5"),
         complement="top5",
     ),
-    "gain": Column(
-        "Gain (points)",
+    "gain_over_published": Column(
+        "Gain over published (points)",
         "top1",
         "top-1 less the best that was published for the network before, in percentage points",
         METRICS,
         "higher",
         decimals=2,
-        compute=_gain,
+        compute=_gain_over_published,
         bounds=(-100, 100),
         beside="top1",
-        verdict_rule="A gain is judged as the top-1 behind it; what was best before is the published top-1 less the "
-        "published gain.",
+        verdict_rule="A gain over published is judged as the top-1 behind it; what was best before is the published "
+        "top-1 less that gain.",
     ),
     "nll": Column("NLL", "nll", "mean negative log-likelihood of the right class", METRICS, "lower", decimals=3),
     "ece": Column(
