@@ -87,6 +87,22 @@ def test_a_table_needs_its_own_runs_only(plan):
     assert set(needed) < set(plan.measurements("one"))
 
 
+def test_a_table_needs_its_baseline_too(config):
+    gains = "    gains: {rows: [student], baseline: small, columns: [gain, params]}\n"
+    (config / "one.yaml").write_text(ONE + gains)
+    plan = make_plan(config, {"experiments": "one"}, needed_files)
+    needed = plan.measurements("one", "gains")
+    assert "results/one/small/seed4/metrics.json" in needed
+    assert "results/one/small/profile.json" not in needed
+    assert "results/one/student/profile.json" in needed
+    assert set(needed[1:]) <= set(plan.drawn("one"))
+    before = plan.tabulating("one", "gains")
+    (config / "one.yaml").write_text(
+        (ONE + gains).replace("small: {model: cifar_resnet8", "small: {model: cifar_resnet14")
+    )
+    assert make_plan(config, {"experiments": "one"}, needed_files).tabulating("one", "gains") != before
+
+
 def test_all_results_of_an_experiment(plan):
     files = plan.all_results()
     assert files[:2] == ["results/tables/one.md", "results/figures/one"]

@@ -61,6 +61,9 @@ def check_experiment(experiment: "Experiment") -> None:
             if row not in runs:
                 where = f"{experiment.path}: {experiment.name}.tables.{table}.{'grid' if block.grid else 'rows'}"
                 raise UserError(f"{where}: no run {row!r}; {nearest(row, runs)}")
+        if block.baseline is not None and block.baseline not in runs:
+            where = f"{experiment.path}: {experiment.name}.tables.{table}.baseline"
+            raise UserError(f"{where}: no run {block.baseline!r}; {nearest(block.baseline, runs)}")
 
 
 def _check_teacher(experiment: "Experiment", run: str) -> None:

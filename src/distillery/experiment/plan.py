@@ -290,7 +290,7 @@ class Plan:
         return table
 
     def _drawn_tables(self, experiment: Experiment) -> list[str]:
-        return [name for name, table in experiment.config.tables.items() if table.figure is not None]
+        return [name for name, table in experiment.config.tables.items() if table.drawn]
 
 
 def any_of(names: Iterable[str]) -> str:

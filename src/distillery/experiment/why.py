@@ -31,7 +31,8 @@ def explain(target: str, config: Path, results: Path, *, rehearsal: bool = False
     elif table is not None:
         if table not in experiment.config.tables:
             raise UserError(f"{target}: no table {table!r}; {nearest(table, experiment.config.tables)}")
-        chosen = list(experiment.config.tables[table].runs())
+        shown = experiment.config.tables[table]
+        chosen = list(dict.fromkeys([*shown.runs(), *([shown.baseline] if shown.baseline else [])]))
     else:
         chosen = list(experiment.config.runs)
     for name in chosen:

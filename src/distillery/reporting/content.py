@@ -1,6 +1,6 @@
 """What a table says, before it is laid out: values, the best of each column, published numbers, verdicts."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +11,17 @@ from distillery.experiment.schema.columns import COLUMNS, METRICS, Summary
 from distillery.experiment.schema.experiment import Table
 from distillery.reporting.measurements import Measured
 from distillery.reporting.published import Published, load_published
+from distillery.reporting.statistics import Gain, compare
 from distillery.reporting.verdict import Verdict, judge
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a table knows of one run and one metric."""
+    """What a table knows of one run and one metric.
+
+    Of a column that is taken over the baseline, ``gain`` has what the summary leaves out, and ``best`` is a significant
+    gain; ``uncompared`` says why a row that was measured has none.
+    """
 
     run: str
     metric: str
@@ -25,6 +30,8 @@ class Entry:
     gap: bool = False  # it was not measured, as some of a partial experiment
     published: Published | None = None
     verdict: Verdict | None = None
+    gain: Gain | None = None
+    uncompared: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,12 +94,17 @@ def gather(experiment: Experiment, name: str, table: Table, runs: Mapping[str, M
     """Collect what a table says: values, the best of each metric, published numbers and verdicts.
 
     A row that teaches another row of the table does not compete for the best value. Values that print alike are equally
-    good, and a value without competitor is not called best.
+    good, and a value without competitor is not called best. Nor is a row that teaches another compared with the
+    baseline; a gain is bold where it is significant, whichever is the largest.
     """
     teachers = {run: experiment.teacher(run) for run in table.runs()}
     competing = [run for run in dict.fromkeys(table.runs()) if run not in teachers.values()]
     entries: dict[tuple[str, str], Entry] = {}
+    for metric in table.paired:
+        entries |= _compare(table, metric, competing, runs)
     for metric in dict.fromkeys(table.columns):
+        if metric in table.paired:
+            continue
         column = COLUMNS[metric]
         numbers = {run: _published(ledger, name, run, metric) for run in table.runs()}
         summaries = {
@@ -108,6 +120,30 @@ def gather(experiment: Experiment, name: str, table: Table, runs: Mapping[str, M
             gap = summary is None and not without and not measured.holds(metric)
             entries[run, metric] = Entry(run, metric, summary, is_best, gap, number, verdict)
     return Content(name, table, entries, teachers, runs)
+
+
+def _compare(
+    table: Table, metric: str, competing: Sequence[str], runs: Mapping[str, Measured]
+) -> dict[tuple[str, str], Entry]:
+    """Compare the competing rows with the baseline."""
+    assert table.baseline is not None
+    key = COLUMNS[metric].key
+    values = {run: runs.get(run, Measured()).by_seed(key) for run in [*table.runs(), table.baseline]}
+    rows = {run: values[run] for run in competing if run != table.baseline}
+    gains = compare(values[table.baseline], rows)
+    entries = {}
+    for run in table.runs():
+        gain = gains.get(run)
+        uncompared = ""
+        if run == table.baseline:
+            uncompared = "baseline"
+        elif run in rows and values[run] and gain is None:
+            uncompared = "no common seed" if values[table.baseline] else "baseline not run"
+        summary = None if gain is None else Summary(gain.mean, gain.std, gain.n)
+        best = gain is not None and gain.shown and gain.mean > 0
+        gap = run in rows and not values[run]
+        entries[run, metric] = Entry(run, metric, summary, best, gap, gain=gain, uncompared=uncompared)
+    return entries
 
 
 def _judge(measured: Measured, summary: Summary | None, number: Published) -> Verdict:

@@ -74,7 +74,14 @@ def _describe(dataset: str, manifest: Manifest | None) -> str:
 def legend(contents: Sequence[Content]) -> str:
     """How to read these tables; explains what occurs in them and nothing else. Empty if nothing needs it."""
     entries = [entry for content in contents for entry in content.entries.values()]
-    items = [*_measures(contents), *_values(entries), *_selections(contents), *_verdicts(entries), *_sources(entries)]
+    items = [
+        *_measures(contents),
+        *_values(entries),
+        *_gains(entries),
+        *_selections(contents),
+        *_verdicts(entries),
+        *_sources(entries),
+    ]
     return "\n".join(["## How to read this", "", *items, ""]) if items else ""
 
 
@@ -88,13 +95,35 @@ def _values(entries: Sequence[Entry]) -> list[str]:
     sentences = []
     if any(entry.summary is not None and entry.summary.std is not None for entry in entries):
         sentences.append("Mean ± sample standard deviation over n seeds; a value without ± is of one network.")
-    if any(entry.best for entry in entries):
+    if any(entry.best and entry.gain is None for entry in entries):
         sentences.append(
             "The best value of a column is **bold**; networks that teach others in the table do not compete."
         )
     if any(entry.gap for entry in entries):
         sentences.append(f"*{NOT_RUN}*: not measured yet, or not by the present configuration.")
     return [f"- **Values.** {' '.join(sentences)}"] if sentences else []
+
+
+def _gains(entries: Sequence[Entry]) -> list[str]:
+    gains = [entry.gain for entry in entries if entry.gain is not None]
+    if not gains:
+        return []
+    rules = [
+        "The 95 % interval and the two-sided p are of the paired t-test over the seeds that both runs have; "
+        "p is corrected by Holm's method for the rows of the table. **Bold** is a gain with p < 0.05. Networks that "
+        "teach others in the table are not compared."
+    ]
+    if any(gain.n == 1 for gain in gains):
+        rules.append(
+            "A single seed proves nothing. The seeds that would show a gain of that size are those with which the "
+            "test, uncorrected, finds it at 5 % in 80 % of all cases; how much differences spread from seed to seed, "
+            "those of the other rows say, and where there are none, nothing does (*needs seeds*)."
+        )
+    if any(gain.n > 1 and gain.p is None for gain in gains):
+        rules.append("A difference that is the same for all seeds has no spread, and so neither interval nor p.")
+    if any(gain.p == 1 and gain.std == 0 for gain in gains):
+        rules.append("Where there is no difference at all, p is 1.")
+    return ["- **Gain.** Does the run beat the baseline?", *(f"  - {rule}" for rule in rules)]
 
 
 def _selections(contents: Sequence[Content]) -> list[str]:

@@ -38,7 +38,7 @@ LATEX_HEAD = (
     r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{#1}\else#1\fi}"
     "\n"
 )
-_SIGN = re.compile(r"^([+-])(?=\d)")
+_SIGN = re.compile(r"(?<![\w.)])([+-])(?=\d)")
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,9 @@ def _markdown_cell(cell: Cell) -> str:
 
 
 def _latex_cell(cell: Cell) -> str:
-    signed = _SIGN.match(cell.text)
-    text = f"${signed[1]}${escape_latex(cell.text[1:])}" if signed else escape_latex(cell.text)
+    # A sign is no hyphen, also inside an interval.
+    parts = _SIGN.split(cell.text)
+    text = "".join(f"${part}$" if place % 2 else escape_latex(part) for place, part in enumerate(parts))
     return rf"\textbf{{{text}}}" if cell.bold else text
 
 

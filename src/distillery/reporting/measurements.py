@@ -54,6 +54,7 @@ class Measured:
     """What is known of a run: the metrics of its seeds, its profile, or both, as far as they were asked for."""
 
     metrics: tuple[Metrics, ...] = ()
+    seeds: tuple[int, ...] = ()  # of the metrics, in their order
     profile: Profile | None = None
     origins: frozenset[Origin] = frozenset()
 
@@ -62,6 +63,11 @@ class Measured:
         profiles = () if self.profile is None else (self.profile,)
         values = [source.value(key) for source in (self.metrics if file == METRICS else profiles)]
         return [] if None in values else values
+
+    def by_seed(self, key: str) -> dict[int, float]:
+        """The values of a key of metrics.json, by seed; empty where one is null."""
+        values = self.values(METRICS, key)
+        return dict(zip(self.seeds, values, strict=True)) if values else {}
 
     def holds(self, metric: str) -> bool:
         """Whether what a column is taken from was read."""
@@ -98,7 +104,10 @@ def needed_files(experiment: Experiment, tables: Iterable[str] | None = None) ->
 
 
 def _needed_columns(experiment: Experiment, tables: Iterable[str] | None) -> dict[str, set[str]]:
-    """The columns that some tables, or all, show of each run, or compute from what is known of it as a teacher."""
+    """The columns that some tables, or all, show of each run, or compute from what is known of it.
+
+    A run may be known as a teacher or as a baseline that stands in no row.
+    """
     needed: dict[str, set[str]] = {}
     for table in [experiment.config.tables[name] for name in (experiment.config.tables if tables is None else tables)]:
         for run in table.runs():
@@ -107,12 +116,14 @@ def _needed_columns(experiment: Experiment, tables: Iterable[str] | None) -> dic
             of_teacher = {column for column in table.columns if COLUMNS[column].teacher_file is not None}
             if teacher is not None and of_teacher:
                 needed.setdefault(teacher, set()).update(of_teacher)
+        if table.baseline is not None:
+            needed.setdefault(table.baseline, set()).update(table.paired)
     return needed
 
 
 def tables_with_figures(experiment: Experiment) -> list[str]:
     """The tables that are drawn too."""
-    return [name for name, table in experiment.config.tables.items() if table.figure is not None]
+    return [name for name, table in experiment.config.tables.items() if table.drawn]
 
 
 def read_measurements(
@@ -132,26 +143,29 @@ def read_measurements(
         UserError: a file is damaged or, unless ``partial``, missing or stale; the line names it and the command that
             makes it.
     """
-    return {
-        run: Measured(
-            _read_metrics(experiment, run, results, columns, partial),
+    runs = {}
+    for run, columns in _needed_columns(experiment, tables).items():
+        metrics = _read_metrics(experiment, run, results, columns, partial)
+        runs[run] = Measured(
+            tuple(metrics.values()),
+            tuple(metrics),
             _read_profile(experiment, run, results, columns, partial),
             read_origins(experiment, run, results, partial=partial) if origins else frozenset(),
         )
-        for run, columns in _needed_columns(experiment, tables).items()
-    }
+    return runs
 
 
 def _read_metrics(
     experiment: Experiment, run: str, results: Path, columns: set[str], partial: bool
-) -> tuple[Metrics, ...]:
+) -> dict[int, Metrics]:
+    """The metrics of a run by seed."""
     shown = _taken_from(METRICS, columns)
-    metrics = []
+    metrics = {}
     for seed in experiment.seeds(run) if shown else ():
         path = run_folder(results, experiment.name, run, seed) / METRICS
         made_by = command("evaluate", experiment.path, run, seed, results)
-        metrics.append(_read(Metrics, path, experiment.spec(run, seed).digest, shown, made_by, partial))
-    return tuple(measured for measured in metrics if measured is not None)
+        metrics[seed] = _read(Metrics, path, experiment.spec(run, seed).digest, shown, made_by, partial)
+    return {seed: measured for seed, measured in metrics.items() if measured is not None}
 
 
 def _read_profile(experiment: Experiment, run: str, results: Path, columns: set[str], partial: bool) -> Profile | None:

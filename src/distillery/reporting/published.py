@@ -140,8 +140,9 @@ def _parse(path: Path, row: int, cells: dict[str, str]) -> Published:
         return UserError(f"{path}: row {row}, {column}: {cells[column]!r} is not valid; {reason}")
 
     metric = cells["metric"]
-    if metric not in COLUMNS:
-        raise fault("metric", nearest(metric, list(COLUMNS)))
+    printable = [name for name, column in COLUMNS.items() if not column.paired]
+    if metric not in printable:
+        raise fault("metric", nearest(metric, printable))
     for column, advice in (("run", "name the run of the experiment"), ("source", "say where the number is printed")):
         if not cells[column]:
             raise fault(column, advice)

@@ -1,6 +1,7 @@
 """The tables of an experiment: what each cell says, and the files under results/tables/."""
 
 from collections.abc import Iterable
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from distillery.data.manifest import FILE_NAME, Manifest, load_manifest
 from distillery.errors import UserError
 from distillery.experiment import Experiment
 from distillery.experiment.reading import nearest
-from distillery.experiment.schema.columns import COLUMNS, METRICS
+from distillery.experiment.schema.columns import COLUMNS, METRICS, Column
 from distillery.experiment.schema.experiment import Grid, head_cells
 from distillery.paths import dataset_folder, table_folder
 from distillery.reporting.content import Content, Entry, gather, read_ledger
@@ -17,12 +18,14 @@ from distillery.reporting.legend import NOT_RUN, SELECTIONS, introduce, legend
 from distillery.reporting.markup import LATEX_HEAD, Cell, Sheet, defuse, escape_markdown, to_latex, to_markdown
 from distillery.reporting.measurements import Measured, Profile, read_measurements
 from distillery.reporting.origins import describe_origins
+from distillery.reporting.statistics import MOST_SEEDS, Gain
 from distillery.results import remove_others
 
 NOTHING = "–"
 CSV_HEADER = (
     "table", "run", "teacher", "metric", "mean", "std", "n", "selection", "published", "published_std", "published_n",
-    "published_selection", "difference", "tolerance", "verdict", "source",
+    "published_selection", "difference", "tolerance", "verdict", "source", "baseline", "low", "high", "p", "p_holm",
+    "seeds_needed",
 )  # fmt: skip
 
 
@@ -121,7 +124,7 @@ def _grid_cell(content: Content, run: str) -> Cell:
     entries = [content.entries[run, metric] for metric in content.table.columns]
     texts = []
     for entry in entries:
-        text = _value_cell(entry).text
+        text = _value_cell(content, entry).text
         if entry.published is not None:
             published, _, finding = _verdict_cells(entry)
             text += f" ({published.text})" if finding.text == text else f" ({published.text}: {finding.text})"
@@ -131,7 +134,7 @@ def _grid_cell(content: Content, run: str) -> Cell:
 
 def _row(content: Content, run: str, has_teacher: bool) -> tuple[Cell, ...]:
     cells = [Cell(run)] + [Cell(content.teachers[run] or NOTHING)] * has_teacher
-    cells += [_value_cell(content.entries[run, metric]) for metric in content.table.columns]
+    cells += [_value_cell(content, content.entries[run, metric]) for metric in content.table.columns]
     if content.scored:
         measured = content.runs.get(run, Measured())
         cells += [Cell(str(len(measured.metrics) or NOTHING)), Cell(SELECTIONS.get(measured.selection, NOTHING))]
@@ -140,12 +143,45 @@ def _row(content: Content, run: str, has_teacher: bool) -> tuple[Cell, ...]:
     return tuple(cells)
 
 
-def _value_cell(entry: Entry) -> Cell:
+def _value_cell(content: Content, entry: Entry) -> Cell:
     column, summary = COLUMNS[entry.metric], entry.summary
     if summary is None:
-        return Cell(NOT_RUN if entry.gap else NOTHING)
+        return Cell(entry.uncompared or (NOT_RUN if entry.gap else NOTHING))
+    if entry.gain is not None:
+        # The table's n is the run's own.
+        fewer = 1 < entry.gain.n < len(content.runs[entry.run].metrics)
+        return Cell(describe_gain(entry.gain, column) + f", n = {entry.gain.n}" * fewer, entry.best)
     spread = "" if summary.std is None else f" ± {column.show(summary.std)}"
     return Cell(column.show(summary.mean) + spread, entry.best)
+
+
+def describe_gain(gain: Gain, column: Column) -> str:
+    """A gain with all that says how far it can be trusted: ``+3.50 (2.10 to 4.90), p 0.002``."""
+    text = column.show_difference(gain.mean)
+    if gain.n == 1:
+        return f"{text} (n = 1{_more_seeds(gain)})"
+    if gain.p is None:
+        return f"{text} (the same for all {gain.n} seeds)"
+    interval = (
+        "" if gain.low is None or gain.high is None else f" ({column.show(gain.low)} to {column.show(gain.high)})"
+    )
+    return f"{text}{interval}, {show_p(gain.p if gain.p_holm is None else gain.p_holm)}"
+
+
+def show_p(p: float) -> str:
+    """A p-value as papers print it; what is significant does not print as 0.050."""
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p {p:.2f}" if p >= 0.1 else f"p {floor(1000 * p + 1e-9) / 1000:.3f}"
+
+
+def _more_seeds(gain: Gain) -> str:
+    if not gain.mean:
+        return ""
+    if gain.seeds_needed is None:
+        return "; needs seeds"
+    number = f"about {gain.seeds_needed}" if gain.seeds_needed <= MOST_SEEDS else f"more than {MOST_SEEDS:,}"
+    return f"; {number} seeds would show it"
 
 
 def _verdict_cells(entry: Entry) -> list[Cell]:
@@ -160,10 +196,13 @@ def _verdict_cells(entry: Entry) -> list[Cell]:
 
 
 def _notes(content: Content) -> tuple[str, ...]:
-    """Where the runs come from several commits or versions; on what machine times were taken."""
+    """What gains are over; where the runs come from several commits or versions; on what machine times were taken."""
+    baseline = content.table.baseline
+    gains = [f"Gains are over {baseline}, paired by seed."] if baseline else []
     shown = [content.runs[run] for run in content.table.runs() if run in content.runs]
-    origins = describe_origins(origin for measured in shown for origin in measured.origins)
-    return (*([origins] if origins else []), *(_machine_notes(content, shown) if content.timed else ()))
+    compared = () if baseline in (None, *content.table.runs()) else content.runs.get(baseline or "", Measured()).origins
+    origins = describe_origins([*(origin for measured in shown for origin in measured.origins), *compared])
+    return (*gains, *([origins] if origins else []), *(_machine_notes(content, shown) if content.timed else ()))
 
 
 def _machine_notes(content: Content, shown: Iterable[Measured]) -> tuple[str, ...]:
@@ -260,6 +299,10 @@ def _record(content: Content, entry: Entry) -> dict[str, Any]:
         record |= {"mean": entry.summary.mean, "std": entry.summary.std, "n": entry.summary.n}
         if COLUMNS[entry.metric].file == METRICS:
             record["selection"] = content.runs[entry.run].selection
+    if entry.gain is not None:
+        gain = entry.gain
+        record |= {"baseline": content.table.baseline, "low": gain.low, "high": gain.high, "p": gain.p}
+        record |= {"p_holm": gain.p_holm, "seeds_needed": gain.seeds_needed}
     if entry.published is not None and entry.verdict is not None:
         record |= {
             "published": entry.published.value,

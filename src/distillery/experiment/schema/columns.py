@@ -82,6 +82,7 @@ class Column:
     beside: str | None = None  # the column whose published number must stand beside its own, and by which it is judged
     verdict_rule: str = ""  # what the legend says of its verdicts
     axis: Literal["accuracy", "speed"] | None = None  # of a Pareto front
+    paired: bool = False  # a difference to the table's baseline, seed by seed
 
     @property
     def timed(self) -> bool:
@@ -180,6 +181,16 @@ COLUMNS: dict[str, Column] = {
         better="lower",
         compute=_error("top5"),
         complement="top5",
+    ),
+    "gain": Column(
+        "Gain (points)",
+        "top1",
+        "top-1 less that of the baseline, in percentage points: the mean difference over the seeds that both have",
+        METRICS,
+        "higher",
+        decimals=2,
+        bounds=(0, 100),
+        paired=True,
     ),
     "gain_over_published": Column(
         "Gain over published (points)",

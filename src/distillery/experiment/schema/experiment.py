@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from distillery.experiment.schema.block import Block, FileName, Name, Seeds, apart
+from distillery.experiment.schema.block import Block, FileName, Name, Neutral, Seeds, apart
 from distillery.experiment.schema.columns import COLUMNS
 from distillery.experiment.schema.labels import Count, Images, LabelledShare
 from distillery.experiment.schema.objective import PLAIN, Objective
@@ -98,6 +98,9 @@ class Table(Block):
     rows: Rows = Field({}, description="runs, one a row, or a mapping of runs to their labels")
     grid: Grid | None = Field(None, description="instead of rows")
     columns: Annotated[tuple[ColumnName, ...], Field(min_length=1)]
+    baseline: Annotated[Name | None, Neutral(None)] = Field(
+        None, description="a run of the experiment, over which the column `gain` is taken, paired by seed"
+    )
     figure: Literal["heat_map", "pareto"] | None = Field(
         None, description="draw a grid's first column as a heat map, or accuracy against speed with the Pareto front"
     )
@@ -120,6 +123,25 @@ class Table(Block):
         for label in self.rows.values():
             _check_cells(label, "heading", self.heading)
         return self
+
+    @model_validator(mode="after")
+    def _compared(self) -> Self:
+        if self.baseline is None and self.paired:
+            raise ValueError(f"the column {self.paired[0]} needs a `baseline`, the run that others are compared with")
+        if self.baseline is not None and not self.paired:
+            one = " or ".join(name for name, column in COLUMNS.items() if column.paired)
+            raise ValueError(f"the baseline {self.baseline!r} has no use without the column {one}")
+        return self
+
+    @property
+    def paired(self) -> list[str]:
+        """Its columns, each once, that compare runs with the baseline."""
+        return [name for name in dict.fromkeys(self.columns) if COLUMNS[name].paired]
+
+    @property
+    def drawn(self) -> bool:
+        """Whether there are figures of it."""
+        return self.figure is not None or self.baseline is not None
 
     def columns_along(self, axis: Literal["accuracy", "speed"]) -> list[str]:
         """Its columns, each once, that may be drawn along an axis of a Pareto front."""
