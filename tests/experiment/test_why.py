@@ -17,6 +17,7 @@ one:
     student: {model: cifar_resnet8, recipe: short, teacher: big, objective: {ce: {}, kd: {}}}
   tables:
     scores: {rows: [small], columns: [top1]}
+    gains: {rows: [student], baseline: small, columns: [gain]}
 """
 RECIPE = "epochs: 1\nbatch: 2\noptimizer: {name: sgd, lr: 0.1}\nschedule: {name: constant}\npreprocess: {size: 8}\n"
 
@@ -74,6 +75,7 @@ def test_what_differs_is_named_key_by_key_also_above(place):
     ("target", "runs"),
     [
         ("results/tables/one/scores.md", {"small/seed0", "small/seed1"}),
+        ("results/tables/one/gains.md", {"student/seed0", "small/seed0", "small/seed1", "big/seed0"}),
         ("results/tables/one.md", {"big/seed0", "small/seed0", "small/seed1", "student/seed0"}),
         ("results/figures/one", {"big/seed0", "small/seed0", "small/seed1", "student/seed0"}),
         ("config/one.yaml", {"big/seed0", "small/seed0", "small/seed1", "student/seed0"}),

@@ -37,6 +37,16 @@ def test_tables_are_drawn_as_they_ask(drawn):
     assert names(drawn) == {"validation_top1", "training_loss", "grid_heat_map", "speeds_pareto"}
 
 
+def test_gains_are_drawn_where_there_is_a_baseline(drawn):
+    text = drawn.experiment.path.read_text()
+    drawn.write_experiment(text.replace("[error1, throughput]", "[error1, throughput, gain]\n      baseline: small"))
+    assert names(drawn) >= {"speeds_pareto", "speeds_gains"}
+    (run_folder(drawn.results, "toy", "small", 1) / "metrics.json").unlink()
+    with pytest.raises(UserError, match="missing"):
+        names(drawn)
+    assert "speeds_gains" in names(drawn, partial=True)
+
+
 def test_only_what_is_drawn_has_to_be_measured(drawn):
     drawn.write_experiment(drawn.text.partition("    grid:")[0])
     (run_folder(drawn.results, "toy", "small", 1) / "metrics.json").unlink()

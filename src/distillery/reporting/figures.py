@@ -1,7 +1,7 @@
 """The figures of an experiment, as SVG and PNG with the same bytes every time.
 
-Learning curves of the trained runs, and what tables ask for by `figure`: a heat map of a grid, or accuracy against
-images a second with the Pareto front.
+Learning curves of the trained runs, the gains of tables that name a baseline, and what tables ask for by `figure`: a
+heat map of a grid, or accuracy against images a second with the Pareto front.
 """
 
 from pathlib import Path
@@ -11,6 +11,7 @@ from distillery.experiment import Experiment
 from distillery.paths import figure_folder
 from distillery.reporting.content import Content, gather, read_ledger
 from distillery.reporting.curves import learning_curves
+from distillery.reporting.forest import draw_forest
 from distillery.reporting.heat_map import draw_heat_map
 from distillery.reporting.measurements import read_measurements, tables_with_figures
 from distillery.reporting.pareto import draw_pareto
@@ -44,7 +45,9 @@ def plot_experiment(experiment: Experiment, results: Path, published: Path, *, p
 
 
 def _draw(content: Content) -> dict[str, "Figure"]:
-    """The figure that a table asks for, under its name; none as long as there is nothing to see."""
-    draw = {"heat_map": draw_heat_map, "pareto": draw_pareto}[content.table.figure or ""]
-    figure = draw(content)
-    return {} if figure is None else {f"{content.name}_{content.table.figure}": figure}
+    """The figures of a table, under its name and theirs; none as long as there is nothing to see."""
+    wanted = [] if content.table.figure is None else [content.table.figure]
+    wanted += ["gains"] if content.table.baseline is not None else []
+    draw = {"heat_map": draw_heat_map, "pareto": draw_pareto, "gains": draw_forest}
+    figures = {f"{content.name}_{name}": draw[name](content) for name in wanted}
+    return {name: figure for name, figure in figures.items() if figure is not None}
