@@ -100,6 +100,31 @@ def test_teachers_are_dashed_and_colours_differ():
     assert len(set(COLOURS)) == len(COLOURS)
 
 
+def long_teacher(students=1):
+    runs = [curve("big", range(70, 100), teaches=True)]
+    return runs + [curve(f"small{index}", [50, 60, 70, 80, 90], teacher="big") for index in range(students)]
+
+
+def test_a_teacher_that_trains_far_longer_has_a_panel_of_its_own():
+    figure = draw(long_teacher(), TOP1)
+    teachers, students = figure.axes
+    assert (list(lines(teachers)), list(lines(students))) == (["big"], ["small0"])
+    assert students.get_xlim()[1] < 6
+    assert teachers.get_ylim() == students.get_ylim()
+    assert lines(teachers)["big"].get_color() != lines(students)["small0"].get_color()
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["big", "small0"]
+
+
+def test_among_many_panels_a_longer_teacher_is_the_level_it_reached():
+    figure = draw(long_teacher(students=8), TOP1)
+    assert figure.axes[0].get_xlim()[1] > 30
+    assert figure.axes[1].get_xlim()[1] < 6
+    teacher, own = figure.axes[1].lines
+    assert list(teacher.get_ydata()) == [99, 99]
+    assert len(own.get_xdata()) == 5
+    assert "its teacher after its last epoch" in {text.get_text() for text in figure.legends[0].get_texts()}
+
+
 def test_the_legend_lists_runs_as_their_lines_end_and_the_diverged_last():
     figure = draw([curve("low", [1, 2]), curve("lost", [1, np.nan]), curve("high", [1, 9])], TOP1)
     (legend,) = figure.legends

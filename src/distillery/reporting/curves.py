@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+# Teachers that train so many times as long as students get a panel and an axis of their own.
+LONGER = 1.5
+
+
 @dataclass(frozen=True)
 class Curve:
     """One quantity of a run: epochs (E,), and its values over seeds (S, E)."""
@@ -91,26 +95,52 @@ def draw(curves: list[Curve], quantity: Quantity) -> "Figure":
 def _overlay(curves: list[Curve], quantity: Quantity) -> "Figure":
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
-    axes = figure.subplots()
-    for colour, curve in zip(COLOURS, curves, strict=False):
-        axes.plot(curve.epochs, curve.mean, color=colour, **_line(curve.teaches), label=curve.run)
-        _band(axes, curve, colour)
-    _finish(axes, curves, quantity)
-    axes.set_xlabel("Epoch")
-    axes.set_ylabel(quantity.label)
-    handles, labels = axes.get_legend_handles_labels()
+    groups = _groups(curves)
+    figure = Figure(figsize=(7.2 + 1.8 * (len(groups) - 1), 3.8), layout="constrained")
+    # Colours and lines are explained once, beside the last panel.
+    grid = figure.subplots(1, len(groups), sharey=True, squeeze=False, width_ratios=list(range(1, len(groups) + 1)))
+    colours = dict(zip((curve.run for curve in curves), COLOURS, strict=False))
+    handles = []
+    for axes, (title, group) in zip(grid.flat, groups.items(), strict=True):
+        for curve in group:
+            (line,) = axes.plot(curve.epochs, curve.mean, color=colours[curve.run], **_line(curve.teaches))
+            line.set_label(curve.run)
+            _band(axes, curve, colours[curve.run])
+        axes.set_title(title, loc="left")
+        axes.set_xlabel("Epoch")
+        _finish(axes, group, curves, quantity)
+    for curve in curves:
+        handles += [line for axes in grid.flat for line in axes.lines if line.get_label() == curve.run]
+    grid.flat[0].set_ylabel(quantity.label)
     # From top to bottom as the lines end; those that end in NaN last.
     order = sorted(range(len(curves)), key=lambda index: -np.nan_to_num(curves[index].mean[-1], nan=-np.inf))
     figure.legend(
         [handles[index] for index in order],
-        [labels[index] for index in order],
+        [curves[index].run for index in order],
         loc="outside right upper",
         title=_legend_title(curves),
         alignment="left",
         handlelength=2.6,
     )
     return figure
+
+
+def _long_teachers(curves: list[Curve]) -> bool:
+    """Whether teachers train so much longer than students that these would be squeezed on the same axis."""
+    ends: dict[bool, list[float]] = {True: [], False: []}
+    for curve in curves:
+        ends[curve.teaches].append(float(curve.epochs[-1]))
+    return bool(ends[True] and ends[False]) and max(ends[True]) > LONGER * max(ends[False])
+
+
+def _groups(curves: list[Curve]) -> dict[str, list[Curve]]:
+    """What shares a panel, by the panel's title."""
+    if not _long_teachers(curves):
+        return {"": curves}
+    return {
+        "Teachers": [curve for curve in curves if curve.teaches],
+        "Students": [curve for curve in curves if not curve.teaches],
+    }
 
 
 def _panels(curves: list[Curve], quantity: Quantity) -> "Figure":
@@ -122,23 +152,30 @@ def _panels(curves: list[Curve], quantity: Quantity) -> "Figure":
     columns = min(5, max(4, ceil(sqrt(len(curves)))))
     rows = ceil(len(curves) / columns)
     figure = Figure(figsize=(2.1 * columns, 1.7 * rows + 0.6), layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    apart = _long_teachers(curves)
+    grid = figure.subplots(rows, columns, sharex=not apart, sharey=True, squeeze=False)
     by_run = {curve.run: curve for curve in curves}
-    envelope = _envelope(curves)
+    envelopes = {
+        teaches: _envelope([curve for curve in curves if not apart or curve.teaches is teaches])
+        for teaches in {curve.teaches for curve in curves}
+    }
     for axes, curve in zip(grid.flat, curves, strict=False):
-        axes.fill_between(*envelope, color=OTHERS, linewidth=0)
+        axes.fill_between(*envelopes[curve.teaches], color=OTHERS, linewidth=0)
         if curve.teacher in by_run:
             teacher = by_run[curve.teacher]
-            axes.plot(teacher.epochs, teacher.mean, color=COLOURS[1], **_line(teaches=True))
+            if apart:
+                axes.axhline(teacher.mean[-1], color=COLOURS[1], **_line(teaches=True))
+            else:
+                axes.plot(teacher.epochs, teacher.mean, color=COLOURS[1], **_line(teaches=True))
         axes.plot(curve.epochs, curve.mean, color=COLOURS[0], **_line(teaches=False))
         _band(axes, curve, COLOURS[0])
         axes.set_title(curve.run, loc="left")
+        _finish(axes, [other for other in curves if not apart or other.teaches is curve.teaches], curves, quantity)
     for axes in grid.flat[len(curves) :]:
         axes.set_visible(False)
     # Where the last row is not full, the panels above its gaps carry the numbers of the epochs.
     for axes in grid.flat[max(0, len(curves) - columns) : len(curves)]:
         axes.xaxis.set_tick_params(labelbottom=True)
-    _finish(grid.flat[0], curves, quantity)
     figure.supxlabel("Epoch", fontsize=9)
     figure.supylabel(quantity.label, fontsize=9)
     several = any(len(curve.values) > 1 for curve in curves)
@@ -146,7 +183,7 @@ def _panels(curves: list[Curve], quantity: Quantity) -> "Figure":
     labels = ["the run (mean, and range over seeds)" if several else "the run"]
     if any(curve.teacher in by_run for curve in curves):
         handles.append(Line2D([], [], color=COLOURS[1], **_line(teaches=True)))
-        labels.append("its teacher")
+        labels.append("its teacher after its last epoch" if apart else "its teacher")
     handles.append(Patch(color=OTHERS, linewidth=0))
     labels.append("between the best and the worst run")
     figure.legend(handles, labels, loc="outside upper left", ncols=3, handlelength=2.6)
@@ -180,12 +217,14 @@ def _legend_title(curves: list[Curve]) -> str | None:
     return "\n".join(words) or None
 
 
-def _finish(axes: "Axes", curves: list[Curve], quantity: Quantity) -> None:
-    """Scales and ticks; shared axes follow."""
+def _finish(axes: "Axes", alike: list[Curve], curves: list[Curve], quantity: Quantity) -> None:
+    """Scales and ticks: epochs as far as those of the panels that are alike, the same values in all."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 5, 10], integer=True))
-    axes.margins(x=0.02)
+    first, last = (end(float(curve.epochs[place]) for curve in alike) for end, place in ((min, 0), (max, -1)))
+    room = 0.02 * (last - first) or 0.5
+    axes.set_xlim(first - room, last + room)
     values = _finite(curve.values for curve in curves)
     if not values.size:
         return

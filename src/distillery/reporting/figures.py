@@ -46,7 +46,7 @@ def plot_experiment(experiment: Experiment, results: Path, published: Path, *, p
 
 def _draw(content: Content) -> dict[str, "Figure"]:
     """The figures of a table, under its name and theirs; none as long as there is nothing to see."""
-    wanted = [] if content.table.figure is None else [content.table.figure]
+    wanted: list[str] = [] if content.table.figure is None else [content.table.figure]
     wanted += ["gains"] if content.table.baseline is not None else []
     draw = {"heat_map": draw_heat_map, "pareto": draw_pareto, "gains": draw_forest}
     figures = {f"{content.name}_{name}": draw[name](content) for name in wanted}
