@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from distillery.errors import UserError
+from distillery.experiment import load_experiment
 from distillery.paths import run_folder, table_folder
 from distillery.reporting.tables import CSV_HEADER, tabulate_experiment, tabulate_table
 
@@ -302,3 +303,17 @@ def test_the_experiment_compiles_with_booktabs_alone(judged):
     )
     assert done.returncode == 0, done.stdout[-2000:]
     assert (folder / "paper.pdf").stat().st_size > 1000
+
+
+def test_a_table_says_which_labels_its_runs_may_use(workplace):
+    workplace.edit(
+        "small:  {model: cifar_resnet8, recipe: tiny}", "small:  {model: cifar_resnet8, recipe: tiny, labels: 6}"
+    )
+    workplace.edit("recipe: tiny, teacher: big,", "recipe: tiny, labels: 0.5, teacher: big,")
+    experiment = load_experiment(workplace.experiment)
+    tabulate_experiment(experiment, workplace.results, experiment.published, partial=True)
+    text = (workplace.results / "tables/tiny.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in text.splitlines() if line.startswith("|")]
+    assert rows[0] == ["Run", "Teacher", "Labels"]
+    assert rows[2:] == [["big", "–", "all"], ["small", "–", "6"], ["taught", "big", "50 % + unlabelled"]]
+    assert "*Labels*: training images whose label" in text

@@ -1,7 +1,7 @@
 """What a table says, before it is laid out: values, the best of each column, published numbers, verdicts."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from distillery.errors import UserError
@@ -43,6 +43,7 @@ class Content:
     entries: dict[tuple[str, str], Entry]
     teachers: dict[str, str | None]
     runs: Mapping[str, Measured]
+    labels: Mapping[str, str] = field(default_factory=dict)  # of the runs that may use few
 
     @property
     def timed(self) -> bool:
@@ -119,7 +120,8 @@ def gather(experiment: Experiment, name: str, table: Table, runs: Mapping[str, M
             without = (column.needs_teacher and teachers[run] is None) or (column.beside and number is None)
             gap = summary is None and not without and not measured.holds(metric)
             entries[run, metric] = Entry(run, metric, summary, is_best, gap, number, verdict)
-    return Content(name, table, entries, teachers, runs)
+    labels = {run: few.shown for run in table.runs() if (few := experiment.labels(run)) is not None}
+    return Content(name, table, entries, teachers, runs, labels)
 
 
 def _compare(

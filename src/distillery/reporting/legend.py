@@ -19,6 +19,10 @@ _SELECTION_RULES = {
     "scores are taken on other images.",
     "imported": "*imported*: weights that were trained elsewhere.",
 }
+_LABELS = (
+    "training images whose label a run may use, drawn by its seed; *+ unlabelled*: it learns from its teacher on the "
+    "other images too."
+)
 _FINDING_RULES = {
     "reproduced": "*reproduced*: our mean is at least as good as the published number, by the digits of the latter.",
     "within noise": "*within noise*: our mean is worse, but not significantly, by a one-sided t-test at 5 %.",
@@ -88,6 +92,8 @@ def legend(contents: Sequence[Content]) -> str:
 def _measures(contents: Sequence[Content]) -> list[str]:
     shown = dict.fromkeys(metric for content in contents for metric in content.table.columns)
     meanings = [f"  - *{COLUMNS[metric].heading}*: {COLUMNS[metric].meaning}." for metric in shown]
+    if any(content.labels for content in contents):
+        meanings.insert(0, f"  - *Labels*: {_LABELS}")
     return ["- **Columns.**", *meanings] if meanings else []
 
 

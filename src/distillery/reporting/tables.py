@@ -92,9 +92,14 @@ def lay_out(content: Content) -> Sheet:
     has_teacher = any(content.teachers.values())
     heads = list(head_cells(content.table.heading)) if content.table.heading else []
     headings = (
-        heads + ["Run"] + ["Teacher"] * has_teacher + [COLUMNS[metric].heading for metric in content.table.columns]
+        heads
+        + ["Run"]
+        + ["Teacher"] * has_teacher
+        + ["Labels"] * bool(content.labels)
+        + [COLUMNS[metric].heading for metric in content.table.columns]
     )
-    numeric = [False] * len(heads) + [False] + [False] * has_teacher + [True] * len(content.table.columns)
+    words = len(heads) + 1 + has_teacher + bool(content.labels)
+    numeric = [False] * words + [True] * len(content.table.columns)
     if content.scored:
         headings += ["n", "Selection"]
         numeric += [True, False]
@@ -134,6 +139,7 @@ def _grid_cell(content: Content, run: str) -> Cell:
 
 def _row(content: Content, run: str, has_teacher: bool) -> tuple[Cell, ...]:
     cells = [Cell(run)] + [Cell(content.teachers[run] or NOTHING)] * has_teacher
+    cells += [Cell(content.labels.get(run, "all"))] * bool(content.labels)
     cells += [_value_cell(content, content.entries[run, metric]) for metric in content.table.columns]
     if content.scored:
         measured = content.runs.get(run, Measured())

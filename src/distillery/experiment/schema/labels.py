@@ -45,6 +45,12 @@ class FewLabels(Block):
     images: Images
     labelled_share: LabelledShare | None = None
 
+    @property
+    def shown(self) -> str:
+        """What a table says of them: ``50``, ``10 %``, and ``50 + unlabelled`` where the other images are used too."""
+        labels = str(self.labels) if isinstance(self.labels, int) else f"{100 * self.labels:g} %"
+        return labels if self.images == "labelled" else f"{labels} + unlabelled"
+
     def count(self, images: int) -> int:
         """How many of so many training images are labelled.
 
