@@ -204,11 +204,13 @@ def _verdict_cells(entry: Entry) -> list[Cell]:
 def _notes(content: Content) -> tuple[str, ...]:
     """What gains are over; where the runs come from several commits or versions; on what machine times were taken."""
     baseline = content.table.baseline
-    gains = [f"Gains are over {baseline}, paired by seed."] if baseline else []
+    notes = [f"Gains are over {baseline}, paired by seed."] if baseline else []
+    if content.table.grid is not None and content.labels:
+        notes.append(f"Labels used: {'; '.join(f'{run} {labels}' for run, labels in content.labels.items())}.")
     shown = [content.runs[run] for run in content.table.runs() if run in content.runs]
     compared = () if baseline in (None, *content.table.runs()) else content.runs.get(baseline or "", Measured()).origins
     origins = describe_origins([*(origin for measured in shown for origin in measured.origins), *compared])
-    return (*gains, *([origins] if origins else []), *(_machine_notes(content, shown) if content.timed else ()))
+    return (*notes, *([origins] if origins else []), *(_machine_notes(content, shown) if content.timed else ()))
 
 
 def _machine_notes(content: Content, shown: Iterable[Measured]) -> tuple[str, ...]:
