@@ -348,6 +348,47 @@ def plot(config: Config, partial: Partial = False, results: Results = RESULTS, r
 
 
 @app.command()
+def compare(
+    config: Config,
+    run: Run,
+    baseline: Annotated[str, Argument(metavar="BASELINE", help="Another run, or EXPERIMENT/RUN of the same images.")],
+    results: Results = RESULTS,
+    workers: Workers = 2,
+    threads: Threads = None,
+    rehearsal: Rehearsal = False,
+) -> None:
+    """Compare a run with a baseline: specs, scores paired by seed, and which validation images each gets right."""
+    from distillery.data.manifest import load_manifest
+    from distillery.evaluation.predict import predict_run, validation_labels
+    from distillery.experiment.plan import Plan
+    from distillery.paths import dataset_folder
+    from distillery.reporting import comparison
+
+    experiment = load_experiment(config, rehearsal=rehearsal)
+    other, slash, name = baseline.rpartition("/")
+    theirs = comparison.Side(Plan(config.parent, rehearsal=rehearsal).experiment(other) if slash else experiment, name)
+    ours = comparison.Side(experiment, run)
+    seeds = comparison.common_seeds(ours, theirs)
+    measured = comparison.read_both(ours, theirs, seeds, results)
+    manifest = load_manifest(dataset_folder(results, experiment.config.dataset))
+    _limit_threads(threads)
+    predicted = {}
+    for seed in seeds:
+        first, second = (
+            predict_run(side.experiment, side.run, seed, results, manifest, workers) for side in (ours, theirs)
+        )
+        predicted[seed] = first, second
+    labels = validation_labels(experiment, results, manifest)
+    parts = [
+        "\n".join(comparison.describe_specs(ours, theirs, seeds[0])),
+        comparison.describe_metrics(ours, theirs, measured, seeds),
+        comparison.describe_predictions(ours, theirs, labels, predicted),
+        comparison.describe_classes(ours, theirs, manifest.classes, labels, predicted),
+    ]
+    print("\n\n".join(parts))
+
+
+@app.command()
 def why(
     target: Annotated[str, Argument(help="A file of results/, EXPERIMENT/RUN or EXPERIMENT.")],
     config_dir: ConfigDir = CONFIG_DIR,

@@ -75,7 +75,7 @@ def measure(
     label: str,
 ) -> dict[str, float]:
     """Measure a network, and its agreement with a teacher, on images that each sees prepared as it wants them."""
-    loader = _loader(images, student.preprocess, workers, device)
+    loader = loader_of(images, student.preprocess, workers, device)
     return evaluate_model(
         student.predict,
         tqdm(loader, desc=label, unit="batch", disable=None, leave=False),
@@ -85,11 +85,12 @@ def measure(
         # The images are decoded a second time only where the teacher wants another size or crop than the student.
         teacher_loader=None
         if teacher is None or _geometry(teacher.preprocess) == _geometry(student.preprocess)
-        else _loader(images, teacher.preprocess, workers, device),
+        else loader_of(images, teacher.preprocess, workers, device),
     )
 
 
-def _loader(images: ArrowImages, preprocess: Preprocess, workers: int, device: torch.device) -> Any:  # noqa: ANN401
+def loader_of(images: ArrowImages, preprocess: Preprocess, workers: int, device: torch.device) -> Any:  # noqa: ANN401
+    """Load validation images as one network wants them prepared."""
     return eval_loader(
         images,
         eval_transform(preprocess),

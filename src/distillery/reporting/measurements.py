@@ -1,7 +1,7 @@
 """Read what was measured: metrics.json of each seed and profile.json of each run."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -155,13 +155,28 @@ def read_measurements(
     return runs
 
 
+def read_run(experiment: Experiment, run: str, results: Path, columns: Iterable[str], seeds: Sequence[int]) -> Measured:
+    """Read what some columns of metrics.json say of some seeds of a run.
+
+    Raises:
+        UserError: a file is missing, stale or damaged.
+    """
+    metrics = _read_metrics(experiment, run, results, set(columns), partial=False, seeds=seeds)
+    return Measured(tuple(metrics.values()), tuple(metrics))
+
+
 def _read_metrics(
-    experiment: Experiment, run: str, results: Path, columns: set[str], partial: bool
+    experiment: Experiment,
+    run: str,
+    results: Path,
+    columns: set[str],
+    partial: bool,
+    seeds: Sequence[int] | None = None,
 ) -> dict[int, Metrics]:
-    """The metrics of a run by seed."""
+    """The metrics of a run by seed, of all seeds by default."""
     shown = _taken_from(METRICS, columns)
     metrics = {}
-    for seed in experiment.seeds(run) if shown else ():
+    for seed in (experiment.seeds(run) if seeds is None else seeds) if shown else ():
         path = run_folder(results, experiment.name, run, seed) / METRICS
         made_by = command("evaluate", experiment.path, run, seed, results)
         metrics[seed] = _read(Metrics, path, experiment.spec(run, seed).digest, shown, made_by, partial)
