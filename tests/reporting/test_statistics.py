@@ -99,8 +99,8 @@ def test_equal_values_have_no_gain_and_p_1():
 
 @pytest.mark.parametrize("step", [1.0, 0.1, 100 / 360])
 def test_the_same_difference_for_every_seed_is_no_proof(step):
-    """In binary, 90.3 - 90.2 is not 90.2 - 90.1."""
-    baseline = [90.1, 90.2, 90.3, 91.7]
+    """In binary, 90.4 - 90.3 is not 10.8 - 10.7."""
+    baseline = [10.7, 30.1, 60.2, 90.3]
     gain = paired_gain([value + step for value in baseline], baseline)
     assert (gain.mean, gain.n, gain.std) == (pytest.approx(step), 4, 0.0)
     assert (gain.low, gain.high, gain.p, gain.shown) == (None, None, None, False)
