@@ -3,6 +3,7 @@
 import hashlib
 import socket
 import threading
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -47,8 +48,9 @@ class Server:
                 if server.length is not None:
                     self.send_header("Content-Length", str(len(body) if server.length == 0 else server.length))
                 self.end_headers()
-                while server.endless:
-                    server.sent += self.wfile.write(bytes(65_536))
+                with suppress(OSError):  # whoever asked has gone away
+                    while server.endless and server.sent < 2**27:
+                        server.sent += self.wfile.write(bytes(65_536))
                 self.wfile.write(body[: server.breaks.pop(0)] if server.breaks else body)
 
             def log_message(self, *arguments):

@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 import tarfile
+import tracemalloc
 import zipfile
 
 import pytest
@@ -298,13 +299,16 @@ def test_what_follows_the_end_of_a_compressed_tar_is_not_unpacked_without_end(tm
 def test_a_zip_that_unpacks_to_more_than_it_says_is_damaged(tmp_path):
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a.png", bytes(2**24))
+        archive.writestr("a.png", bytes(2**26))
     # The size stands twice: before the content and in the directory.
-    path.write_bytes(path.read_bytes().replace((2**24).to_bytes(4, "little"), (100).to_bytes(4, "little")))
+    path.write_bytes(path.read_bytes().replace((2**26).to_bytes(4, "little"), (100).to_bytes(4, "little")))
     (file,) = open_tree(path, tmp_path).files("")
     assert file.size == 100
+    tracemalloc.start()
     with RawReader() as reader, pytest.raises(UserError, match="damaged zip"):
         reader.read(file)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
