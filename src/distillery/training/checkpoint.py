@@ -1,17 +1,13 @@
 """What a run needs to go on after it was stopped."""
 
 import shutil
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from distillery.atomic import replace_file
-
-if TYPE_CHECKING:
-    from distillery.training.loop import Training
 
 
 @dataclass
@@ -70,32 +66,3 @@ class CheckpointFolder:
     def remove(self) -> None:
         """Delete the folder of a complete run."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def note_session(training: "Training") -> None:
-    """Note in the run's state how long this session has lasted."""
-    training.train_state.sessions[-1]["seconds"] = round(time.monotonic() - training.began, 1)
-
-
-def state_of(training: "Training") -> dict[str, Any]:
-    """Everything that the next step depends on besides the spec; no generator state, for nothing draws from one."""
-    scaler = getattr(training.fabric.strategy.precision, "scaler", None)
-    return {
-        "learner": training.bare.state_dict(),
-        "optimizer": training.optimizer.state_dict(),
-        "ema": None if training.ema is None else training.ema.module.state_dict(),
-        "scaler": None if scaler is None else scaler.state_dict(),
-        "train_state": vars(training.train_state),
-    }
-
-
-def restore(training: "Training", state: dict[str, Any]) -> None:
-    """Continue from a checkpoint's state."""
-    training.bare.load_state_dict(state["learner"])
-    training.optimizer.load_state_dict(state["optimizer"])
-    if training.ema is not None:
-        training.ema.module.load_state_dict(state["ema"])
-    scaler = getattr(training.fabric.strategy.precision, "scaler", None)
-    if scaler is not None:
-        scaler.load_state_dict(state["scaler"])
-    vars(training.train_state).update(state["train_state"])

@@ -26,7 +26,7 @@ from distillery.errors import UserError
 from distillery.experiment.schema.recipe import Recipe
 from distillery.models.weights import save_weights
 from distillery.randomness import seed_generators
-from distillery.training.checkpoint import CheckpointFolder, TrainState, note_session, state_of
+from distillery.training.checkpoint import CheckpointFolder, TrainState
 from distillery.training.epoch_sums import EpochSums, over_ranks
 from distillery.training.inputs import Mix
 from distillery.training.metric_logger import MetricLogger
@@ -190,3 +190,32 @@ def _save_if_due(training: Training, saved_at: float, sums: EpochSums | None = N
         training.checkpoints.save(state_of(training))
     training.stop.check()
     return time.monotonic()
+
+
+def note_session(training: Training) -> None:
+    """Note in the run's state how long this session has lasted."""
+    training.train_state.sessions[-1]["seconds"] = round(time.monotonic() - training.began, 1)
+
+
+def state_of(training: Training) -> dict[str, Any]:
+    """Everything that the next step depends on besides the spec; no generator state, for nothing draws from one."""
+    scaler = getattr(training.fabric.strategy.precision, "scaler", None)
+    return {
+        "learner": training.bare.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "ema": None if training.ema is None else training.ema.module.state_dict(),
+        "scaler": None if scaler is None else scaler.state_dict(),
+        "train_state": vars(training.train_state),
+    }
+
+
+def restore(training: Training, state: dict[str, Any]) -> None:
+    """Continue from a checkpoint's state."""
+    training.bare.load_state_dict(state["learner"])
+    training.optimizer.load_state_dict(state["optimizer"])
+    if training.ema is not None:
+        training.ema.module.load_state_dict(state["ema"])
+    scaler = getattr(training.fabric.strategy.precision, "scaler", None)
+    if scaler is not None:
+        scaler.load_state_dict(state["scaler"])
+    vars(training.train_state).update(state["train_state"])

@@ -18,11 +18,10 @@ from distillery.models.weights import load_weights, save_weights
 from distillery.provenance import provenance
 from distillery.results import try_json
 from distillery.training.build import build_training
-from distillery.training.checkpoint import note_session, restore
 from distillery.training.devices import start_devices
 from distillery.training.initial import initial_weights
 from distillery.training.job import Job
-from distillery.training.loop import Training, chosen_weights, fit
+from distillery.training.loop import Training, chosen_weights, fit, note_session, restore
 from distillery.training.optim import learning_rate, total_epochs
 
 
