@@ -102,7 +102,7 @@ class Workplace:
 def prepared_tiny(tmp_path_factory):
     """The tiny workplace with its data set prepared; copied by `workplace` for each test."""
     from distillery.data.prepare import prepare_dataset
-    from distillery.experiment.experiment import load_dataset
+    from distillery.experiment.loading import load_dataset
 
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "config" / "recipes").mkdir(parents=True)

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -30,29 +31,33 @@ MAY_USE = {
 }
 
 
-def room(path):
-    relative = path.relative_to(SOURCE)
-    return relative.parts[0].removesuffix(".py")
+FILES = {
+    ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(SOURCE.rglob("*.py"))
+}
 
 
-def imported_rooms(path):
+def imported_modules(path):
+    """The project's own modules that a file imports, anywhere in it: also inside functions, also for types alone."""
+    names = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        names = []
         if isinstance(node, ast.ImportFrom) and node.module:
-            names = (
-                [node.module] if node.module != "distillery" else [f"distillery.{alias.name}" for alias in node.names]
-            )
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            if name.startswith("distillery."):
-                yield name.split(".")[1]
+            names |= {alias.name for alias in node.names}
+    # What is imported from a module may be a module itself.
+    return {name if name in FILES else name.rpartition(".")[0] for name in names} & set(FILES)
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_go_in_no_circle():
+    TopologicalSorter({name: imported_modules(path) for name, path in FILES.items()}).prepare()
+
+
+@pytest.mark.parametrize("path", FILES.values(), ids=lambda path: str(path.relative_to(SOURCE)))
 def test_a_room_uses_only_what_it_may(path):
-    allowed = MAY_USE.get(room(path), set()) | GROUND | {room(path), "__version__"}
-    assert set(imported_rooms(path)) <= allowed
+    room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    used = {name.split(".")[1] for name in imported_modules(path) if "." in name}
+    assert used <= MAY_USE.get(room, set()) | GROUND | {room}
 
 
 NAMELESS = [
@@ -64,6 +69,7 @@ NAMELESS = [
         "training/run.py",
         "training/initial.py",
         "experiment/experiment.py",
+        "experiment/loading.py",
         "experiment/checks.py",
         "distill/objective.py",
         "distill/student.py",

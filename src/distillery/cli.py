@@ -131,7 +131,7 @@ def check(config: Config) -> None:
 def download(dataset: Dataset, config_dir: ConfigDir = CONFIG_DIR) -> None:
     """Fetch a data set's raw images if they are absent, as preparing them would: for machines that have a network."""
     from distillery.data.fetch import download_raw
-    from distillery.experiment.experiment import load_dataset
+    from distillery.experiment.loading import load_dataset
 
     download_raw(dataset, load_dataset(config_dir / "datasets.yaml", dataset))
 
@@ -166,7 +166,7 @@ def data(
     from distillery.data.contact_sheet import draw_contact_sheet
     from distillery.data.manifest import load_manifest
     from distillery.data.overview import describe_manifest
-    from distillery.experiment.experiment import load_recipe, usual_recipe
+    from distillery.experiment.loading import load_recipe, usual_recipe
     from distillery.paths import contact_sheet_path, dataset_folder
 
     folder = dataset_folder(results, dataset)

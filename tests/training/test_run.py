@@ -19,7 +19,7 @@ from distillery.distill.losses.partial_l2 import bn_margin
 from distillery.errors import UserError
 from distillery.evaluation.evaluate import evaluate_run
 from distillery.experiment import load_experiment
-from distillery.experiment.experiment import load_dataset
+from distillery.experiment.loading import load_dataset
 from distillery.training import build
 from distillery.training.job import Job, Machine
 from distillery.training.run import make_run

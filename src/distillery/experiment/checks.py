@@ -1,16 +1,14 @@
 """What the schema cannot see: which keys of a run go together, and names that point at each other."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from distillery.errors import UserError, located
+from distillery.experiment.experiment import Experiment
 from distillery.experiment.reading import nearest
 from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.experiment import RunConfig
 from distillery.experiment.schema.objective import terms_with_teacher
 from distillery.experiment.schema.recipe import Recipe
-
-if TYPE_CHECKING:
-    from distillery.experiment.experiment import Experiment
 
 
 def check_run(
@@ -45,7 +43,7 @@ def check_run(
         )
 
 
-def check_experiment(experiment: "Experiment") -> None:
+def check_experiment(experiment: Experiment) -> None:
     """Check what the schema cannot see: names that point at each other."""
     runs = experiment.config.runs
     for run in runs:
@@ -66,7 +64,7 @@ def check_experiment(experiment: "Experiment") -> None:
             raise UserError(f"{where}: no run {block.baseline!r}; {nearest(block.baseline, runs)}")
 
 
-def _check_teacher(experiment: "Experiment", run: str) -> None:
+def _check_teacher(experiment: Experiment, run: str) -> None:
     runs = experiment.config.runs
     config = runs[run]
     where = experiment.where(run)
@@ -89,10 +87,10 @@ def _check_teacher(experiment: "Experiment", run: str) -> None:
         raise UserError(f"{where}.margin_source: no term of the objective has margins; remove this key")
 
 
-def _check_descent(experiment: "Experiment", run: str) -> None:
+def _check_descent(experiment: Experiment, run: str) -> None:
     """No run may descend from itself, by teachers or by weights, on whatever experiments they stand."""
 
-    def visit(descendants: tuple[str, ...], experiment: "Experiment", run: str) -> None:
+    def visit(descendants: tuple[str, ...], experiment: Experiment, run: str) -> None:
         name = f"{experiment.name}/{run}"
         if name in descendants:
             circle = " <- ".join([*descendants[descendants.index(name) :], name])
@@ -106,7 +104,7 @@ def _check_descent(experiment: "Experiment", run: str) -> None:
     visit((), experiment, run)
 
 
-def _check_sampling(experiment: "Experiment", run: str) -> None:
+def _check_sampling(experiment: Experiment, run: str) -> None:
     """Mixing pairs a batch's images, and terms may ask for batches of their own."""
     recipe, where = experiment.recipes.get(run), experiment.where(run)
     if recipe is None:

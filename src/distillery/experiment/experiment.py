@@ -1,25 +1,16 @@
-"""From an experiment file to resolved runs: names looked up, recipes merged."""
+"""An experiment as it was read: its runs, how they descend from each other, and what each resolves to."""
 
-import re
-import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from distillery.errors import UserError, located
-from distillery.experiment.checks import check_experiment, check_run
-from distillery.experiment.reading import nearest, read_mapping, validate
-from distillery.experiment.schema.block import LONGEST_NAME, NAME_PATTERN
+from distillery.experiment.reading import nearest
 from distillery.experiment.schema.dataset import Dataset
-from distillery.experiment.schema.experiment import ExperimentConfig, RunConfig
+from distillery.experiment.schema.experiment import ExperimentConfig
 from distillery.experiment.schema.labels import FewLabels, resolve_labels
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.experiment.spec import RUN_PREFIX, RunSpec
-
-# Names that stand beside experiments in the results folder.
-RESERVED = ("datasets", "tables", "figures", "rehearsal", "work")
 
 
 @dataclass(frozen=True)
@@ -75,26 +66,18 @@ class Experiment:
         """The experiment and the run whose weights this run imports or starts from, where `weights` names a run.
 
         Raises:
-            UserError: there is no such experiment or run.
+            UserError: there is no such run.
         """
         weights = self.config.runs[run].weights
         if weights is None or not weights.startswith(RUN_PREFIX):
             return None
         where = f"{self.where(run)}.weights"
         name, slash, other = weights.removeprefix(RUN_PREFIX).rpartition("/")
-        experiment = self._link(name, where) if slash else self
+        experiment = self.linked[name] if slash else self
         if other not in experiment.config.runs:
             known = nearest(other, experiment.config.runs)
             raise UserError(f"{where}: {experiment.path} has no run {other!r}; {known}")
         return experiment, other
-
-    def _link(self, name: str, where: str) -> "Experiment":
-        if name not in self.linked:
-            path = self.path.with_name(f"{name}.yaml")
-            if not path.is_file():
-                raise UserError(f"{where}: no experiment {path}; {nearest(name, experiment_names(path.parent))}")
-            _read_experiment(path, self.linked, self.rehearsal)
-        return self.linked[name]
 
     def parents(self, run: str) -> "list[tuple[Experiment, str]]":
         """The runs that this one descends from at first hand: its teacher, and the one whose weights it takes."""
@@ -166,170 +149,3 @@ class Experiment:
             margin_source=config.margin_source if config.teacher else "teacher",
             labels=self.labels(run),
         )
-
-
-def experiment_names(folder: Path) -> list[str]:
-    """The names of the experiments of a configuration folder, by their files; hidden files are none."""
-    files = (path for path in folder.glob("*.yaml") if not path.name.startswith("."))
-    return sorted(path.stem for path in files if path.name != "datasets.yaml")
-
-
-def load_experiment(path: Path, *, rehearsal: bool = False) -> Experiment:
-    """Read an experiment file with the recipes, the data set and the other experiments that it names.
-
-    With ``rehearsal``, everything that it says is shrunk to a few steps on generated images.
-
-    Raises:
-        UserError: something in it is wrong; one line says what, where, and what would be right.
-    """
-    experiment = _read_experiment(path, {}, rehearsal=False)
-    check_experiment(experiment)
-    return _read_experiment(path, {}, rehearsal=True) if rehearsal else experiment
-
-
-def load_experiments(folder: Path) -> dict[str, Experiment]:
-    """Read every experiment of a configuration folder.
-
-    Raises:
-        UserError: one of them is wrong.
-    """
-    linked: dict[str, Experiment] = {}
-    experiments = [
-        linked.get(name) or _read_experiment(folder / f"{name}.yaml", linked) for name in experiment_names(folder)
-    ]
-    for experiment in experiments:
-        check_experiment(experiment)
-    return {experiment.name: experiment for experiment in experiments}
-
-
-def _read_experiment(path: Path, linked: dict[str, Experiment], rehearsal: bool = False) -> Experiment:
-    """Read an experiment and remember it among the linked ones; what its runs say of other runs is not checked yet."""
-    raw = read_mapping(path)
-    if len(raw) != 1:
-        raise UserError(f"{path}: expected one top-level key, the experiment's name; found {len(raw)}")
-    (name,) = raw
-    if name != path.stem:
-        raise UserError(f"{path}: top-level key {name!r} must be the file's name, {path.stem!r}")
-    _check_name(name, str(path), "an experiment", experiment_names(path.parent))
-    if name in RESERVED:
-        raise UserError(f"{path}: {name!r} is a folder of results/ and cannot name an experiment")
-    runs, overrides = _split_runs(path, name, raw[name])
-    config = validate(ExperimentConfig, {**raw[name], "runs": runs}, path, (name,))
-    dataset = load_dataset(path.parent / "datasets.yaml", config.dataset, f"{path}: {name}.dataset")
-    recipes = {
-        run: _merge_recipe(path, name, run, run_config.recipe, overrides[run])
-        for run, run_config in config.runs.items()
-        if run_config.recipe is not None
-    }
-    for run, run_config in config.runs.items():
-        check_run(f"{path}: {name}.runs.{run}", run_config, overrides[run], recipes.get(run), dataset)
-    preprocesses = {
-        run: validate(Preprocess, overrides[run]["preprocess"], path, (name, "runs", run, "preprocess"))
-        for run, run_config in config.runs.items()
-        if run_config.recipe is None and overrides[run].get("preprocess") is not None
-    }
-    experiment = Experiment(path, name, config, dataset, recipes, preprocesses, linked=linked)
-    if rehearsal:
-        from distillery.experiment.rehearsal import rehearsed
-
-        experiment = rehearsed(experiment)
-    linked[name] = experiment
-    return experiment
-
-
-def _split_runs(path: Path, name: str, body: object) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Separate each run's own keys from the recipe keys it overrides; leave what is misshapen to the schema."""
-    runs = body.get("runs") if isinstance(body, dict) else None
-    if not isinstance(body, dict) or not isinstance(runs, dict):
-        validate(ExperimentConfig, body, path, (name,))
-        raise AssertionError("the schema accepted an experiment without runs")
-    own: dict[str, Any] = {}
-    overrides: dict[str, dict[str, Any]] = {}
-    for run, keys in runs.items():
-        if not isinstance(keys, dict):
-            own[run], overrides[run] = keys, {}
-            continue
-        overrides[run] = {key: value for key, value in keys.items() if key in Recipe.model_fields}
-        own[run] = {key: value for key, value in keys.items() if key not in Recipe.model_fields}
-        for key in own[run]:
-            if key not in RunConfig.model_fields:
-                valid = [*RunConfig.model_fields, *Recipe.model_fields]
-                raise UserError(f"{path}: {name}.runs.{run}.{key}: unknown key {key!r}; {nearest(str(key), valid)}")
-    return own, overrides
-
-
-def load_dataset(path: Path, dataset: str, asked_by: str = "") -> Dataset:
-    """Read one line of datasets.yaml; ``asked_by`` says in an error who named it.
-
-    Raises:
-        UserError: there is no such line, or it is wrong.
-    """
-    raw = read_mapping(path)
-    if dataset not in raw:
-        raise UserError(f"{asked_by or path}: no data set {dataset!r}; {nearest(dataset, raw)}")
-    _check_name(dataset, str(path), "a data set", raw)
-    return validate(Dataset, raw[dataset], path, (dataset,))
-
-
-def _check_name(name: str, where: str, what: str, others: Iterable[str]) -> None:
-    """Names of files and of data sets become folders, and words of commands."""
-    if not re.fullmatch(NAME_PATTERN, name) or len(name) > LONGEST_NAME:
-        raise UserError(
-            f"{where}: {name!r} cannot name {what}; use up to {LONGEST_NAME} letters, digits and . _ - only, letter or "
-            "digit first"
-        )
-    for other in others:
-        if other != name and other.lower() == name.lower():
-            raise UserError(f"{where}: {other!r} and {name!r} differ in case only, and on some disks name one folder")
-
-
-def _merge_recipe(path: Path, name: str, run: str, recipe: str, overrides: dict[str, Any]) -> Recipe:
-    merged, base = load_recipe(path.parent, recipe, f"{path}: {name}.runs.{run}.recipe")
-    return validate(Recipe, _deep_merge(base, overrides), path, (name, "runs", run)) if overrides else merged
-
-
-def load_recipe(folder: Path, name: str, asked_by: str) -> tuple[Recipe, dict[str, Any]]:
-    """Read recipes/<name>.yaml of a configuration folder, as a recipe and as it is written.
-
-    Raises:
-        UserError: there is none, or it is wrong; ``asked_by`` says who named it.
-    """
-    path = folder / "recipes" / f"{name}.yaml"
-    if not path.is_file():
-        raise UserError(
-            f"{asked_by}: no file {path}; {nearest(name, [file.stem for file in path.parent.glob('*.yaml')])}"
-        )
-    written = read_mapping(path)
-    return validate(Recipe, written, path), written
-
-
-def _deep_merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Lay overrides over a recipe, mapping by mapping; a block that changes its `name` replaces the recipe's whole."""
-    merged = dict(base)
-    for key, value in overrides.items():
-        old = merged.get(key)
-        if isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) == old.get("name"):
-            value = _deep_merge(old, value)
-        merged[key] = value
-    return merged
-
-
-def usual_recipe(folder: Path, dataset: str) -> str | None:
-    """The recipe that most runs on a data set train by, over all experiments of a configuration folder.
-
-    An experiment that is wrong, as one that is being written, costs a warning.
-    """
-    experiments = []
-    for name in experiment_names(folder):
-        try:
-            experiments.append(load_experiment(folder / f"{name}.yaml"))
-        except UserError as error:
-            print(f"warning: passed over: {error}", file=sys.stderr)
-    names = Counter(
-        line.recipe
-        for experiment in experiments
-        if experiment.config.dataset == dataset
-        for line in experiment.config.runs.values()
-        if line.recipe is not None
-    )
-    return names.most_common(1)[0][0] if names else None

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distillery.errors import UserError
-from distillery.experiment.experiment import Experiment, experiment_names, load_dataset, load_experiment
+from distillery.experiment.experiment import Experiment
 from distillery.experiment.ledger import MEASURED, PROFILING, REPORTING, digest_of, entry, file_sha256, images_entry
+from distillery.experiment.loading import experiment_names, load_dataset, load_experiment
 from distillery.experiment.reading import nearest, read_mapping
 from distillery.experiment.rehearsal import rehearsed_dataset, representatives
 from distillery.experiment.schema.block import NAME_PATTERN

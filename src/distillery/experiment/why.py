@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from distillery.errors import UserError
-from distillery.experiment.experiment import Experiment, experiment_names, load_experiment
+from distillery.experiment.experiment import Experiment
 from distillery.experiment.ledger import MEASURED, PROFILING, differences
+from distillery.experiment.loading import experiment_names, load_experiment
 from distillery.experiment.reading import nearest
 from distillery.paths import dataset_folder, profile_path, run_folder
 from distillery.results import try_json

@@ -10,7 +10,7 @@ from PIL import Image
 
 from distillery.data.arrow import ArrowImages
 from distillery.errors import UserError
-from distillery.experiment.experiment import load_dataset
+from distillery.experiment.loading import load_dataset
 
 
 @pytest.mark.parametrize("hundred", [False, True])

@@ -7,7 +7,7 @@ import pytest
 from distillery.data.prepare import prepare_dataset
 from distillery.evaluation.evaluate import evaluate_run
 from distillery.experiment import load_experiment
-from distillery.experiment.experiment import load_dataset
+from distillery.experiment.loading import load_dataset
 from distillery.training.job import Job, Machine
 from distillery.training.run import make_run
 

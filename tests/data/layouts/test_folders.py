@@ -7,7 +7,7 @@ import pytest
 
 from distillery.data.layouts import find_images
 from distillery.errors import UserError
-from distillery.experiment.experiment import load_dataset
+from distillery.experiment.loading import load_dataset
 from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.dataset import Layout as LayoutName
 
