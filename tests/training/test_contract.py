@@ -175,8 +175,19 @@ def test_a_head_is_trained_saved_restored_and_measured_with_its_student(workplac
     assert written(make(results="stopped")) == straight
 
 
-def test_a_student_with_a_head_may_teach(workplace, make):
-    line = "{model: cifar_resnet8, recipe: tiny, teacher: student, objective: {ce: {}, overhaul: {}}}"
-    workplace.edit("  tables:", f"    last: {line}\n  tables:")
+@pytest.mark.parametrize("source", ["teacher", "pretrained"])
+def test_a_student_with_a_head_may_teach(workplace, make, source):
+    line = "{model: cifar_resnet8, recipe: tiny, teacher: student, objective: {ce: {}, overhaul: {}}"
+    workplace.edit("  tables:", f"    last: {line}, margin_source: {source}}}\n  tables:")
+    workplace.edit("    student: {", "    student: {weights: 'run:small', ")
+    make("small")
     make(term=WithHead, needs=HEADED, head=LinearHead)
     assert (make("last") / "run.json").exists()
+
+
+@pytest.mark.parametrize("extra", ["", "recipe: tiny, "])
+def test_weights_of_a_student_with_a_head_are_refused_in_one_line(workplace, make, extra):
+    workplace.edit("  tables:", f"    taken: {{model: cifar_resnet8, {extra}weights: 'run:student'}}\n  tables:")
+    make(term=WithHead, needs=HEADED, head=LinearHead)
+    with pytest.raises(UserError, match=r"tiny.runs.taken.weights: 'student' was trained by 'kd', whose head replaced"):
+        make("taken")

@@ -19,7 +19,7 @@ from distillery.errors import located
 from distillery.evaluation.restore import FinishedRun
 from distillery.experiment.schema.recipe import Recipe
 from distillery.models import check_input
-from distillery.models.composite import Composite, Head
+from distillery.models.composite import Composite, Head, with_head
 from distillery.models.normalize import Normalize, resolve_statistics
 from distillery.models.sync_batchnorm import convert_sync_batchnorm
 from distillery.models.taps import TapPair, Taps, pair_networks
@@ -161,6 +161,8 @@ def _margins(job: Job, fabric: Fabric, pair: TapPair, finished: FinishedRun | No
     if job.spec.margin_source == "pretrained":
         with fabric.rank_zero_first():
             origin = begin_network(Job(job.experiment, teacher, job.experiment.seeds(teacher)[0], job.results))
+        assert job.spec.teacher is not None
+        origin = with_head(origin, finished.record, finished.preprocess.size, job.spec.teacher.model)
     return [None if norms is None else bn_margin(*norms).to(fabric.device) for norms in pair.norms(origin)]
 
 

@@ -32,7 +32,7 @@ def initial_weights(job: Job) -> InitialWeights | None:
     """Find what ``weights`` names; another run gives those of its first seed.
 
     Raises:
-        UserError: the other run was not made yet, or was made from another configuration.
+        UserError: the other run was not made yet, was made from another configuration, or is deployed with a head.
     """
     origin = job.experiment.origin(job.run)
     if origin is None:
@@ -40,6 +40,11 @@ def initial_weights(job: Job) -> InitialWeights | None:
     experiment, run = origin
     seed = experiment.seeds(run)[0]
     record = finished_record(experiment, run, seed, job.results)
+    if "head" in record:
+        raise UserError(
+            f"{job.where}.weights: {run!r} was trained by {record['head']['term']!r}, whose head replaced the last "
+            "layer, so its weights do not fit the plain network; name a run whose objective has no such term"
+        )
     weights = run_folder(job.results, experiment.name, run, seed) / "weights.safetensors"
     return InitialWeights(str(weights), Preprocess.model_validate(record["preprocess"]))
 
