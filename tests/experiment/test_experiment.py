@@ -176,6 +176,18 @@ def test_initial_weights_are_part_of_what_decides_a_run(config):
     assert {run for (run, _), digest in after.items() if digest not in before.values()} == {"tuned"}
 
 
+@pytest.mark.parametrize(("optimizer", "concerned"), [("adamw", True), ("sgd", False)])
+def test_networks_that_exempt_weights_by_patterns_have_an_integer_for_it(config, optimizer, concerned):
+    edit(
+        config / "digits.yaml",
+        "model: cifar_resnet8",
+        f"optimizer: {{name: {optimizer}, lr: 0.1}}, model: xcit_nano_12_p16_224",
+    )
+    experiment = load_experiment(config / "digits.yaml")
+    assert ("decay_patterns" in experiment.spec("resnet8").ledger) is concerned
+    assert "decay_patterns" not in experiment.spec("resnet20").ledger
+
+
 def test_a_run_may_start_from_a_run_of_another_experiment(config):
     (config / "other.yaml").write_text(
         "other:\n  dataset: digits\n  runs:\n    base: {model: cifar_resnet8, recipe: digits, seeds: [3]}\n"
@@ -247,6 +259,8 @@ MISTAKES = [
      "resnet20.weights: config/digits.yaml has no run 'resnet9'; did you mean 'resnet8'"),
     ("epochs: 30", "weights: 'run:digitz/resnet8'",
      "resnet20.weights: no experiment config/digitz.yaml; did you mean 'digits'?"),
+    ("epochs: 30", "weights: 'run:../digits/resnet8'",
+     "resnet20.weights: no experiment config/../digits.yaml; did you mean 'digits'?"),
     ("epochs: 30", "weights: 'run:resnet8-kd'",
      "resnet20: digits/resnet20 <- digits/resnet8-kd <- digits/resnet20 descend from each other in a circle"),
     ("recipe: digits, epochs: 30", "weights: a.pth, epochs: 3", "resnet20.epochs: imported weights are not trained"),

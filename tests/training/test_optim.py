@@ -77,10 +77,10 @@ def test_sgd_decays_every_weight():
     assert len(optimizer.param_groups[0]["params"]) == 4
 
 
-@pytest.mark.parametrize("name", ["adamw", "lamb"])
-def test_others_spare_vectors_and_the_models_exemptions(name):
+@pytest.mark.parametrize(("name", "exempt"), [("adamw", "2.weight"), ("lamb", "2.weight"), ("adamw", "2.*")])
+def test_others_spare_vectors_and_the_models_exemptions(name, exempt):
     network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Linear(4, 2, bias=False))
-    built = build_optimizer(optimizer(name=name, lr=0.002, weight_decay=0.02), network, exempt={"2.weight"})
+    built = build_optimizer(optimizer(name=name, lr=0.002, weight_decay=0.02), network, exempt={exempt})
     decayed, spared = built.param_groups
     assert [parameter.shape for parameter in decayed["params"]] == [torch.Size([4, 3, 1, 1])]
     assert decayed["weight_decay"] == 0.02

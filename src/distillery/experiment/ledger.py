@@ -20,6 +20,9 @@ from distillery.experiment.schema.objective import Objective
 
 # How networks are trained: the loop, optimizers, schedules, mixing, moving averages, the orders of images.
 ENGINE = 1
+# Which parameters a network exempts from weight decay by patterns of their names; no other known network has any.
+DECAY_PATTERNS = 1
+WITH_DECAY_PATTERNS = ("xcit_", "timm:xcit_")
 # How raw images become prepared ones.
 PREPARING = 1
 # How weights of files and of libraries become those of a network.

@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from distillery.errors import UserError
-from distillery.experiment.ledger import ENGINE, IMPORTING, digest_of, entry, file_sha256, images_entry
+from distillery.experiment.ledger import (
+    DECAY_PATTERNS,
+    ENGINE,
+    IMPORTING,
+    WITH_DECAY_PATTERNS,
+    digest_of,
+    entry,
+    file_sha256,
+    images_entry,
+)
 from distillery.experiment.schema.block import Block, Neutral
 from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.labels import FewLabels
@@ -76,6 +85,8 @@ class RunSpec(Block):
             content["teacher"] = self.teacher.ledger
         if self.recipe is not None:
             content["engine"] = ENGINE
+            if self.model.startswith(WITH_DECAY_PATTERNS) and self.recipe.optimizer.name != "sgd":
+                content["decay_patterns"] = DECAY_PATTERNS
         return content
 
     @cached_property

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterable
+from fnmatch import fnmatchcase
 
 import torch
 from torch import nn
@@ -23,17 +24,18 @@ def build_optimizer(config: Optimizer, module: nn.Module, exempt: Iterable[str] 
     """Build the recipe's optimizer over every trainable parameter of ``module``, by its name in timm.
 
     SGD decays all weights, as the reference systems do. The others do not decay vectors (biases, norms) nor the
-    parameters whose names are in ``exempt`` (a model's own ``no_weight_decay()``).
+    parameters whose names fit one of ``exempt`` (a model's own ``no_weight_decay()``, with wildcards as in timm).
 
     Raises:
         UserError: timm has no such optimizer, it cannot be used here, or it does not take these arguments.
     """
-    exempt = frozenset(exempt)
+    exempt = tuple(exempt)
     decayed: list[nn.Parameter] = []
     spared: list[nn.Parameter] = []
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            spare = not isinstance(config, Sgd) and (parameter.ndim <= 1 or name in exempt)
+            exempted = parameter.ndim <= 1 or any(fnmatchcase(name, pattern) for pattern in exempt)
+            spare = exempted and not isinstance(config, Sgd)
             (spared if spare else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
