@@ -12,7 +12,7 @@ from torch import nn
 
 from distillery.errors import UserError
 from distillery.experiment.schema.recipe import Recipe
-from distillery.training.optim import build_optimizer, check_optimizer, learning_rate, total_epochs
+from distillery.training.optim import build_optimizer, check_optimizer, hyper_parameters, learning_rate, total_epochs
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "schedules.npz", allow_pickle=False)
 
@@ -107,6 +107,14 @@ def test_sgd_and_adamw_are_torchs_with_the_recipes_own_arguments():
     ]
 
 
+def test_the_defaults_of_an_optimizer_are_on_record():
+    (group,) = hyper_parameters(build_optimizer(optimizer(name="lamb", lr=0.1), nn.Linear(2, 2, bias=False)))
+    assert {key: group[key] for key in ("params", "betas", "eps", "max_grad_norm", "weight_decay")} == {
+        "params": 1, "betas": [0.9, 0.999], "eps": 1e-6, "max_grad_norm": 1.0, "weight_decay": 0.0,
+    }  # fmt: skip
+    assert "lr" not in group
+
+
 def step(network, built, seed):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(8, 3, 6, 6, generator=generator)
@@ -138,6 +146,7 @@ def test_every_optimizer_of_timm_trains_and_resumes_to_the_bit(name, tmp_path):
     resumed.load_state_dict(weights)
     other.load_state_dict(state)
     step(resumed, other, 2)
+    assert hyper_parameters(other) == hyper_parameters(built)
     for key, value in network.state_dict().items():
         assert torch.equal(resumed.state_dict()[key], value), key
         assert value.isfinite().all(), key

@@ -38,6 +38,7 @@ def test_a_run_leaves_whole_results(workplace):
     assert record["epoch"] == 2
     assert record["selection"] == "last"
     assert record["effective"]["batch"] == 8
+    assert record["effective"]["optimizer"][0]["momentum"] == 0.9
     assert record["effective"]["steps_per_epoch"] == 36 // 8
     assert record["sessions"][0]["provenance"]["packages"]["torch"] == version("torch")
     assert list((folder / "tensorboard").glob("events.*"))

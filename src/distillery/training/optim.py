@@ -1,8 +1,10 @@
 """Optimizers and learning rates, as the recipe states them: nothing here is scaled by the number of devices."""
 
 import inspect
+import json
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,6 +56,21 @@ def build_optimizer(config: Optimizer, module: nn.Module, exempt: Iterable[str] 
     except Exception as error:  # optimizers raise anything at arguments that they do not like
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"optimizer: {config.name} cannot be built: {reason}") from None
+
+
+def hyper_parameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What each group of an optimizer is stepped with, defaults of libraries too, as plain JSON data.
+
+    The learning rate is left out, for the schedule sets it; ``params`` is how many tensors the group holds.
+    """
+
+    def plain(value: object) -> object:
+        return value.tolist() if isinstance(value, torch.Tensor) else str(value)
+
+    groups = [group | {"params": len(group["params"])} for group in optimizer.param_groups]
+    kept = [{key: value for key, value in group.items() if key != "lr"} for group in groups]
+    found: list[dict[str, Any]] = json.loads(json.dumps(kept, default=plain))
+    return found
 
 
 def check_optimizer(config: Optimizer) -> None:

@@ -22,7 +22,7 @@ from distillery.training.devices import start_devices
 from distillery.training.initial import initial_weights
 from distillery.training.job import Job
 from distillery.training.loop import Training, chosen_weights, fit, note_session, restore
-from distillery.training.optim import learning_rate, total_epochs
+from distillery.training.optim import hyper_parameters, learning_rate, total_epochs
 
 
 def make_run(job: Job, stop: StopSignal | None = None) -> None:
@@ -140,6 +140,7 @@ def _write_results(job: Job, recipe: Recipe, training: Training) -> None:
                 "steps_per_epoch": training.batches.steps,
                 "first_learning_rate": learning_rate(recipe, 0, 0, training.batches.steps),
                 "base_learning_rate": recipe.optimizer.lr,
+                "optimizer": hyper_parameters(training.optimizer),
             },
             "sessions": train_state.sessions,
         },
