@@ -108,7 +108,9 @@ def test_another_way_of_measuring_and_another_line_of_the_data_set_are_named(pla
     assert any(line.startswith("  metrics.json: evaluation: 0 of top1 -> 1 of ") for line in lines)
 
 
-@pytest.mark.parametrize("target", ["results/tables/one/score.md", "two/small", "one/smal", "one/small/seed7", ""])
+@pytest.mark.parametrize(
+    "target", ["results/tables/one/score.md", "two/small", "one/smal", "one/small/seed7", "", "results/datasets/few"]
+)
 def test_what_is_no_target_is_refused(place, target):
     with pytest.raises(UserError):
         explained(place, target)

@@ -51,6 +51,11 @@ def _parse(target: str, config: Path, results: Path) -> tuple[str, str | None, i
     """Experiment, run, seed and table that a target names."""
     path = Path(target)
     parts = list(path.relative_to(results).parts if path.is_relative_to(results) else path.parts)
+    if parts[:1] == ["datasets"]:
+        raise UserError(
+            f"{target}: prepared images hold no record of their line in datasets.yaml; `snakemake -n {target}` says "
+            "whether they would be made again, and `distillery why EXPERIMENT` which runs saw others"
+        )
     if parts and parts[0] in ("tables", "figures") and len(parts) > 1:
         file = re.fullmatch(r"(.+)\.(?:md|tex|csv)", parts[-1])
         parts[-1] = file[1] if file else parts[-1]
