@@ -27,6 +27,7 @@ from distillery.distill.objective import build_objective
 from distillery.distill.step import Outputs, StepInputs
 from distillery.distill.term import StagePair, TermContext
 from distillery.evaluation.metrics import evaluate_model
+from distillery.evaluation.profile import count_macs, count_parameters
 from distillery.experiment import ledger
 from distillery.experiment.schema.augmentation import Augmentation
 from distillery.experiment.schema.dataset import Dataset
@@ -173,6 +174,34 @@ def test_network(name):
     with torch.no_grad():
         logits = network(picture(size, size)[None].float() / 255)
     check(f"network {name}", ZOO[name].numerics, logits)
+
+
+# The smallest network for small images of each builder.
+SMALLEST = {
+    ZOO[name].builder: name
+    for name in sorted(ZOO, key=lambda name: ZOO[name].parameters, reverse=True)
+    if ZOO[name].input_size == 32
+}.values()
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_network_in_training_mode(name):
+    torch.manual_seed(0)
+    network = create_model(name, 10)
+    with torch.no_grad():
+        logits = network(
+            picture(32, 32)[None].float().repeat(2, 1, 1, 1) / torch.tensor([255, 128])[:, None, None, None]
+        )
+    means = [value for key, value in sorted(network.state_dict().items()) if key.endswith("running_mean")]
+    check(f"network {name} in training mode", ZOO[name].numerics, logits, *means[-1:])
+
+
+@pytest.mark.parametrize("name", ["cifar_resnet8", "timm:test_vit"])
+def test_counts(name):
+    """Parameters and operations of convolutions, linear layers and attention."""
+    network = create_model(name, 10).eval()
+    counts = [count_parameters(network), count_macs(network, 160 if "vit" in name else 32)]
+    check(f"counts of {name}", ledger.PROFILING, counts)
 
 
 # Every option that takes another way through a term.
