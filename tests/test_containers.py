@@ -35,7 +35,7 @@ def copied() -> list[str]:
     return [source for name, arguments in instructions() if name == "COPY" for source in arguments.split()[:-1]]
 
 
-def test_both_have_one_base():
+def test_both_images_have_one_base():
     (base,) = [arguments for name, arguments in instructions() if name == "FROM"]
     assert sections()[""] == ["Bootstrap: docker", f"From: {base}"]
     assert re.fullmatch(r"nvidia/cuda:\d+\.\d+\.\d+-runtime-ubuntu24\.04", base)

@@ -74,12 +74,12 @@ def fault(name, kept, numerics, outputs):
         (2, [1.1, 2.0], "changed together"),
     ],
 )
-def test_one_may_not_move_without_the_other(numerics, outputs, expected):
+def test_outputs_and_their_integer_may_only_change_together(numerics, outputs, expected):
     found = fault("kd", {"numerics": 1, "outputs": [1.0, 2.0]}, numerics, outputs)
     assert (found is None) if expected is None else expected in found
 
 
-def test_what_is_new_needs_a_record():
+def test_a_new_computation_needs_a_record():
     assert "has no record yet" in fault("rkd", None, 1, [1.0])
 
 

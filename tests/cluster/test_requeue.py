@@ -42,7 +42,7 @@ def test_a_warned_job_asks_and_a_cancelled_one_does_not(scontrol, state, preempt
     assert ("requeue 7" in asked.read_text()) is again
 
 
-def test_a_site_that_forbids_it_is_quoted(scontrol, capsys):
+def test_the_answer_of_a_site_that_forbids_requeueing_is_quoted(scontrol, capsys):
     scontrol(requeue="echo 'Requested operation is presently disabled for job 7' >&2; exit 1")
     assert requeue_this_job() is False
     assert "does not start job 7 again by itself: Requested operation is presently" in capsys.readouterr().err
@@ -74,7 +74,7 @@ def test_a_controller_that_stays_away_is_told(scontrol, monkeypatch, capsys):
     assert "does not start job 7 again by itself: Unable to contact slurm controller" in capsys.readouterr().err
 
 
-def test_without_slurm_nobody_is_asked(scontrol, monkeypatch):
+def test_without_slurm_scontrol_is_not_called(scontrol, monkeypatch):
     asked = scontrol()
     monkeypatch.delenv("SLURM_JOB_ID")
     assert requeue_this_job() is False

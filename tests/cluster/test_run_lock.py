@@ -132,7 +132,7 @@ def test_a_beating_owner_elsewhere_is_alive_whatever_its_clock_says(path, beatin
         lock(path).acquire(death_seconds=5)
 
 
-def test_a_job_that_slurm_started_again_does_not_wait_for_its_former_self(path, beating, monkeypatch):
+def test_a_requeued_job_does_not_wait_for_its_own_old_lock(path, beating, monkeypatch):
     """Slurm lost the machine, but its process and the shared files live on."""
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     held = lock(path)

@@ -32,7 +32,7 @@ def windows(sheet, tile, found):
     ]  # fmt: skip
 
 
-def test_its_epochs_are_those_of_training(place):
+def test_a_contact_sheet_shows_the_epochs_of_training(place):
     manifest = place.fill(train=1).prepare()
     images = ArrowImages(place.output, manifest, "train")
     draw_contact_sheet(manifest, images, "toy-recipe", RECIPE, place.folder / "out" / "sheet.png", seed=7)

@@ -118,7 +118,7 @@ def test_a_server_without_ranges_sends_all_again(server, target):
     assert target.read_bytes() == CONTENT
 
 
-def test_a_server_that_sends_another_range_than_asked_is_not_believed(server, target):
+def test_a_server_that_sends_another_range_than_asked_is_refused(server, target):
     server.grain, server.breaks = 512, [1000]
     download("birds", server.url, target, CHECKSUM)
     assert target.read_bytes() == CONTENT

@@ -193,7 +193,7 @@ def test_a_tar_in_a_tar_is_read_in_place(place, tmp_path):
             assert {file.source for file in inner.files("")} == {outer}
 
 
-def test_a_tar_in_a_tar_that_was_cut_is_refused_and_never_reads_on_into_the_next(place, tmp_path):
+def test_a_truncated_tar_in_a_tar_is_refused_and_never_read_past_its_end(place, tmp_path):
     fill(place)
     whole = place.tar().read_bytes()
     last = max(file.offset + file.size for file in open_tree(place.folder / "raw.tar", tmp_path).files(""))

@@ -154,7 +154,7 @@ INITIAL = "{model: cifar_resnet8, recipe: digits, weights: 'run:resnet8'}"
 FROM_OTHER = INITIAL.replace("run:resnet8", "run:other/base")
 
 
-def test_a_run_that_takes_back_a_recipes_last_layer_is_the_run_that_never_had_it(config):
+def test_resetting_classifier_std_to_null_gives_the_digest_of_a_recipe_without_it(config):
     before = digests(load_experiment(config / "digits.yaml"))
     recipe = config / "recipes" / "digits.yaml"
     recipe.write_text(f"{recipe.read_text()}classifier_std: 0.01\n")

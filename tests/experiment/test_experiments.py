@@ -178,7 +178,7 @@ def test_bake_draws_the_last_layer_of_all_but_resnest():
     )
 
 
-def test_usi_trains_every_backbone_alike():
+def test_usi_has_one_recipe_for_every_backbone():
     experiment = EXPERIMENTS["imagenet"]
     usi = {run: experiment.recipes[run] for run in experiment.recipes if run.endswith("-usi")}
     assert len(usi) == 18

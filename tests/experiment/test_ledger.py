@@ -39,12 +39,12 @@ def test_a_later_key_counts_only_when_it_is_not_neutral():
     assert entry(Later(shiny=3)) == {"rate": 0.1, "shiny": 3}
 
 
-def test_another_default_of_a_later_key_counts_and_its_neutral_value_stays_neutral():
+def test_a_changed_default_of_a_later_key_moves_digests_but_its_neutral_value_does_not():
     assert entry(Changed()) == {"rate": 0.1, "shiny": 2}
     assert entry(Changed(shiny=1)) == entry(First())
 
 
-def test_an_integer_that_was_raised_counts():
+def test_an_entry_holds_a_raised_integer():
     assert entry(Raised()) == {"rate": 0.1, "numerics": 2}
 
 

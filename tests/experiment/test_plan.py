@@ -56,7 +56,7 @@ def made_by(plan, kind, path):
     [("one/taken", "imported"), ("one/big", "teacher"), ("one/small", "student"), ("one/student", "student"),
      ("one/tuned", "student"), ("two/copy", "imported")],
 )  # fmt: skip
-def test_one_rule_makes_each_network(plan, path, kind):
+def test_exactly_one_rule_makes_each_network(plan, path, kind):
     assert [each for each in ("imported", "teacher", "student") if made_by(plan, each, path)] == [kind]
 
 

@@ -51,13 +51,13 @@ def explained(place, target):
     )
 
 
-def test_nothing_differs(place):
+def test_results_of_the_present_configuration_are_up_to_date(place):
     lines = explained(place, "results/one/student/seed0/metrics.json")
     assert [line.partition(":")[0] for line in lines] == ["results/one/student/seed0", "results/one/big/seed0"]
     assert all("up to date (digest " in line for line in lines)
 
 
-def test_a_profile_stands_for_all_seeds(place):
+def test_one_profile_counts_for_all_seeds_of_a_run(place):
     assert all("up to date" in line for line in explained(place, "one/small"))
 
 

@@ -35,7 +35,7 @@ def test_the_images_given_are_left_alone():
     assert torch.equal(images, before)
 
 
-def test_nothing_of_it_enters_a_state_dict():
+def test_normalisation_adds_nothing_to_a_state_dict():
     assert not Normalize([0.5] * 3, [0.5] * 3).state_dict()
     assert "mean=[0.5, 0.5, 0.5]" in repr(Normalize([0.5] * 3, [0.5] * 3))
 

@@ -92,7 +92,7 @@ def test_a_sheet_without_rows_is_still_a_table():
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed (texlive-latex-recommended)")
 @pytest.mark.parametrize(("packages", "fits"), [("booktabs", False), ("booktabs,graphicx", True)])
-def test_pdflatex_takes_it_with_booktabs_alone_and_graphicx_shrinks_what_is_wide(tmp_path, packages, fits):
+def test_pdflatex_compiles_a_table_with_booktabs_and_graphicx_shrinks_a_wide_one(tmp_path, packages, fits):
     text = NASTY.replace("√", "")
     empty = Sheet("empty", "Empty", ("Run", "Top-1 (%)"), (False, True), ())
     nasty = Sheet("nasty", text, ("Run",), (False,), ((Cell(text, bold=True),),))

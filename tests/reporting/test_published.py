@@ -50,7 +50,7 @@ def test_files_of_spreadsheets_are_read(ledger, encoding, end):
     assert load_published(path)[0].source == "Müller"
 
 
-def test_the_rows_are_numbered_as_a_spreadsheet_does_even_after_a_source_of_two_lines(ledger):
+def test_errors_number_rows_by_line_even_after_a_multi_line_source(ledger):
     path = ledger(HEAD + 'a,top1,1,,,,"two\nlines"\nb,top1,2,,,,here\n')
     assert [number.row for number in load_published(path)] == [2, 4]
 

@@ -91,7 +91,7 @@ def test_the_table_for_machines_has_every_digit(judged):
     assert by_key["methods", "big", "params"]["mean"] == "272474"
 
 
-def test_without_published_numbers_no_column_and_no_word_is_spent_on_them(desk):
+def test_without_published_numbers_there_is_no_published_column_or_note(desk):
     desk.write_results()
     tabulate(desk)
     for path in table_folder(desk.results).rglob("*.[mt]*"):

@@ -29,7 +29,7 @@ ORDER = ["not reproduced", "within noise", "reproduced"]
 # --- known cases -----------------------------------------------------------------------------------------------------
 
 
-def test_at_least_as_good_is_reproduced_and_better_never_speaks_against():
+def test_a_result_at_least_as_good_as_published_is_reproduced():
     assert find(Summary(76.1, 0.1, 3), published("76.10")) == "reproduced"
     assert find(Summary(90.0, 0.1, 3), published("76.10")) == "reproduced"
 

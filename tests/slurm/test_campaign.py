@@ -79,7 +79,7 @@ class Trouble:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_campaign_with_random_kills_ends_in_the_tables_of_one_machine(
+def test_a_campaign_with_random_kills_gives_the_same_tables_as_one_machine(
     undisturbed, copied, site, cluster, drive, tmp_path, seed
 ):
     here = copied(site, tmp_path)

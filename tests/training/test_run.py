@@ -45,7 +45,7 @@ def test_a_run_leaves_whole_results(workplace):
     assert not list((workplace.results / "work").glob("*"))
 
 
-def test_a_long_name_is_a_name(workplace):
+def test_a_run_may_have_a_long_name(workplace):
     name = "small" * 50
     workplace.edit("small:", f"{name}:")
     workplace.edit("rows: [big, small,", f"rows: [big, {name},")

@@ -201,7 +201,7 @@ def test_a_teacher_that_is_not_as_planned_stops_the_run(workplace, register, tra
     assert_nothing_looks_finished(folder)
 
 
-def test_a_penultimate_vector_that_is_not_where_it_was_stops_the_run(workplace, register, train):
+def test_a_moved_embedding_stops_the_run(workplace, register, train):
     workplace.edit(
         "  tables:", "    student: {model: ours, recipe: tiny, objective: {ce: {}, bake: {partners: 1}}}\n  tables:"
     )

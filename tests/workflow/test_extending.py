@@ -31,7 +31,7 @@ def add_metric(checkout, count, metric, column):
     checkout.replace("config/plain.yaml", "[top1, agreement,", "[top1, brier, agreement,")
 
 
-def test_each_addition_is_accepted(fresh):
+def test_a_new_network_term_and_recipe_are_accepted(fresh):
     follow(fresh)
     taps = fresh.run("distillery", "taps", "cifar_resnet20", "plain", "--size", "8")
     assert taps.returncode == 0, taps.stdout

@@ -364,7 +364,7 @@ def test_new_runs_and_tables_with_another_layout_are_left_to_make(stored):
     }
 
 
-def test_nowhere_to_save_to(recorded_copy):
+def test_saving_and_restoring_need_a_remote(recorded_copy):
     for command in (save, restore):
         result = command(recorded_copy)
         assert result.returncode == 2

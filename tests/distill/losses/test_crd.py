@@ -101,7 +101,7 @@ def test_where_other_classes_are_too_small_negatives_repeat():
     assert set(drawn[3].tolist()) == {0, 1, 2}
 
 
-def test_an_image_seen_twice_in_a_step_is_remembered_as_it_was_last():
+def test_an_image_seen_twice_in_a_step_keeps_its_last_embedding():
     term = term_of(np.array([0, 1, 0]), 1)
     before = term.memory_s.clone()
     rows = torch.eye(4)

@@ -187,7 +187,7 @@ def test_a_compiled_network_feeds_taps_that_came_first(name, backend):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_hooks_that_come_after_the_first_compiled_call_stop_the_run():
+def test_hooks_placed_after_the_first_compiled_call_stop_the_run():
     torch.manual_seed(0)
     network = create_model("cifar_resnet8", 5).eval()
     images = torch.randn(2, 3, 16, 16)

@@ -69,7 +69,7 @@ def test_any_size_of_image_will_do(size):
     assert create_model("cifar_resnet8", 5)(torch.randn(2, 3, size, size)).shape == (2, 5)
 
 
-def test_convolutions_are_drawn_as_he_says():
+def test_convolutions_are_drawn_by_kaiming_initialisation():
     torch.manual_seed(0)
     weight = create_model("cifar_resnet20", 10).layer3[1].conv1.weight
     assert weight.std().item() == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)
