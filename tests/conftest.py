@@ -35,6 +35,17 @@ augment:
 """
 
 
+@pytest.fixture
+def one_thread():
+    """Many small networks and images, which several threads only slow down."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def write_images(folder: Path, train: int = 12, val: int = 4) -> None:
     """Write a class-folder tree of 8 x 8 PNGs of three separable classes."""
     from PIL import Image

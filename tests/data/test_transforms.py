@@ -16,13 +16,7 @@ from distillery.experiment.schema.augmentation import Augmentation
 from distillery.experiment.schema.recipe import Preprocess
 from distillery.randomness import seed_generators
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def image(height=40, width=60, seed=0):

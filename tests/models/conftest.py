@@ -7,12 +7,8 @@ from distillery.models import create_model
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """Many small networks, which several threads only slow down."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def _one_thread(one_thread):
+    pass
 
 
 @pytest.fixture

@@ -17,12 +17,7 @@ from distillery.experiment.schema.recipe import Preprocess
 SIDES = st.integers(1, 700)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def resized_crop(rule="torchvision", size=8, **options):
