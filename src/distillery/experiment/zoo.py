@@ -55,8 +55,7 @@ def _cifar_wrn(depth: int, factor: int, parameters: int) -> ZooEntry:
 
 def _cifar_pyramidnet(depth: int, alpha: int, bottleneck: bool, parameters: int) -> ZooEntry:
     source = "Han et al. 2017, Deep Pyramidal Residual Networks"
-    builder = "cifar_pyramid:cifar_pyramidnet"
-    return _entry(builder, parameters, source, depth=depth, alpha=alpha, bottleneck=bottleneck)
+    return _entry("cifar_pyramid:CifarPyramidNet", parameters, source, depth=depth, alpha=alpha, bottleneck=bottleneck)
 
 
 def _cifar_vgg(depth: int, parameters: int) -> ZooEntry:

@@ -45,7 +45,10 @@ class PyramidBlock(nn.Module):
 
 
 class CifarPyramidNet(nn.Module):
-    """The network; any input of at least 4 x 4 pixels will do."""
+    """A network of ``depth`` = 6n + 2 layers, or 9n + 2 of ``bottleneck`` blocks, that grows by ``alpha``.
+
+    Any input of at least 4 x 4 pixels will do.
+    """
 
     def __init__(self, num_classes: int, depth: int, alpha: int, bottleneck: bool) -> None:
         super().__init__()
@@ -74,8 +77,3 @@ class CifarPyramidNet(nn.Module):
         feature = self.layer3(self.layer2(self.layer1(self.bn1(self.conv1(image_BCHW)))))
         logits: Tensor = self.fc(self.pool(self.relu(self.norm(feature))).flatten(1))
         return logits
-
-
-def cifar_pyramidnet(num_classes: int, depth: int, alpha: int, bottleneck: bool) -> CifarPyramidNet:
-    """Build a network of ``depth`` = 6n + 2 layers, or 9n + 2 of ``bottleneck`` blocks, that grows by ``alpha``."""
-    return CifarPyramidNet(num_classes, depth, alpha, bottleneck)
