@@ -16,9 +16,9 @@ DIGITS = ("results/tables/digits.md", "results/figures/digits")
 def digits(site, copied, tmp_path_factory):
     """The digits experiment, in two epochs and one seed, as snakemake makes it without a cluster."""
     checkout = copied(site, tmp_path_factory.mktemp("digits"))
-    checkout.replace("config/digits.yaml", "seeds: [0, 1, 2]", "seeds: [0]")
-    checkout.replace("config/digits.yaml", "epochs: 30, seeds: [0]", "epochs: 3")
-    checkout.replace("config/recipes/digits.yaml", "epochs: 5", "epochs: 2")
+    checkout.replace("config/digits.yaml", "seeds: [0, 1, 2, 3, 4]", "seeds: [0]")
+    checkout.replace("config/digits.yaml", "epochs: 30, labels: all, seeds: [0]", "epochs: 3, labels: all")
+    checkout.replace("config/recipes/digits.yaml", "epochs: 14", "epochs: 2")
     result = checkout.run("snakemake", "--cores", "2", *DIGITS)
     assert result.returncode == 0, result.stdout
     return checkout

@@ -81,7 +81,7 @@ def test_house_style(pristine, command):
         ),
         (
             ["results/digits/resnet8-kd/seed7/metrics.json"],
-            "distillery: config/digits.yaml: digits.runs.resnet8-kd: no seed 7; valid: 0, 1, 2",
+            "distillery: config/digits.yaml: digits.runs.resnet8-kd: no seed 7; valid: 0, 1, 2, 3, 4",
         ),
         (
             ["--config", "experiments=digit"],

@@ -33,7 +33,7 @@ def test_an_experiment_is_rehearsed_beside_its_real_results(made):
 
 
 def test_a_rehearsal_is_planned_without_the_real_data(fresh):
-    fresh.replace("config/digits.yaml", "seeds: [0, 1, 2]", "seeds: [0, 1, 2, 3, 4]")
+    fresh.replace("config/digits.yaml", "seeds: [0, 1, 2, 3, 4]", "seeds: [0, 1, 2, 3, 4, 5]")
     planned = fresh.planned("results/tables/digits.md", *REHEARSAL)
     assert "train digits/resnet8-kd, seed 0" in planned
     assert "train digits/resnet8-kd, seed 1" not in planned
