@@ -102,6 +102,20 @@ def test_times_are_medians_after_a_warm_up(monkeypatch):
     assert throughput == pytest.approx(100, rel=0.5)
 
 
+def test_a_gpu_is_timed_with_cudnn_choosing_its_kernels(monkeypatch):
+    monkeypatch.setattr("distillery.evaluation.profile.MEASURE_SECONDS", 0.0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    seen = set()
+
+    class Seeing(Sleeper):
+        def forward(self, images):
+            seen.add((torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark))
+            return super().forward(images)
+
+    measure_latency(Seeing(0.0), 4, torch.device("cuda"))
+    assert seen == {(True, True)}
+
+
 def test_slow_networks_get_smaller_batches(monkeypatch):
     monkeypatch.setattr("distillery.evaluation.profile.MEASURE_SECONDS", 0.0)
     network = Sleeper(0.0)

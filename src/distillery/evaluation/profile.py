@@ -125,7 +125,10 @@ def _median_seconds(network: nn.Module, images: Tensor, device: torch.device) ->
     """Median time of a forward pass, each one waited for."""
     # CPU kernels are done when they return.
     synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    fast_convolutions = torch.backends.cudnn.flags(benchmark=True) if device.type == "cuda" else nullcontext()
+    # ``flags`` switches cuDNN off unless told otherwise.
+    fast_convolutions = (
+        torch.backends.cudnn.flags(enabled=True, benchmark=True) if device.type == "cuda" else nullcontext()
+    )
     times: list[float] = []
     with torch.inference_mode(), fast_convolutions:
         for _ in range(WARM_UP_PASSES):

@@ -29,7 +29,7 @@ PREPARING = 1
 IMPORTING = 1
 # How a network is measured, and how it is counted and timed.
 EVALUATION = 1
-PROFILING = 1
+PROFILING = 2
 # What tables and figures show of the same measurements.
 REPORTING = 2
 
