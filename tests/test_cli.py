@@ -149,6 +149,33 @@ def test_every_stage_runs_by_hand(workplace, monkeypatch, capsys):
     assert list((workplace.results / "figures/tiny").glob("*.svg"))
 
 
+def test_a_full_gpu_gets_one_line_and_exit_code_2(workplace, monkeypatch, capsys):
+    import torch
+
+    def full(*arguments):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.19 GiB of which 1.00 GiB "
+            "is free. Including non-PyTorch memory, this process has 78 GiB memory in use. Of the allocated memory ..."
+        )
+
+    monkeypatch.setattr("distillery.training.run.fit", full)
+    code, _, err = run(capsys, "train", workplace.experiment, "big", "--results", workplace.results, "--workers", 0)
+    (line,) = [line for line in err.splitlines() if "memory" in line]
+    assert code == 2
+    assert line.startswith("distillery: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of")
+    assert "1.00 GiB is free; give `train` a --device-batch" in line
+    assert "Traceback" not in err
+
+
+def test_other_errors_of_the_runtime_are_no_full_gpu(workplace, monkeypatch):
+    def broken(*arguments):
+        raise RuntimeError("out of memory, it says")
+
+    monkeypatch.setattr("distillery.training.run.fit", broken)
+    with pytest.raises(RuntimeError):
+        main(["train", str(workplace.experiment), "big", "--results", str(workplace.results), "--workers", "0"])
+
+
 def test_schema_writes_a_file_for_each_kind_of_configuration(tmp_path, capsys):
     assert run(capsys, "schema", "--output", tmp_path)[0] == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [

@@ -61,6 +61,12 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         code = 1
+    except RuntimeError as error:
+        # By its name, for light commands do without torch.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        said = ". ".join(str(error).split(". ")[:3])
+        code = _fail(f"{said}; give `train` a --device-batch (or a smaller one), or free the GPU: see nvidia-smi")
     if arguments is None:
         _end_process(code or 0)
     sys.exit(code or 0)
