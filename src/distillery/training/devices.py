@@ -17,7 +17,11 @@ from distillery.training.job import Job
 
 
 def start_devices(recipe: Recipe, threads: int | None, *, unused_parameters: bool = False) -> Fabric:
-    """Join the processes that torchrun started, or be the only one; GPUs when there are any."""
+    """Join the processes that torchrun started, or be the only one; GPUs when there are any.
+
+    Raises:
+        UserError: there are GPUs, but fewer than processes.
+    """
     if threads is not None:
         torch.set_num_threads(threads)
     if recipe.deterministic:
@@ -41,6 +45,11 @@ def start_devices(recipe: Recipe, threads: int | None, *, unused_parameters: boo
     if TorchElasticEnvironment.detect():
         environment, strategy = TorchElasticEnvironment(), DDPStrategy(find_unused_parameters=unused_parameters)
         world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        if accelerator == "cuda" and local > torch.cuda.device_count():
+            raise UserError(
+                f"--nproc-per-node: {local} is more than the GPUs that torch finds here "
+                f"({torch.cuda.device_count()}); each process needs its own"
+            )
     else:
         environment, strategy = LightningEnvironment(), SingleDeviceStrategy(torch.device(accelerator))
         world, local = 1, 1
