@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-methods rehearse rehearse-families save restore test test-faults quick lint format lock clean
+.PHONY: help demo demo-methods rehearse rehearse-families save restore test test-slurm test-gpu test-faults quick lint format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,9 @@ test-slurm: .venv/.installed  ## the workflow on a real Slurm cluster on this ma
 
 test-faults: workflow/schemas  ## broken configurations and data, each with its one line (20 seconds)
 	OMP_NUM_THREADS=1 pytest tests/faults
+
+test-gpu: .venv/.installed  ## what only a GPU can show, with a report (under 8 minutes on one or more GPUs)
+	TEST_GPU=1 OMP_NUM_THREADS=1 pytest tests/gpu
 
 quick: workflow/schemas  ## the quick tests (under 2 minutes)
 	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal -m "not slow"
