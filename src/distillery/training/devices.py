@@ -51,7 +51,7 @@ def start_devices(recipe: Recipe, threads: int | None, *, unused_parameters: boo
                 f"({torch.cuda.device_count()}); each process needs its own"
             )
     else:
-        environment, strategy = LightningEnvironment(), SingleDeviceStrategy(torch.device(accelerator))
+        environment, strategy = LightningEnvironment(), SingleDeviceStrategy(torch.device(accelerator, 0))
         world, local = 1, 1
     fabric = Fabric(
         accelerator=accelerator,
