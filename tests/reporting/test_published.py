@@ -1,5 +1,6 @@
 """The ledger of published numbers is read exactly, or refused in one line."""
 
+import os
 import re
 from decimal import Decimal
 from pathlib import Path
@@ -177,3 +178,21 @@ def test_the_readme_names_every_column_and_metric_and_its_example_is_valid(ledge
 @pytest.mark.parametrize("path", sorted((ROOT / "config" / "published").glob("*.csv")), ids=lambda path: path.stem)
 def test_the_ledgers_of_this_repository_are_valid(path):
     load_published(path)
+
+
+@pytest.mark.parametrize("value", ["1e400", "1e-400", "inf", "nan", "1_0", "0x10", "9" * 5000, "true", "1,5"])
+def test_a_number_that_no_table_prints_is_refused(ledger, value):
+    with pytest.raises(UserError, match=r"row 2, value: .* is not valid; expected a number|row 2: 8 cells"):
+        load_published(ledger(HEAD + f"small,nll,{value},,,,here\n"))
+
+
+@pytest.mark.parametrize("n", ["0", "-1", "1.5", "9" * 5000, "٣", "true"])
+def test_a_number_of_runs_that_none_had_is_refused(ledger, n):
+    with pytest.raises(UserError, match=r"row 2, n: .* is not valid; expected the number of runs"):
+        load_published(ledger(HEAD + f"small,nll,0.3,,{n},,here\n"))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "toy.csv")
+    with pytest.raises(UserError, match="it is not a regular file"):
+        load_published(tmp_path / "toy.csv")

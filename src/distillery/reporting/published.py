@@ -66,9 +66,11 @@ def load_published(path: Path) -> list[Published]:
         UserError: a cell is wrong; the line names file, row, column, value and what would be right.
     """
     try:
+        if not path.exists():
+            return []
+        if not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+            raise UserError(f"{path}: cannot be read: it is not a regular file")
         text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        return []
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"{path}: cannot be read: {reason}") from None
