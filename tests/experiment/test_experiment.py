@@ -118,7 +118,7 @@ def test_a_change_reaches_what_it_can_change_and_nothing_else(config, old, new, 
 
 def test_a_change_of_the_recipe_reaches_every_run_that_uses_it(config):
     before = digests(load_experiment(config / "digits.yaml"))
-    edit(config / "recipes/digits.yaml", "weight_decay: 5.0e-4", "weight_decay: 4.0e-4")
+    edit(config / "recipes/digits.yaml", "weight_decay: 5.0e-3", "weight_decay: 4.0e-4")
     after = digests(load_experiment(config / "digits.yaml"))
     assert all(before[member] != after[member] for member in before)
 

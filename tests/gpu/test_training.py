@@ -116,7 +116,9 @@ def test_memory_that_is_too_small_ends_with_one_line(arena, capsys):
     arena.recipe()
     torch.cuda.empty_cache()
     command = ["train", str(arena.experiment), "kd", "--results", str(arena.results), "--workers=0"]
-    torch.cuda.set_per_process_memory_fraction(1e-6)
+    # As much as is in use: the next allocation does not fit.
+    limit = torch.cuda.memory_reserved() + 1024
+    torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
     try:
         with pytest.raises(SystemExit) as end:
             main(command)
