@@ -7,15 +7,25 @@ import sys
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from distillery.data import shards
 from distillery.data.arrow import ArrowImages
 from distillery.data.decode import decode_rgb
 from distillery.data.loader import eval_loader, train_loader
 from distillery.data.orders import repeated_order, shuffled_order
+from distillery.data.prepare import prepare_dataset
 from distillery.data.samplers import GlobalBatches
 from distillery.data.transforms import eval_transform, train_transform
-from distillery.experiment.schema.augmentation import HorizontalFlip, RandomCrop, RandomResizedCrop
+from distillery.experiment.schema.augmentation import (
+    ColorJitter,
+    HorizontalFlip,
+    RandAugment,
+    RandomCrop,
+    RandomResizedCrop,
+    Rotation,
+)
+from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.recipe import Preprocess
 from distillery.randomness import seed_generators
 
@@ -241,3 +251,41 @@ def test_evaluation_of_chosen_images_follows_their_order(images, world_size):
     ]
     assert torch.cat([batch.indices for batch in found]).tolist() == chosen.tolist()
     assert torch.cat([batch.labels for batch in found]).tolist() == images.labels[chosen].tolist()
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        (RandomCrop(name="random_crop", padding=4), HorizontalFlip(name="horizontal_flip")),
+        (RandomResizedCrop(name="random_resized_crop"), HorizontalFlip(name="horizontal_flip")),
+        (Rotation(name="rotation", degrees=20), ColorJitter(name="color_jitter", brightness=0.5)),
+        (RandAugment(name="rand_augment", policy="rand-m5"),),
+    ],
+)
+def test_a_teacher_sees_the_same_crop_and_flip_of_the_same_image_at_its_own_size(smooth, augment):
+    small, large = Preprocess(size=32), Preprocess(size=64)
+    batches = GlobalBatches(shuffled_order(len(smooth), 3), len(smooth), 4, drop_last=False)
+    transforms = train_transform(small, augment), train_transform(small, augment, viewer=large)
+    made = train_loader(smooth, transforms[0], batches, 3, 0, False, True, transforms[1]), batches
+    for batch, plain in zip(epoch(made, 0), epoch(loader(smooth, transform=transforms[0]), 0), strict=True):
+        same([batch], [plain])  # the student's are what they are without a teacher
+        for ours, theirs in ((batch.images, batch.teacher_images), (batch.view, batch.teacher_view)):
+            assert theirs.shape[1:] == (3, 64, 64)
+            difference = (torch.nn.functional.avg_pool2d(theirs.float(), 2) - ours.float()).abs().mean(dim=(1, 2, 3))
+            assert difference.max() < 20
+            flipped = (torch.nn.functional.avg_pool2d(theirs.flip(3).float(), 2) - ours.float()).abs()
+            assert flipped.mean() > 30
+
+
+@pytest.fixture
+def smooth(tmp_path):
+    """Images of one broad slope each, which look alike at any size, and unlike when cut or flipped differently."""
+    for split, count in (("train", 4), ("val", 1)):
+        for name in ("left", "right"):
+            (tmp_path / "raw" / split / name).mkdir(parents=True)
+            for index in range(count):
+                column, row = np.meshgrid(np.linspace(0, 1, 96), np.linspace(0, 1, 96))
+                pixels = 230 * np.stack([column, row, (column + index * row) / (1 + index)], axis=-1)
+                Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "raw" / split / name / f"{index}.png")
+    dataset = Dataset(path=str(tmp_path / "raw"))
+    return ArrowImages(tmp_path / "out", prepare_dataset("slopes", dataset, tmp_path / "out", workers=1), "train")

@@ -28,7 +28,8 @@ class Batch(NamedTuple):
 
     ``shifts``, float32 (B, 3), are what lighting adds to red, green and blue; they are added on the device, where the
     images become floats. ``view`` holds a second augmentation of the images, where one was asked for. Where some labels
-    are hidden, ``labelled``, long (L,), has the rows of the others.
+    are hidden, ``labelled``, long (L,), has the rows of the others. ``teacher_images`` and ``teacher_view`` are both as
+    the teacher sees them, where it sees other squares.
     """
 
     images: Tensor
@@ -38,20 +39,30 @@ class Batch(NamedTuple):
     view: Tensor | None = None
     view_shifts: Tensor | None = None
     labelled: Tensor | None = None
+    teacher_images: Tensor | None = None
+    teacher_view: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """Copy the batch to a device, and light its images there."""
         moved = [None if part is None else part.to(device, non_blocking=non_blocking) for part in self]
-        images, labels, indices, shifts, view, view_shifts, labelled = moved
-        assert images is not None
+        images, labels, indices, shifts, view, view_shifts, labelled, teacher_images, teacher_view = moved
         assert labels is not None
         assert indices is not None
-        lit = None if view is None else _lit(view, view_shifts)
-        return Batch(_lit(images, shifts), labels, indices, view=lit, labelled=labelled)
+        lit = _lit(images, shifts)
+        assert lit is not None
+        return Batch(
+            lit,
+            labels,
+            indices,
+            view=_lit(view, view_shifts),
+            labelled=labelled,
+            teacher_images=_lit(teacher_images, shifts),
+            teacher_view=_lit(teacher_view, view_shifts),
+        )
 
 
-def _lit(images: Tensor, shifts: Tensor | None) -> Tensor:
-    return images if shifts is None else add_shifts(images, shifts)
+def _lit(images: Tensor | None, shifts: Tensor | None) -> Tensor | None:
+    return images if images is None or shifts is None else add_shifts(images, shifts)
 
 
 def train_loader(
@@ -62,15 +73,19 @@ def train_loader(
     workers: int,
     pin_memory: bool,
     second_view: bool = False,
+    teacher: Transform | None = None,
 ) -> "DataLoader[Batch]":
     """Load this rank's part of each batch of ``batches``, augmented, once or twice.
 
     Before a sample is augmented, the generators are seeded from its address (seed, "augment", epoch, index, copy), so
     neither workers nor restarts can change it; for a second view, from (seed, "augment-view", ...), so that it does not
-    change the first. The process's own generators are left as they were.
+    change the first. ``teacher`` prepares the same samples once more, from the same addresses, for a teacher that sees
+    other squares. The process's own generators are left as they were.
     """
-    _import_for(images, transform)
-    return _loader(TrainImages(images, transform, seed, second_view), batches, workers, pin_memory, persistent=True)
+    for prepared in (transform, teacher or transform):
+        _import_for(images, prepared)
+    dataset = TrainImages(images, transform, seed, second_view, teacher)
+    return _loader(dataset, batches, workers, pin_memory, persistent=True)
 
 
 def eval_loader(
@@ -99,21 +114,36 @@ def eval_loader(
 class TrainImages(Dataset[Batch]):
     """Augmented batches by their samples' addresses."""
 
-    def __init__(self, images: ArrowImages, transform: Transform, seed: int, second_view: bool = False) -> None:
-        self._images, self._transform, self._seed, self._second_view = images, transform, seed, second_view
+    def __init__(
+        self,
+        images: ArrowImages,
+        transform: Transform,
+        seed: int,
+        second_view: bool = False,
+        teacher: Transform | None = None,
+    ) -> None:
+        self._images, self._transform, self._seed = images, transform, seed
+        self._second_view, self._teacher = second_view, teacher
 
     def __getitem__(self, samples: Sequence[Sample]) -> Batch:
-        indices = [sample.index for sample in samples]
         with generators_kept():
-            batch = assemble(self._images, indices, [self._load(sample, "augment") for sample in samples])
-            if not self._second_view:
-                return batch
-            second = assemble(self._images, indices, [self._load(sample, "augment-view") for sample in samples])
-        return batch._replace(view=second.images, view_shifts=second.shifts)
+            batch = self._assembled(samples, "augment", self._transform)
+            if self._second_view:
+                second = self._assembled(samples, "augment-view", self._transform)
+                batch = batch._replace(view=second.images, view_shifts=second.shifts)
+            if self._teacher is not None:
+                batch = batch._replace(teacher_images=self._assembled(samples, "augment", self._teacher).images)
+                if self._second_view:
+                    second = self._assembled(samples, "augment-view", self._teacher)
+                    batch = batch._replace(teacher_view=second.images)
+        return batch
 
-    def _load(self, sample: Sample, stream: str) -> tuple[Tensor, Tensor | None]:
-        seed_sample(self._seed, sample, stream)
-        return self._transform.decode(self._images.encoded(sample.index)), self._transform.draw_shift()
+    def _assembled(self, samples: Sequence[Sample], stream: str, transform: Transform) -> Batch:
+        loaded = []
+        for sample in samples:
+            seed_sample(self._seed, sample, stream)
+            loaded.append((transform.decode(self._images.encoded(sample.index)), transform.draw_shift()))
+        return assemble(self._images, [sample.index for sample in samples], loaded)
 
 
 class EvalImages(Dataset[Batch]):

@@ -62,22 +62,29 @@ def eval_transform(preprocess: Preprocess) -> Transform:
 
 
 def train_transform(
-    preprocess: Preprocess, augment: tuple[Augmentation, ...], dataset_mean: Sequence[float] = (0.5, 0.5, 0.5)
+    preprocess: Preprocess,
+    augment: tuple[Augmentation, ...],
+    dataset_mean: Sequence[float] = (0.5, 0.5, 0.5),
+    viewer: Preprocess | None = None,
 ) -> Transform:
     """How images reach the network in training: the operations of ``augment`` in the order written.
 
     A ``random_resized_crop`` works on the whole image. Without one, the evaluation's geometry comes first, and a
     ``random_crop`` moves within its square. ``dataset_mean`` is that of the training images, in [0, 1]: what uncovered
     corners get where ``preprocess`` normalises by it.
+
+    A teacher that is prepared for otherwise is the ``viewer``: with equal draws, its square shows the same part of the
+    same image, flipped and coloured alike, at its own size.
     """
-    crop: Crop = CentreSquare(preprocess)
+    seen = viewer or preprocess
+    crop: Crop = CentreSquare(seen)
     steps: list[Step] = []
     lighting = None
     for operation in augment:
         if isinstance(operation, RandomResizedCrop):
-            crop = ResizedCrop(operation, preprocess.size)
+            crop = ResizedCrop(operation, seen.size)
         elif isinstance(operation, Lighting):
             lighting = operation.std
         else:
-            steps.append(build_step(operation, preprocess, dataset_mean))
+            steps.append(build_step(operation, preprocess, dataset_mean, seen.size))
     return Transform(crop, tuple(steps), lighting)

@@ -84,7 +84,7 @@ def measure(
         teacher_predict=None if teacher is None else teacher.predict,
         # The images are decoded a second time only where the teacher wants another size or crop than the student.
         teacher_loader=None
-        if teacher is None or _geometry(teacher.preprocess) == _geometry(student.preprocess)
+        if teacher is None or teacher.preprocess.pixels == student.preprocess.pixels
         else loader_of(images, teacher.preprocess, workers, device),
     )
 
@@ -100,7 +100,3 @@ def loader_of(images: ArrowImages, preprocess: Preprocess, workers: int, device:
         rank=0,
         pin_memory=device.type == "cuda",
     )
-
-
-def _geometry(preprocess: Preprocess) -> tuple[int, int, str, str]:
-    return preprocess.size, preprocess.resize or preprocess.size, preprocess.interpolation, preprocess.rule

@@ -58,6 +58,13 @@ class RunSpec(Block):
             return None
         return Path(self.weights)
 
+    @property
+    def prepared_for(self) -> Preprocess | None:
+        """How images are prepared for the network, as far as the configuration says; a library's tag knows itself."""
+        if self.recipe is not None:
+            return self.recipe.preprocess
+        return self.preprocess or (self.initial.prepared_for if self.initial is not None else None)
+
     @cached_property
     def ledger(self) -> dict[str, Any]:
         """The spec as plain data, with the arguments of its network, the bytes of its weights, and all integers.
@@ -83,6 +90,10 @@ class RunSpec(Block):
             content["initial"] = self.initial.ledger
         if self.teacher is not None:
             content["teacher"] = self.teacher.ledger
+            prepared = self.teacher.prepared_for
+            # Before, all teachers saw the student's images.
+            if self.recipe is not None and prepared is not None and self.recipe.trains_apart(prepared):
+                content["teacher_images"] = "its own"
         if self.recipe is not None:
             content["engine"] = ENGINE
             if self.model.startswith(WITH_DECAY_PATTERNS) and self.recipe.optimizer.name != "sgd":

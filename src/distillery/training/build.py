@@ -17,7 +17,7 @@ from distillery.distill.teacher import Teacher
 from distillery.distill.term import StagePair, TermContext
 from distillery.errors import located
 from distillery.evaluation.restore import FinishedRun
-from distillery.experiment.schema.recipe import Recipe
+from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.models import check_input
 from distillery.models.composite import Composite, Head, with_head
 from distillery.models.normalize import Normalize, resolve_statistics
@@ -55,8 +55,9 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
     validate = build_validate(job, fabric, job.manifest.selection_split)
     # A teacher is compared with its metrics.json, which is of the images that are reported.
     reported = validate if job.manifest.selection_split == "val" else build_validate(job, fabric, "val")
-    finished = finished_teacher(job, fabric, reported)
-    learner, teacher, head = _parties(job, recipe, fabric, images, finished)
+    measured = finished_teacher(job, recipe, fabric, reported)
+    finished, viewer = (measured.run, measured.viewer) if measured else (None, None)
+    learner, teacher, head = _parties(job, recipe, fabric, images, finished, viewer)
     exempt: set[str] = getattr(learner.student, "no_weight_decay", set)()
     with located(job.where):
         optimizer = build_optimizer(recipe.optimizer, learner, (f"student.{name}" for name in exempt))
@@ -74,6 +75,7 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         learner=wrapped,
         bare=learner,
         teacher=teacher,
+        scores=measured.scores if measured else None,
         head=head,
         mix=build_mix(recipe, len(job.manifest.classes)),
         optimizer=optimizer,
@@ -81,8 +83,8 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         batches=batches,
         accumulation=accumulation,
         labelled_share=None if job.spec.labels is None else job.spec.labels.labelled_share,
-        train_loader=build_train_loader(job, recipe, fabric, images, batches, job.spec.objective.needs().view),
-        calibration_batches=build_calibration(job, recipe, fabric, images, learner, teacher),
+        train_loader=build_train_loader(job, recipe, fabric, images, batches, job.spec.objective.needs().view, viewer),
+        calibration_batches=build_calibration(job, recipe, fabric, images, learner, teacher, viewer),
         validate=validate_student(validate, learner, recipe),
         train_state=TrainState(),
         checkpoints=CheckpointFolder(job.work_folder),
@@ -94,7 +96,12 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
 
 
 def _parties(
-    job: Job, recipe: Recipe, fabric: Fabric, images: ArrowImages, finished: FinishedRun | None
+    job: Job,
+    recipe: Recipe,
+    fabric: Fabric,
+    images: ArrowImages,
+    finished: FinishedRun | None,
+    viewer: Preprocess | None,
 ) -> tuple[Learner, Teacher | None, dict[str, Any] | None]:
     """Build the student with its objective, and the teacher; and say which head is deployed with the student."""
     assert job.spec.objective is not None
@@ -109,7 +116,8 @@ def _parties(
             student = convert_sync_batchnorm(student, fabric.device.type)
     names = (job.spec.model, job.spec.teacher.model if job.spec.teacher else "")
     network = finished.network if finished else None
-    pair = pair_networks(student, network, job.spec.objective.needs(), recipe.preprocess.size, names)
+    sizes = recipe.preprocess.size, (viewer or recipe.preprocess).size
+    pair = pair_networks(student, network, job.spec.objective.needs(), sizes[0], names, sizes[1])
     context = _context(job, fabric, images, pair, finished)
     objective = build_objective(job.spec.objective, context)
     heads = [(name, head) for name, term in objective.each() if (head := term.head(context)) is not None]

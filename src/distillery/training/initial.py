@@ -1,13 +1,14 @@
 """How networks begin: with weights drawn at random, or those that a run's line names, or as a finished teacher."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from lightning_fabric import Fabric
 from torch import nn
 
 from distillery.errors import UserError, located
 from distillery.evaluation.restore import FinishedRun, finished_record, restore_run
-from distillery.experiment.schema.recipe import Preprocess
+from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.models import create_model
 from distillery.models.initialisation import draw_classifier
 from distillery.models.pretrained.load import import_weights
@@ -18,6 +19,10 @@ from distillery.training.job import Job
 
 # A teacher that scores this many points less than when it was evaluated was not loaded as it was trained.
 TEACHER_TOLERANCE = 0.5
+# A teacher that guesses passes for one that knows something so often.
+CHANCE = 0.05
+# Of fewer validation images a good teacher, too, may miss many: too few to refuse one.
+FEW_IMAGES = 20
 
 
 @dataclass(frozen=True)
@@ -66,11 +71,27 @@ def begin_network(job: Job) -> nn.Module:
     return network
 
 
-def finished_teacher(job: Job, fabric: Fabric, validate: Validate) -> FinishedRun | None:
-    """Load the teacher and measure it before the student learns from it.
+@dataclass(frozen=True)
+class MeasuredTeacher:
+    """A teacher before anybody learns from it.
+
+    Attributes:
+        run: its network.
+        viewer: how its training images are prepared, where it must not see the student's squares.
+        scores: for run.json, its top-1 (%) on the validation images as itself and as it will teach.
+    """
+
+    run: FinishedRun
+    viewer: Preprocess | None
+    scores: dict[str, Any]
+
+
+def finished_teacher(job: Job, recipe: Recipe, fabric: Fabric, validate: Validate) -> MeasuredTeacher | None:
+    """Load the teacher and measure it, on its own images and on those it will teach by.
 
     Raises:
-        UserError: it was not made yet, its metrics are damaged, or it scores less than when it was evaluated.
+        UserError: it was not made yet, its metrics are damaged, it scores less than when it was evaluated, or, as it
+            would teach, no more than guessing does.
     """
     name = job.experiment.teacher(job.run)
     if name is None:
@@ -78,8 +99,16 @@ def finished_teacher(job: Job, fabric: Fabric, validate: Validate) -> FinishedRu
     finished = restore_run(
         job.experiment, name, job.experiment.seeds(name)[0], job.results, fabric.device, job.manifest
     )
+    viewer = finished.preprocess if recipe.trains_apart(finished.preprocess) else None
     measured = validate(finished.predict, finished.preprocess)["top1"]
-    fabric.print(f"{job.name}: teacher {name} scores {measured:.2f} % top-1 on the validation images")
+    shown = recipe.preprocess if viewer is None else viewer
+    same = shown.pixels == finished.preprocess.pixels
+    teaching = measured if same else validate(finished.predict, shown)["top1"]
+    whose = "its own squares" if viewer else "the student's squares"
+    fabric.print(
+        f"{job.name}: teacher {name} scores {measured:.2f} % top-1 on the validation images, and {teaching:.2f} % on "
+        f"those it teaches by ({whose} of {shown.size} pixels)"
+    )
     metrics = finished.weights.with_name("metrics.json")
     if metrics.exists():
         made_by = command("evaluate", job.experiment.path, name, job.experiment.seeds(name)[0], job.results)
@@ -91,4 +120,29 @@ def finished_teacher(job: Job, fabric: Fabric, validate: Validate) -> FinishedRu
                 f"{finished.weights}: this teacher scores {measured:.2f} % top-1 on the validation images, but "
                 f"{expected:.2f} % stands in {metrics}; train or import it again"
             )
-    return finished
+    images, classes = job.manifest.splits["val"].images, len(job.manifest.classes)
+    # A rehearsal's teacher has hardly been trained.
+    if not job.experiment.rehearsal and is_chance(round(teaching / 100 * images), images, classes):
+        line = (
+            f"{job.where}.teacher: {name} scores {teaching:.2f} % top-1 on the {images} validation images as it would "
+            f"teach, no more than guessing one of {classes} classes may; are the classes in the order of the weights, "
+            "and the images prepared as for them?"
+        )
+        if images >= FEW_IMAGES:
+            raise UserError(line)
+        fabric.print(f"{job.name}: warning: {line}")
+    return MeasuredTeacher(finished, viewer, {"run": name, "top1": measured, "top1_as_it_teaches": teaching})
+
+
+def is_chance(correct: int, images: int, classes: int) -> bool:
+    """Whether guessing would get so many images right, or more, with a probability above 5 %.
+
+    Where even all images right would be no proof, only what guessing gets on average, or less, is chance.
+    """
+    from scipy.special import bdtrc
+
+    share = 1 / classes
+    if share**images > CHANCE:
+        return correct <= share * images
+    # bdtrc(k, ...) is the probability of more than k.
+    return correct == 0 or float(bdtrc(correct - 1, images, share)) > CHANCE

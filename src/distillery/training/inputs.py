@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -115,20 +116,30 @@ def _whole_order(job: Job, recipe: Recipe, labels: Ids) -> Order:
 
 
 def build_train_loader(
-    job: Job, recipe: Recipe, fabric: Fabric, images: ArrowImages, batches: GlobalBatches, second_view: bool
+    job: Job,
+    recipe: Recipe,
+    fabric: Fabric,
+    images: ArrowImages,
+    batches: GlobalBatches,
+    second_view: bool,
+    viewer: Preprocess | None,
 ) -> Iterable[Batch]:
-    """Load augmented batches with the machine's loader.
+    """Load augmented batches with the machine's loader; ``viewer`` says how a teacher sees other squares than these.
 
     Raises:
         UserError: the loader cannot give what the objective needs.
     """
-    transform = train_transform(recipe.preprocess, recipe.augment, job.manifest.statistics.mean)
+    mean = job.manifest.statistics.mean
+    transform = train_transform(recipe.preprocess, recipe.augment, mean)
+    teacher = None if viewer is None else train_transform(recipe.preprocess, recipe.augment, mean, viewer)
     if job.machine.loader == "dali":
         if second_view:
             raise UserError("--loader: 'dali' gives one view of an image, but the objective needs two; use torch")
+        if teacher is not None:
+            raise UserError("--loader: 'dali' cuts an image once, but the teacher sees another size or crop; use torch")
         return DaliLoader(images, transform, batches, job.seed, job.machine.workers, fabric.device)
     pinned = fabric.device.type == "cuda"
-    return train_loader(images, transform, batches, job.seed, job.machine.workers, pinned, second_view)
+    return train_loader(images, transform, batches, job.seed, job.machine.workers, pinned, second_view, teacher)
 
 
 def build_mix(recipe: Recipe, classes: int) -> Mix | None:
@@ -147,6 +158,18 @@ def build_mix(recipe: Recipe, classes: int) -> Mix | None:
         num_classes=classes,
     )
     return lambda images, labels: mix(images.float() / 255 if images.dtype == torch.uint8 else images, labels)
+
+
+def mixed_alike(mix: Mix, images: Tensor, size: int) -> Tensor:
+    """Mix a teacher's squares (B, 3, H, W) as ``mix`` mixes the student's, of ``size`` pixels a side, with equal draws.
+
+    A pair of a black and a white image shows which share of each pixel the partner gives.
+    """
+    pair = torch.stack([torch.zeros(1, size, size), torch.ones(1, size, size)]).to(images.device)
+    share_1HW = mix(pair, torch.zeros(2, dtype=torch.long, device=images.device))[0][0]
+    share_1HW = F.interpolate(share_1HW[None], images.shape[2:])[0]
+    images = images.float() / 255 if images.dtype == torch.uint8 else images
+    return images.lerp(images.flip(0), share_1HW.expand_as(images[0]))
 
 
 def build_validate(job: Job, fabric: Fabric, split: SplitName) -> Validate:
@@ -178,9 +201,18 @@ def validate_student(validate: Validate, learner: Learner, recipe: Recipe) -> Ca
 
 
 def build_calibration(
-    job: Job, recipe: Recipe, fabric: Fabric, images: ArrowImages, learner: Learner, teacher: Teacher | None
+    job: Job,
+    recipe: Recipe,
+    fabric: Fabric,
+    images: ArrowImages,
+    learner: Learner,
+    teacher: Teacher | None,
+    viewer: Preprocess | None,
 ) -> Callable[[int], CalibrationBatches]:
-    """For an epoch, training images prepared as for evaluation, both networks in evaluation mode."""
+    """For an epoch, training images prepared as for evaluation, both networks in evaluation mode.
+
+    ``viewer`` says how a teacher sees other squares than the student.
+    """
 
     @torch.no_grad()
     def batches(epoch: int, limit: int) -> Iterator[StepInputs]:
@@ -188,10 +220,12 @@ def build_calibration(
         used = _used(job, images)
         chosen = used[flow_sample(len(used), job.seed, epoch, limit)]
         with teacher.as_evaluated() if teacher else nullcontext():
+            own = None if viewer is None else iter(_plain_loader(job, fabric, images, viewer, chosen))
             for batch in _plain_loader(job, fabric, images, recipe.preprocess, chosen):
                 shown = batch.to(fabric.device, non_blocking=True)
+                seen = shown if own is None else next(own).to(fabric.device, non_blocking=True)
                 with fabric.autocast():
-                    answers = teacher(shown.images) if teacher else None
+                    answers = teacher(seen.images) if teacher else None
                     inputs = StepInputs(learner.extractor(shown.images), shown.labels, answers)
                 yield inputs._replace(indices_B=shown.indices).widened()
 

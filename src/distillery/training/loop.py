@@ -18,7 +18,7 @@ from distillery.cluster.signals import StopSignal
 from distillery.data.loader import Batch
 from distillery.data.orders import labelled_part
 from distillery.data.samplers import GlobalBatches
-from distillery.distill.step import Labelled
+from distillery.distill.step import Labelled, Outputs
 from distillery.distill.student import Learner
 from distillery.distill.teacher import Teacher
 from distillery.distill.term import CalibrationBatches
@@ -28,7 +28,7 @@ from distillery.models.weights import save_weights
 from distillery.randomness import seed_generators
 from distillery.training.checkpoint import CheckpointFolder, TrainState
 from distillery.training.epoch_sums import EpochSums, over_ranks
-from distillery.training.inputs import Mix
+from distillery.training.inputs import Mix, mixed_alike
 from distillery.training.metric_logger import MetricLogger
 from distillery.training.optim import learning_rate, total_epochs
 
@@ -44,6 +44,7 @@ class Training:
     learner: _FabricModule  # the Learner as precision and DDP wrap it
     bare: Learner  # the same, unwrapped
     teacher: Teacher | None
+    scores: dict[str, Any] | None  # of the teacher, for run.json
     head: dict[str, Any] | None  # what run.json says of the head that is deployed with the student
     mix: Mix | None
     optimizer: torch.optim.Optimizer
@@ -106,11 +107,18 @@ def _train_step(training: Training, step: int, batches: Iterator[Batch], sums: E
             batch = next(batches).to(fabric.device, non_blocking=True)
         images, target = _mixed(training, batch.images, batch.labels, step, micro)
         second = None if batch.view is None else _mixed(training, batch.view, batch.labels, step, micro)[0]
+        size = batch.images.shape[-1]
+        seen, again = (
+            _mixed_alike(training, own, size, step, micro) for own in (batch.teacher_images, batch.teacher_view)
+        )
         seed_generators(training.seed, "forward", epoch, step, micro, fabric.global_rank)
         with fabric.no_backward_sync(training.learner, enabled=micro + 1 < training.accumulation):
             with fabric.autocast():
-                teacher = training.teacher(images) if training.teacher else None
-                view = None if second is None else (second, training.teacher(second) if training.teacher else None)
+                teacher: Outputs | None = None
+                view: tuple[Tensor, Outputs | None] | None = None if second is None else (second, None)
+                if training.teacher:
+                    teacher = training.teacher(images if seen is None else seen)
+                    view = None if second is None else (second, training.teacher(second if again is None else again))
             fraction, now = images_in_step / recipe.batch, epoch + step / training.batches.steps
             labelled = _labelled(training, batch, images_in_step)
             values, logits_BC = training.learner(images, target, teacher, fraction, now, batch.indices, view, labelled)
@@ -139,8 +147,20 @@ def _mixed(training: Training, images: Tensor, labels: Tensor, step: int, micro:
     """Images and target of a micro-batch, mixed if the recipe says so; every view of an image in the same way."""
     if training.mix is None:
         return images, labels
-    seed_generators(training.seed, "mix", training.train_state.epoch, step, micro, training.fabric.global_rank)
+    _seed_mix(training, step, micro)
     return training.mix(images, labels)
+
+
+def _mixed_alike(training: Training, images: Tensor | None, size: int, step: int, micro: int) -> Tensor | None:
+    """The squares that only the teacher sees, mixed as the student's of ``size`` pixels a side."""
+    if images is None or training.mix is None:
+        return images
+    _seed_mix(training, step, micro)
+    return mixed_alike(training.mix, images, size)
+
+
+def _seed_mix(training: Training, step: int, micro: int) -> None:
+    seed_generators(training.seed, "mix", training.train_state.epoch, step, micro, training.fabric.global_rank)
 
 
 def _close_epoch(training: Training) -> dict[str, float]:

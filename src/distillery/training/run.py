@@ -129,6 +129,7 @@ def _write_results(job: Job, recipe: Recipe, training: Training) -> None:
         job.folder / "run.json",
         _facts(job, recipe.preprocess)
         | ({} if training.head is None else {"head": training.head})
+        | ({} if training.scores is None else {"teacher": training.scores})
         | {
             "selection": recipe.selection,
             "selection_split": job.manifest.selection_split if _chooses(recipe) else None,

@@ -32,18 +32,24 @@ Step = Callable[[Tensor], Tensor]
 
 
 class PaddedCrop:
-    """Pad each side by ``padding`` pixels (zeros, or reflected), then cut a uniformly placed square of ``size``."""
+    """Pad each side by ``padding`` pixels (zeros, or reflected), then cut a uniformly placed square of ``size``.
 
-    def __init__(self, size: int, padding: int, mode: str) -> None:
-        self.size, self.padding, self.mode = size, padding, mode
+    ``padding`` and the place are drawn for squares of ``drawn_for`` pixels, and scaled to those of ``size``.
+    """
+
+    def __init__(self, size: int, padding: int, mode: str, drawn_for: int) -> None:
+        self.size, self.mode, self.scale, self.places = size, mode, size / drawn_for, 2 * padding + 1
+        self.padding = round(padding * self.scale)
+        if mode == "reflect":
+            self.padding = min(self.padding, size - 1)
 
     def __call__(self, image_CHW: Tensor) -> Tensor:
-        """Transform one image."""
+        """Transform one square."""
         if self.padding:
             image_CHW = F.pad(image_CHW, 4 * (self.padding,), mode=self.mode)
-        _, height, width = image_CHW.shape
-        top = int(torch.randint(height - self.size + 1, ()))
-        left = int(torch.randint(width - self.size + 1, ()))
+        top, left = (
+            min(round(int(torch.randint(self.places, ())) * self.scale), 2 * self.padding) for _ in ("top", "left")
+        )
         return image_CHW[:, top : top + self.size, left : left + self.size]
 
 
@@ -88,11 +94,11 @@ def _mean(preprocess: Preprocess, dataset_mean: Sequence[float]) -> Sequence[flo
     return {"imagenet": IMAGENET.mean, "dataset": dataset_mean, "none": None}[preprocess.normalize]
 
 
-def build_step(operation: Augmentation, preprocess: Preprocess, dataset_mean: Sequence[float]) -> Step:
-    """Turn one line of ``augment`` into what it does to the square."""
+def build_step(operation: Augmentation, preprocess: Preprocess, dataset_mean: Sequence[float], size: int) -> Step:
+    """Turn one line of ``augment`` into what it does to a square of ``size``: equal draws do the same at any size."""
     match operation:
         case RandomCrop():
-            return PaddedCrop(preprocess.size, operation.padding, operation.mode)
+            return PaddedCrop(size, operation.padding, operation.mode, preprocess.size)
         case HorizontalFlip():
             return Flip(operation.p)
         case Rotation():
@@ -110,7 +116,7 @@ def build_step(operation: Augmentation, preprocess: Preprocess, dataset_mean: Se
                 operation.brightness, operation.contrast, operation.saturation, operation.hue
             )
         case RandAugment():
-            return PillowRandAugment(operation.policy, preprocess, dataset_mean)
+            return PillowRandAugment(operation.policy, preprocess.model_copy(update={"size": size}), dataset_mean)
         case RandomResizedCrop() | Lighting():
             raise AssertionError(f"{operation.name} works on the whole image or on floats, not on the square")
         case _:

@@ -227,6 +227,16 @@ class Preprocess(Block):
             raise ValueError("`rule: bake` goes with `interpolation: bilinear` only")
         return self
 
+    @property
+    def geometry(self) -> tuple[int, int, str]:
+        """Which part of an image the network sees, and how large: size, short side before the crop, rule."""
+        return self.size, self.resize or self.size, self.rule
+
+    @property
+    def pixels(self) -> tuple[int, int, str, str]:
+        """All that decides the pixels of the network's square."""
+        return *self.geometry, self.interpolation
+
 
 def _check_schedule(schedule: Schedule, epochs: int, lr: float) -> None:
     """What a schedule says must come to pass within a run of so many epochs, from this base rate."""
@@ -279,6 +289,15 @@ class Recipe(Block):
         if {"epochs", "optimizer"} <= info.data.keys():
             _check_schedule(schedule, info.data["epochs"], info.data["optimizer"].lr)
         return schedule
+
+    def trains_apart(self, teacher: Preprocess) -> bool:
+        """Whether a teacher that is prepared for like this must see training images cut for it, not the student's.
+
+        A ``random_resized_crop`` takes the place of the evaluation's crop: then only the size may differ.
+        """
+        if any(operation.name == "random_resized_crop" for operation in self.augment):
+            return teacher.size != self.preprocess.size
+        return teacher.geometry != self.preprocess.geometry
 
     @field_validator("augment")
     @classmethod

@@ -57,9 +57,11 @@ def pair_networks(
     needs: Needs,
     input_size: int,
     names: tuple[str, str] = ("student", "teacher"),
+    teacher_size: int | None = None,
 ) -> TapPair:
     """Tap a student and its teacher for what is needed, and nothing else.
 
+    The student's images have ``input_size`` pixels a side, the teacher's ``teacher_size`` where that is another.
     Stages are paired where both networks' are wanted; of one network alone, all its stages are taken.
 
     Raises:
@@ -67,8 +69,10 @@ def pair_networks(
     """
     wanted = (needs.student, needs.teacher)
     plans = [
-        plan_taps(network, input_size, name) if network is not None and kinds - {"logits"} else None
-        for network, kinds, name in zip((student, teacher), wanted, names, strict=True)
+        plan_taps(network, size, name) if network is not None and kinds - {"logits"} else None
+        for network, kinds, name, size in zip(
+            (student, teacher), wanted, names, (input_size, teacher_size or input_size), strict=True
+        )
     ]
     points = [plan.points if plan and kinds & STAGEWISE else () for plan, kinds in zip(plans, wanted, strict=True)]
     if all(points):

@@ -1,0 +1,128 @@
+"""How networks begin, and what a teacher must be before anybody learns from it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from distillery.data.prepare import prepare_dataset
+from distillery.distill.teacher import Teacher
+from distillery.errors import UserError
+from distillery.experiment import load_experiment
+from distillery.experiment.schema.dataset import Dataset
+from distillery.training.initial import is_chance
+
+TALL = "{model: cifar_resnet14, recipe: tiny, seeds: [0], preprocess: {size: 16}}"
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """The sizes of what teachers are shown."""
+    sizes, original = set(), Teacher.__call__
+
+    def call(self, images):
+        sizes.add(tuple(images.shape[1:]))
+        return original(self, images)
+
+    monkeypatch.setattr(Teacher, "__call__", call)
+    return sizes
+
+
+def teach_at_another_size(workplace, teacher=TALL, keys="objective: {ce: {}, kd: {}}"):
+    workplace.edit("big:    {model: cifar_resnet14, recipe: tiny, seeds: [0]}", f"big:    {teacher}")
+    workplace.edit("  tables:", f"    other: {{model: cifar_resnet8, recipe: tiny, teacher: big, {keys}}}\n  tables:")
+    workplace.make("big")
+    return json.loads((workplace.make("other") / "run.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        "objective: {ce: {}, kd: {}}, mix: {mixup: 0.8, cutmix: 1.0}",
+        "objective: {ce: {}, mgd: {}}",
+        "objective: {ce: {}, kd: {}}, augment: [{name: random_resized_crop}, {name: lighting}]",
+    ],
+)
+def test_a_teacher_of_another_size_sees_and_is_measured_on_its_own_squares(workplace, shown, capsys, keys):
+    record = teach_at_another_size(workplace, keys=keys)
+    assert shown == {(3, 16, 16)}
+    assert record["teacher"]["run"] == "big"
+    assert record["teacher"]["top1"] == record["teacher"]["top1_as_it_teaches"]
+    assert "on those it teaches by (its own squares of 16 pixels)" in capsys.readouterr().out
+
+
+def test_a_teacher_that_takes_one_size_only_teaches_a_student_of_another(workplace, shown):
+    arguments = "{img_size: 16, patch_size: 8, depth: 1, embed_dim: 24, num_heads: 2}"
+    vit = f"{{model: vit_tiny_patch16_224, model_args: {arguments}, recipe: tiny, epochs: 20, preprocess: {{size: 16}},"
+    teach_at_another_size(workplace, f"{vit} seeds: [0], optimizer: {{name: adamw, lr: 0.01}}}}")
+    assert shown == {(3, 16, 16)}
+
+
+def test_a_teacher_with_another_way_to_resize_is_measured_in_both(workplace, shown):
+    other = "{model: cifar_resnet14, recipe: tiny, preprocess: {size: 6, resize: 7, interpolation: nearest}}"
+    record = teach_at_another_size(workplace, other, "preprocess: {size: 6, resize: 7}, objective: {ce: {}, kd: {}}")
+    assert set(record["teacher"]) == {"run", "top1", "top1_as_it_teaches"}
+    assert shown == {(3, 6, 6)}
+
+
+def test_only_runs_whose_teacher_sees_other_squares_have_another_digest(workplace):
+    def teacher_images(keys):
+        workplace.edit("seeds: [0]}", f"seeds: [0], {keys}}}")
+        found = load_experiment(workplace.experiment).spec("taught").ledger.get("teacher_images")
+        workplace.edit(f"seeds: [0], {keys}}}", "seeds: [0]}")
+        return found
+
+    assert teacher_images("preprocess: {size: 16}") == "its own"
+    assert teacher_images("preprocess: {size: 8, resize: 12}") == "its own"
+    assert teacher_images("preprocess: {size: 8, normalize: imagenet}") is None
+    assert teacher_images("preprocess: {size: 8, interpolation: bicubic}") is None
+    path = workplace.folder / "config/recipes/tiny.yaml"
+    path.write_text(path.read_text().partition("augment:")[0] + "augment: [{name: random_resized_crop}]\n")
+    assert teacher_images("preprocess: {size: 16}") == "its own"
+    assert teacher_images("preprocess: {size: 8, resize: 12}") is None
+
+
+def lobotomise(teacher):
+    state = load_file(teacher / "weights.safetensors")
+    blank = {name: torch.zeros_like(value) if name.startswith("fc") else value for name, value in state.items()}
+    save_file(blank, teacher / "weights.safetensors")
+
+
+def test_a_teacher_that_guesses_is_refused(workplace):
+    folder = workplace.folder / "more"
+    shutil.copytree(workplace.folder / "data" / "tiny", folder)
+    for path in list(folder.glob("val/*/*.png")):
+        shutil.copy(path, path.with_name(f"again-{path.name}"))
+    dataset = Dataset(path=str(folder))
+    prepare_dataset("tiny", dataset, workplace.results / "datasets/tiny", workers=1)
+    lobotomise(workplace.make("big"))
+    with pytest.raises(UserError, match=r"runs\.taught\.teacher: big scores 33\.33 % top-1 on the 24 .* classes in"):
+        workplace.make("taught")
+
+
+def test_of_a_few_images_a_guess_is_only_a_warning(workplace, capsys):
+    lobotomise(workplace.make("big"))
+    workplace.make("taught")
+    assert "warning: " in (said := capsys.readouterr().out)
+    assert "big scores 33.33 % top-1 on the 12 validation images" in said
+
+
+@pytest.mark.parametrize(
+    ("correct", "images", "classes", "guesses"),
+    [
+        (0, 10_000, 10, True),
+        (1_000, 10_000, 10, True),
+        (1_100, 10_000, 10, False),
+        (8_320, 10_000, 10, False),
+        (8, 12, 3, False),
+        (5, 12, 3, True),
+        (2, 2, 2, False),  # all right, and too few to prove it
+        (1, 2, 2, True),
+        (10, 10_000, 1000, True),
+        (30, 10_000, 1000, False),
+    ],
+)
+def test_chance_is_what_guessing_may_reach(correct, images, classes, guesses):
+    assert is_chance(correct, images, classes) is guesses
