@@ -1,5 +1,6 @@
 """Checkpoints side by side, also of other projects, on real files."""
 
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -136,3 +137,13 @@ def test_the_commands_mistakes_are_one_line(place, capsys, arguments, line):
     assert code == 2
     assert line in out.err
     assert len(out.err.splitlines()) == 1
+
+
+def test_a_run_for_the_same_classes_in_another_order_is_refused(place, tmp_path):
+    folder = shutil.copytree(run_folder(place, "taught"), tmp_path / "run")
+    record = json.loads((folder / "run.json").read_text())
+    record["class_names"] = record["class_names"][::-1]
+    (folder / "run.json").write_text(json.dumps(record))
+    for item in (str(folder), f"cifar_resnet8={folder / 'weights.safetensors'}"):
+        with pytest.raises(UserError, match="its classes are in another order: number 0 is 'cow', but 'ape' in tiny"):
+            evaluate_checkpoints([item], None, place.data)

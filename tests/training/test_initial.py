@@ -2,17 +2,23 @@
 
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from distillery.data.prepare import prepare_dataset
 from distillery.distill.teacher import Teacher
 from distillery.errors import UserError
+from distillery.evaluation.evaluate import evaluate_run
 from distillery.experiment import load_experiment
 from distillery.experiment.schema.dataset import Dataset
 from distillery.training.initial import is_chance
+from distillery.training.job import Job, Machine
+from distillery.training.run import make_run
 
 TALL = "{model: cifar_resnet14, recipe: tiny, seeds: [0], preprocess: {size: 16}}"
 
@@ -126,3 +132,80 @@ def test_of_a_few_images_a_guess_is_only_a_warning(workplace, capsys):
 )
 def test_chance_is_what_guessing_may_reach(correct, images, classes, guesses):
     assert is_chance(correct, images, classes) is guesses
+
+
+@pytest.mark.parametrize(("published", "said"), [("0.5", True), ("99.5", False)])
+def test_a_teacher_that_misses_its_published_number_is_said(workplace, capsys, published, said):
+    folder = workplace.experiment.parent / "published"
+    folder.mkdir()
+    header = "run,metric,value,std,n,selection,source\n"
+    (folder / "tiny.csv").write_text(f"{header}big,error1,{published},,,,a paper\n")
+    workplace.make("big")
+    workplace.make("taught")
+    line = f"big scores 75.00 % top-1, but {folder / 'tiny.csv'}: row 2 says 99.5"
+    assert (line in capsys.readouterr().out) is said
+
+
+def test_imported_weights_that_miss_their_published_number_are_said_when_they_are_measured(workplace, capsys):
+    workplace.edit("  tables:", "    taken: {model: cifar_resnet14, weights: 'run:big'}\n  tables:")
+    folder = workplace.experiment.parent / "published"
+    folder.mkdir()
+    (folder / "tiny.csv").write_text("run,metric,value,std,n,selection,source\ntaken,top1,99.5,,,,a paper\n")
+    workplace.make("big")
+    workplace.make("taken")
+    evaluate_run(load_experiment(workplace.experiment), "taken", 0, workplace.results)
+    assert "warning: taken scores 75.00 % top-1, but" in capsys.readouterr().err
+
+
+@pytest.fixture
+def elsewhere(workplace):
+    """An experiment on the same images, brightened, of which the first two classes have changed places."""
+    for path in (workplace.folder / "data" / "tiny").rglob("*.png"):
+        moved = Path(str(path).replace("/tiny/", "/other/").replace("/ape/", "/bye/"))
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(Image.open(path)) // 2 + 100).save(moved)
+    config = workplace.experiment.parent
+    line = {"other": {"path": str(workplace.folder / "data" / "other")}}
+    (config / "datasets.yaml").write_text((config / "datasets.yaml").read_text() + json.dumps(line)[1:-1] + "\n")
+    prepare_dataset("other", Dataset(**line["other"]), workplace.results / "datasets/other", workers=1)
+    workplace.make("big")
+    return config / "other.yaml"
+
+
+def make_elsewhere(path, results, line):
+    path.write_text(f"other: {{dataset: other, runs: {{taken: {{model: cifar_resnet14, {line}}}}}}}\n")
+    job = Job(load_experiment(path), "taken", 0, results, Machine(workers=0, threads=1))
+    make_run(job)
+    return json.loads((job.folder / "run.json").read_text())
+
+
+@pytest.mark.parametrize("keys", ["", ", recipe: tiny"])
+@pytest.mark.parametrize("file", [False, True])
+def test_weights_for_other_classes_are_refused(workplace, elsewhere, keys, file):
+    weights = str(workplace.results / "tiny/big/seed0/weights.safetensors") if file else "run:tiny/big"
+    line = f"weights: '{weights}'{keys}" + (", preprocess: {size: 8}" if file and not keys else "")
+    with pytest.raises(UserError, match=r"other\.runs\.taken\.weights: .*: number 0 is 'ape', but 'bee' in other; to"):
+        make_elsewhere(elsewhere, workplace.results, line)
+    if keys:
+        make_elsewhere(elsewhere, workplace.results, f"{line}, new_classifier: true")
+
+
+def test_results_without_names_of_classes_are_taken_as_before(workplace, elsewhere):
+    path = workplace.results / "tiny/big/seed0/run.json"
+    record = json.loads(path.read_text())
+    del record["class_names"]
+    path.write_text(json.dumps(record))
+    make_elsewhere(elsewhere, workplace.results, "weights: 'run:tiny/big'")
+
+
+def test_imported_weights_keep_the_statistics_that_they_were_trained_with(workplace, elsewhere):
+    path = workplace.results / "tiny/big/seed0/run.json"
+    record = json.loads(path.read_text())
+    del record["class_names"]
+    path.write_text(json.dumps(record))
+    taken = make_elsewhere(elsewhere, workplace.results, "weights: 'run:tiny/big'")
+    assert taken["statistics"] == record["statistics"]
+    assert taken["spec"]["statistics"] == "of the weights"
+    anew = make_elsewhere(elsewhere, workplace.results, "weights: 'run:tiny/big', preprocess: {size: 8}")
+    assert anew["statistics"] != record["statistics"]
+    assert "statistics" not in anew["spec"]

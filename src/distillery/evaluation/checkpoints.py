@@ -14,7 +14,13 @@ from distillery.errors import UserError
 from distillery.evaluation.evaluate import SPLIT, measure
 from distillery.evaluation.metrics import METRICS
 from distillery.evaluation.profile import count_parameters
-from distillery.evaluation.restore import ReadyNetwork, default_device, read_record
+from distillery.evaluation.restore import (
+    ReadyNetwork,
+    check_classes,
+    default_device,
+    read_record,
+    record_beside,
+)
 from distillery.experiment.schema.columns import COLUMNS
 from distillery.experiment.schema.recipe import Preprocess
 from distillery.models import check_input, create_model
@@ -127,6 +133,7 @@ def load_checkpoint(
         raise UserError(
             f"{item}: expected MODEL=WEIGHTS, as cifar_resnet56=weights.pth, or the folder of a finished run"
         )
+    check_classes(record_beside(weights), manifest, weights)
     network = create_model(model, len(manifest.classes), **model_args)
     preprocess = import_weights(network, weights, model, model_args) or preprocess
     if preprocess is None:
@@ -144,6 +151,7 @@ def _load_run(folder: Path, manifest: Manifest, device: torch.device) -> Checkpo
     if classes != len(manifest.classes):
         raise UserError(f"{folder}: a network for {classes} classes, but {manifest.name} has {len(manifest.classes)}")
     network = create_model(spec["model"], classes, **spec.get("model_args", {}))
+    check_classes(record, manifest, str(folder))
     preprocess = Preprocess.model_validate(record["preprocess"])
     network = with_head(network, record, preprocess.size, spec["model"])
     load_weights(network, folder / "weights.safetensors")

@@ -1,6 +1,7 @@
 """Measure a finished run on the validation images."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from distillery.experiment import Experiment
 from distillery.experiment.ledger import MEASURED
 from distillery.experiment.schema.recipe import Preprocess
 from distillery.paths import dataset_folder, run_folder
+from distillery.reporting.verdict import missed_top1
 
 SPLIT: Final = "val"
 BATCH = 256
@@ -47,6 +49,11 @@ def evaluate_run(
     measured = measure(finished, teacher, images, len(manifest.classes), workers, device, f"{run}/seed{seed}")
     if not math.isfinite(measured["nll"]):
         raise UserError(f"{finished.weights}: the network's scores are NaN or infinite; train it again")
+    if finished.record["selection"] == "imported" and not experiment.rehearsal:
+        images_seen = int(measured["images"])
+        missed = missed_top1(experiment.published, run, measured["top1"], images_seen, finished.record)
+        if missed is not None:
+            print(f"warning: {missed}", file=sys.stderr)
     metrics = {
         "run": run,
         "seed": seed,

@@ -1,5 +1,6 @@
 """Take a finished run from the results folder, ready to predict, whether it was trained or imported."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import file_digest
 from pathlib import Path
@@ -10,6 +11,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from distillery.data.manifest import Manifest
+from distillery.errors import UserError
 from distillery.experiment import Experiment
 from distillery.experiment.reading import validate
 from distillery.experiment.schema.block import Statistics
@@ -19,7 +21,7 @@ from distillery.models.composite import with_head
 from distillery.models.normalize import Normalize
 from distillery.models.weights import load_weights
 from distillery.paths import run_folder
-from distillery.results import command, read_json, unusable
+from distillery.results import command, read_json, try_json, unusable
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,33 @@ def finished_record(experiment: Experiment, run: str, seed: int, results: Path) 
     return record
 
 
+def check_classes(record: Mapping[str, Any], manifest: Manifest, source: str, cure: str = "") -> None:
+    """See that weights were made for the classes of a data set, in their order, where run.json (``record``) says it.
+
+    Raises:
+        UserError: they were not; ``cure`` ends the line.
+    """
+    theirs, ours = tuple(record.get("class_names") or manifest.classes), manifest.classes
+    if theirs == ours:
+        return
+    if sorted(theirs) == sorted(ours):
+        reason = "its classes are in another order"
+    else:
+        reason = f"its classes are others ({len(theirs)}, here {len(ours)})"
+    place = next((place for place, pair in enumerate(zip(theirs, ours, strict=False)) if pair[0] != pair[1]), None)
+    first = "" if place is None else f": number {place} is {theirs[place]!r}, but {ours[place]!r} in {manifest.name}"
+    raise UserError(f"{source}: {reason}{first}{cure}")
+
+
 def default_device() -> torch.device:
     """The GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def record_beside(weights: str) -> dict[str, Any]:
+    """The run.json beside a file that is a run's weights; empty if it is another file."""
+    path = Path(weights)
+    return (try_json(path.with_name("run.json")) or {}) if path.name == "weights.safetensors" else {}
 
 
 class _Record(BaseModel):
@@ -117,6 +143,7 @@ class _Record(BaseModel):
     classes: Annotated[int, Field(strict=True, ge=1)]
     preprocess: Preprocess
     statistics: Statistics
+    class_names: list[str] | None = None
 
 
 def read_record(path: Path, made_by: str = "distillery train") -> dict[str, Any]:

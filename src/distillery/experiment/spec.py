@@ -88,6 +88,10 @@ class RunSpec(Block):
             content["importing"] = IMPORTING
         if self.initial is not None:
             content["initial"] = self.initial.ledger
+            prepared = self.initial.prepared_for if self.recipe is None and self.preprocess is None else None
+            # Before, mean and deviation were resolved anew, from the data set of this run.
+            if prepared is not None and prepared.normalize == "dataset" and self.initial.dataset != self.dataset:
+                content["statistics"] = "of the weights"
         if self.teacher is not None:
             content["teacher"] = self.teacher.ledger
             prepared = self.teacher.prepared_for

@@ -1,11 +1,13 @@
 """Was a published number reproduced? One rule for every table, stated here and in the legend of the experiment."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from distillery.experiment.schema.columns import Column, Summary
-from distillery.reporting.published import Published
+from distillery.experiment.schema.columns import COLUMNS, Column, Summary
+from distillery.reporting.published import Published, load_published
 
 Finding = Literal["reproduced", "within noise", "not reproduced", "not comparable", "not run"]
 
@@ -93,3 +95,29 @@ def _welch_freedom(ours: float, our_n: int, theirs: float, their_n: int) -> floa
     largest = max(ours, theirs)
     a, b = (ours / largest) ** 2 / our_n, (theirs / largest) ** 2 / their_n
     return (a + b) ** 2 / (a**2 / (our_n - 1) + b**2 / (their_n - 1))
+
+
+def missed_top1(ledger: Path, run: str, top1: float, images: int, record: Mapping[str, Any]) -> str | None:
+    """Say that a network scores less top-1 (%) than was published for it, by more than noise explains; None if not so.
+
+    ``record`` is its run.json; of several published numbers (one a table) the first is taken.
+
+    Raises:
+        UserError: the ledger of published numbers is damaged.
+    """
+    column = COLUMNS["top1"]
+    known = [number for number in load_published(ledger) if number.run == run]
+    numbers = [number for number in known if number.metric in ("top1", column.complement)]
+    if not numbers:
+        return None
+    number = numbers[0].in_column("top1")
+    held_out = record["selection"] == "best" and record.get("selection_split") == "holdout"
+    selection = "holdout" if held_out else record["selection"]
+    verdict = judge(column, Summary(top1, None, 1), selection, images, number)
+    if verdict.finding != "not reproduced":
+        return None
+    return (
+        f"{run} scores {top1:.2f} % top-1, but {ledger}: row {number.row} says {number.value}, and noise explains a "
+        f"shortfall of {verdict.tolerance:.2f} at most; are these the images, the classes and the preparation that "
+        "it was made for?"
+    )

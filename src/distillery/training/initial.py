@@ -1,18 +1,26 @@
 """How networks begin: with weights drawn at random, or those that a run's line names, or as a finished teacher."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_fabric import Fabric
 from torch import nn
 
 from distillery.errors import UserError, located
-from distillery.evaluation.restore import FinishedRun, finished_record, restore_run
+from distillery.evaluation.restore import (
+    FinishedRun,
+    check_classes,
+    finished_record,
+    record_beside,
+    restore_run,
+)
+from distillery.experiment.schema.block import Statistics
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.models import create_model
 from distillery.models.initialisation import draw_classifier
 from distillery.models.pretrained.load import import_weights
 from distillery.paths import run_folder
+from distillery.reporting.verdict import missed_top1
 from distillery.results import command, read_json
 from distillery.training.inputs import Validate
 from distillery.training.job import Job
@@ -27,10 +35,23 @@ FEW_IMAGES = 20
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Where weights come from: a file, ``torchvision:TAG`` or ``timm:TAG``; and how images were prepared, if known."""
+    """Where weights come from: a file, ``torchvision:TAG`` or ``timm:TAG``; and how images were prepared, if known.
+
+    ``record`` is the run.json of the run that made them, if one did.
+    """
 
     file: str
     preprocess: Preprocess | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def check_classes(self, job: Job) -> None:
+        """See that the last layer is for the classes of the data set.
+
+        Raises:
+            UserError: it is for others, or for these in another order.
+        """
+        cure = "; to train from these weights with a new last layer, add `recipe` and new_classifier: true"
+        check_classes(self.record, job.manifest, f"{job.where}.weights: {self.file}", cure)
 
 
 def initial_weights(job: Job) -> InitialWeights | None:
@@ -41,7 +62,8 @@ def initial_weights(job: Job) -> InitialWeights | None:
     """
     origin = job.experiment.origin(job.run)
     if origin is None:
-        return None if job.spec.weights is None else InitialWeights(job.spec.weights)
+        weights = job.spec.weights
+        return None if weights is None else InitialWeights(weights, record=record_beside(weights))
     experiment, run = origin
     seed = experiment.seeds(run)[0]
     record = finished_record(experiment, run, seed, job.results)
@@ -51,7 +73,11 @@ def initial_weights(job: Job) -> InitialWeights | None:
             "layer, so its weights do not fit the plain network; name a run whose objective has no such term"
         )
     weights = run_folder(job.results, experiment.name, run, seed) / "weights.safetensors"
-    return InitialWeights(str(weights), Preprocess.model_validate(record["preprocess"]))
+    preprocess = Preprocess.model_validate(record["preprocess"])
+    if preprocess.normalize == "dataset":
+        # Of the data set that they were trained on, whatever they are shown now.
+        preprocess = preprocess.model_copy(update={"normalize": Statistics.model_validate(record["statistics"])})
+    return InitialWeights(str(weights), preprocess, record)
 
 
 def begin_network(job: Job) -> nn.Module:
@@ -63,6 +89,8 @@ def begin_network(job: Job) -> nn.Module:
     network = create_model(job.spec.model, len(job.manifest.classes), **job.spec.model_args)
     source = initial_weights(job)
     if source is not None:
+        if not job.spec.new_classifier:
+            source.check_classes(job)
         import_weights(network, source.file, job.spec.model, job.spec.model_args, job.spec.new_classifier)
     recipe, drawn = job.spec.recipe, source is None or job.spec.new_classifier
     if recipe is not None and recipe.classifier_std is not None and drawn:
@@ -121,6 +149,10 @@ def finished_teacher(job: Job, recipe: Recipe, fabric: Fabric, validate: Validat
                 f"{expected:.2f} % stands in {metrics}; train or import it again"
             )
     images, classes = job.manifest.splits["val"].images, len(job.manifest.classes)
+    if not job.experiment.rehearsal:
+        missed = missed_top1(job.experiment.published, name, measured, images, finished.record)
+        if missed is not None:
+            fabric.print(f"{job.name}: warning: teacher {missed}")
     # A rehearsal's teacher has hardly been trained.
     if not job.experiment.rehearsal and is_chance(round(teaching / 100 * images), images, classes):
         line = (

@@ -46,6 +46,7 @@ def make_run(job: Job, stop: StopSignal | None = None) -> None:
 def _import_weights(job: Job) -> None:
     source = initial_weights(job)
     assert source is not None
+    source.check_classes(job)
     network = create_model(job.spec.model, len(job.manifest.classes), **job.spec.model_args)
     known = import_weights(network, source.file, job.spec.model, job.spec.model_args)
     preprocess = job.spec.preprocess or source.preprocess or known
@@ -166,6 +167,7 @@ def _facts(job: Job, preprocess: Preprocess) -> dict[str, Any]:
         "dataset": job.spec.dataset,
         "manifest_digest": job.manifest.digest,
         "classes": len(job.manifest.classes),
+        "class_names": list(job.manifest.classes),
         "preprocess": preprocess.model_dump(mode="json"),
         "statistics": {"mean": list(mean), "std": list(std)},
     }
