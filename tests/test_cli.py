@@ -209,3 +209,24 @@ def test_a_small_network_is_trained_and_measured_without_the_libraries_that_take
         imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
         assert "torch" in imported
         assert not imported & {"datasets", "matplotlib", "pandas", "sklearn", "timm", "torchmetrics", "torchvision"}
+
+
+def test_check_refuses_weights_that_are_absent_or_something_else_and_teachers_of_another_size(workplace, capsys):
+    line = "weights: 'WEIGHTS', preprocess: {size: 8}}\n  tables:"
+    workplace.edit(
+        "  tables:", f"    taken: {{model: cifar_resnet8, {line}".replace("WEIGHTS", str(workplace.folder / "w"))
+    )
+    command = ["check", str(workplace.experiment)]
+    for content, expected in ((None, "w: no such file"), ("<html>", "w: cannot be read: it is a web page")):
+        if content is not None:
+            (workplace.folder / "w").write_text(content)
+        with pytest.raises(SystemExit) as end:
+            main(command)
+        assert end.value.code == 2
+        assert expected in capsys.readouterr().err
+    workplace.edit("    taken:", "    unread:")
+    (workplace.folder / "w").write_bytes(b"\x80\x02")
+    workplace.edit("{model: cifar_resnet14, ", "{model: vit_tiny_patch16_224, model_args: {depth: 1}, ")
+    with pytest.raises(SystemExit):
+        main(command)
+    assert "big.model 'vit_tiny_patch16_224' cannot take images of 8 x 8 pixels" in capsys.readouterr().err

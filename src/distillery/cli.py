@@ -17,7 +17,7 @@ from typer import Argument, Option
 
 from distillery import __version__
 from distillery.errors import UserError, located
-from distillery.experiment import load_experiment
+from distillery.experiment import Experiment, load_experiment
 
 app = typer.Typer(
     add_completion=False,
@@ -113,6 +113,7 @@ def check(config: Config) -> None:
     from tabulate import tabulate
 
     from distillery.distill.losses.stages import check_ignored_stages
+    from distillery.models.pretrained.checkpoint import check_file
     from distillery.models.registry import check_arguments, explain_unknown, is_model
     from distillery.training.optim import check_optimizer
 
@@ -125,12 +126,25 @@ def check(config: Config) -> None:
                 check_arguments(line.model, line.model_args)
             if run in experiment.recipes:
                 check_optimizer(experiment.recipes[run].optimizer)
+            check_file(experiment.spec(run).weights_file)
+    for teacher in sorted(experiment.teachers()):
+        _check_size(experiment, teacher)
     check_ignored_stages(experiment)
     rows = [
         (run, seed, experiment.teacher(run) or "", experiment.config.runs[run].model, experiment.spec(run, seed).digest)
         for run, seed in experiment.members()
     ]
     print(tabulate(rows, headers=("run", "seed", "teacher", "model", "digest"), tablefmt="github"))
+
+
+def _check_size(experiment: Experiment, run: str) -> None:
+    """See that a teacher takes images of the size that it will be shown, where the configuration says it."""
+    from distillery.models import check_input, create_model
+
+    spec = experiment.spec(run)
+    if spec.prepared_for is not None:
+        with located(experiment.where(run)):
+            check_input(create_model(spec.model, 10, **spec.model_args), spec.model, spec.prepared_for.size, 10)
 
 
 @app.command()

@@ -29,6 +29,9 @@ def check_run(
     for key in ("teacher_norm", "margin_source"):
         if config.teacher is None and key in config.model_fields_set:
             raise UserError(f"{where}.{key}: there is no `teacher`; remove this key")
+    chosen = [key for key in ("nest", "prefix", "ignore") if getattr(config, key)]
+    if chosen and (config.weights is None or config.weights.startswith(("run:", "torchvision:", "timm:"))):
+        raise UserError(f"{where}.{chosen[0]}: `weights` names no file of which this could choose a part; remove it")
     if config.new_classifier and config.weights is None:
         raise UserError(f"{where}.new_classifier: there are no `weights` whose classifier it could replace")
     if (

@@ -42,7 +42,7 @@ def rehearsed(experiment: Experiment) -> Experiment:
     for run, config in experiment.config.runs.items():
         elsewhere = config.weights is not None and not config.weights.startswith(RUN_PREFIX)
         labels = {} if experiment.labels(run) is None else {"labels": TRAINING_IMAGES // 2}
-        runs[run] = config.model_copy(update={"seeds": None, **labels})
+        runs[run] = config.model_copy(update={"seeds": None, "nest": None, "prefix": None, "ignore": (), **labels})
         if config.recipe is not None:
             recipes[run] = rehearsed_recipe(experiment.recipes[run], config.objective, config.model)
         elif elsewhere:

@@ -17,7 +17,7 @@ from distillery.experiment.ledger import (
     file_sha256,
     images_entry,
 )
-from distillery.experiment.schema.block import Block, Neutral
+from distillery.experiment.schema.block import Block, Neutral, WeightsChoice
 from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.labels import FewLabels
 from distillery.experiment.schema.objective import Objective
@@ -42,6 +42,9 @@ class RunSpec(Block):
     seed: int
     weights: str | None = None
     initial: "RunSpec | None" = None  # the run whose weights these are, in place of `weights`
+    nest: Annotated[str | None, Neutral(None)] = None
+    prefix: Annotated[str | None, Neutral(None)] = None
+    ignore: Annotated[tuple[str, ...], Neutral(())] = ()
     new_classifier: bool = False
     preprocess: Preprocess | None = None
     recipe: Recipe | None = None
@@ -56,7 +59,12 @@ class RunSpec(Block):
         """The file that `weights` names; None for tags and for runs without."""
         if self.weights is None or self.weights.startswith(TAG_PREFIXES):
             return None
-        return Path(self.weights)
+        return Path(self.weights).expanduser()
+
+    @property
+    def weights_choice(self) -> WeightsChoice:
+        """Which weights of the file to take."""
+        return WeightsChoice(nest=self.nest, prefix=self.prefix, ignore=self.ignore)
 
     @property
     def prepared_for(self) -> Preprocess | None:

@@ -69,6 +69,16 @@ def copy_weights(model: nn.Module, state: StateDict, source: str, without: tuple
     Raises:
         UserError: a name or a shape does not fit, or a weight is no finite number.
     """
+    fault = misfit(model, state, without)
+    if fault is not None:
+        raise UserError(f"{source}: {fault}")
+    skipped = tuple(f"{module}." for module in without)
+    own = {name: value for name, value in model.state_dict().items() if not name.startswith(skipped)}
+    model.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
+
+
+def misfit(model: nn.Module, state: StateDict, without: tuple[str, ...] = ()) -> str | None:
+    """What keeps a state dict from being loaded into a model, modules ``without`` aside; None if it fits exactly."""
     skipped = tuple(f"{module}." for module in without)
     own = {name: value for name, value in model.state_dict().items() if not name.startswith(skipped)}
     state = {name: value for name, value in state.items() if not name.startswith(skipped)}
@@ -76,21 +86,32 @@ def copy_weights(model: nn.Module, state: StateDict, source: str, without: tuple
     unknown = [name for name in state if name not in own and name.rpartition(".")[2] not in COUNTERS]
     if missing or unknown:
         faults = [f"{word} {_some(names)}" for word, names in (("lacks", missing), ("also has", unknown)) if names]
-        raise UserError(f"{source}: weights of another network: the file {'; it '.join(faults)}")
+        return f"weights of another network: the file {'; it '.join(faults)}"
     unequal = [name for name in own if name in state and state[name].shape != own[name].shape]
     if unequal:
-        raise UserError(f"{source}: {_explain_shapes(unequal, state, own)}")
-    broken = [name for name in own if name in state and not torch.isfinite(state[name]).all()]
+        return _explain_shapes(unequal, state, own)
+    given = {name: state[name] for name in own if name in state and own[name].is_floating_point()}
+    quantised = [name for name, value in given.items() if value.is_quantized or not value.is_floating_point()]
+    if quantised:
+        kind = str(given[quantised[0]].dtype).removeprefix("torch.")
+        return (
+            f"weights that are no floating-point numbers: {_some(quantised)} ({kind}); give those before quantisation"
+        )
+    broken = [name for name, value in given.items() if not torch.isfinite(value).all()]
     if broken:
-        raise UserError(f"{source}: weights that are NaN or infinite: {_some(broken)}")
-    model.load_state_dict({name: state[name] for name in own if name in state}, strict=False)
+        return f"weights that are NaN or infinite: {_some(broken)}"
+    large = [name for name, value in given.items() if not torch.isfinite(value.to(own[name].dtype)).all()]
+    if large:
+        return f"weights too large for {str(own[large[0]].dtype).removeprefix('torch.')}: {_some(large)}"
+    return None
 
 
 def _explain_shapes(unequal: list[str], state: StateDict, own: StateDict) -> str:
     """Distinguish a last layer for another number of classes from a network of another shape."""
     widths = {(state[name].shape[:1], own[name].shape[:1]) for name in unequal}
     same_inside = all(state[name].shape[1:] == own[name].shape[1:] for name in unequal)
-    if len(unequal) <= 2 and len(widths) == 1 and same_inside:
+    modules, last = {name.rpartition(".")[0] for name in unequal}, list(own)[-1].rpartition(".")[0]
+    if modules == {last} and len(unequal) <= 2 and len(widths) == 1 and same_inside:
         ((theirs, ours),) = widths
         return (
             f"weights for {theirs[0]} classes ({unequal[0]}), but the data set has {ours[0]}; "

@@ -1,5 +1,7 @@
 """How networks begin: with weights drawn at random, or those that a run's line names, or as a finished teacher."""
 
+import os
+import sys
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +20,7 @@ from distillery.experiment.schema.block import Statistics
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.models import create_model
 from distillery.models.initialisation import draw_classifier
-from distillery.models.pretrained.load import import_weights
+from distillery.models.pretrained.load import take_weights
 from distillery.paths import run_folder
 from distillery.reporting.verdict import missed_top1
 from distillery.results import command, read_json
@@ -62,8 +64,8 @@ def initial_weights(job: Job) -> InitialWeights | None:
     """
     origin = job.experiment.origin(job.run)
     if origin is None:
-        weights = job.spec.weights
-        return None if weights is None else InitialWeights(weights, record=record_beside(weights))
+        named = job.spec.weights
+        return None if named is None else InitialWeights(named, record=record_beside(named))
     experiment, run = origin
     seed = experiment.seeds(run)[0]
     record = finished_record(experiment, run, seed, job.results)
@@ -91,7 +93,16 @@ def begin_network(job: Job) -> nn.Module:
     if source is not None:
         if not job.spec.new_classifier:
             source.check_classes(job)
-        import_weights(network, source.file, job.spec.model, job.spec.model_args, job.spec.new_classifier)
+        taken = take_weights(
+            network,
+            source.file,
+            job.spec.model,
+            job.spec.model_args,
+            job.spec.new_classifier,
+            job.spec.weights_choice,
+        )
+        if (line := taken.line(source.file)) is not None and "RANK" not in os.environ:
+            print(f"{job.name}: {line}", file=sys.stderr)
     recipe, drawn = job.spec.recipe, source is None or job.spec.new_classifier
     if recipe is not None and recipe.classifier_std is not None and drawn:
         with located(job.where):

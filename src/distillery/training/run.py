@@ -1,5 +1,6 @@
 """Make one run of an experiment: train it, or import its weights, and leave the results whole."""
 
+import sys
 import time
 from typing import Any
 
@@ -13,7 +14,7 @@ from distillery.errors import UserError, located
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.models import create_model
 from distillery.models.normalize import resolve_statistics
-from distillery.models.pretrained.load import import_weights
+from distillery.models.pretrained.load import take_weights
 from distillery.models.weights import load_weights, save_weights
 from distillery.provenance import provenance
 from distillery.results import try_json
@@ -48,8 +49,11 @@ def _import_weights(job: Job) -> None:
     assert source is not None
     source.check_classes(job)
     network = create_model(job.spec.model, len(job.manifest.classes), **job.spec.model_args)
-    known = import_weights(network, source.file, job.spec.model, job.spec.model_args)
-    preprocess = job.spec.preprocess or source.preprocess or known
+    choice = job.spec.weights_choice
+    taken = take_weights(network, source.file, job.spec.model, job.spec.model_args, choice=choice)
+    if (line := taken.line(source.file)) is not None:
+        print(f"{job.name}: {line}", file=sys.stderr)
+    preprocess = job.spec.preprocess or source.preprocess or taken.preprocess
     if preprocess is None:
         raise UserError(
             f"{job.where}.preprocess: missing; {source.file} does not say how its images were prepared; "
@@ -57,8 +61,15 @@ def _import_weights(job: Job) -> None:
         )
     job.folder.mkdir(parents=True, exist_ok=True)
     save_weights(network, job.folder / "weights.safetensors")
-    choice = {"selection": "imported", "selection_split": None, "epoch": None, "weights_kind": "raw"}
-    write_json(job.folder / "run.json", _facts(job, preprocess) | choice | {"provenance": provenance()})
+    facts: dict[str, Any] = {
+        "selection": "imported",
+        "selection_split": None,
+        "epoch": None,
+        "weights_kind": "ema" if taken.averaged else "raw",
+    }
+    if taken.facts:
+        facts |= {"weights_file": taken.facts}
+    write_json(job.folder / "run.json", _facts(job, preprocess) | facts | {"provenance": provenance()})
 
 
 def _train(job: Job, recipe: Recipe, lock: RunLock | None, stop: StopSignal) -> None:

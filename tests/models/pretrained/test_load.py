@@ -4,6 +4,7 @@ import argparse
 import os
 from collections import OrderedDict
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from tests.models.conftest import same
 from torch import nn
 
 from distillery.errors import UserError
+from distillery.experiment.schema.block import WeightsChoice
 from distillery.models import create_model
-from distillery.models.pretrained.load import classifier_modules, import_weights
+from distillery.models.pretrained.load import classifier_modules, import_weights, take_weights
 from distillery.models.weights import save_weights
 
 
@@ -45,6 +47,23 @@ LAYOUTS = {
         "args": argparse.Namespace(lr=0.1),
         "best": np.float64(93.4),
         "step": np.int64(3),
+    },
+    "averaged under another key": lambda state: {
+        "state_dict": {n: v * 0 for n, v in state.items()},
+        "ema_model": state,
+    },
+    "averaged under a key of one's own": lambda state: {"model": {n: v * 0 for n, v in state.items()}, "my_ema": state},
+    "an average without its counters beside the weights": lambda state: {
+        "state_dict": state,
+        "ema": {"conv1.weight": state["conv1.weight"] * 0},
+    },
+    "a network in a module": lambda state: prefixed(state, "net."),
+    "a module's name that nobody knows": lambda state: {"state_dict": prefixed(state, "student.")},
+    "arrays and paths": lambda state: {
+        "model": state,
+        "confusion": np.eye(3),
+        "names": np.array(["a", "b"]),
+        "folder": Path("runs/1"),
     },
     "DataParallel": lambda state: prefixed(state, "module."),
     "compiled": lambda state: prefixed(state, "_orig_mod."),
@@ -215,3 +234,119 @@ def test_a_linear_layer_fits_where_the_network_has_a_convolution(tmp_path):
     before = state["head.fc.weight"].clone()
     import_weights(network, str(tmp_path / "w.pth"), "cifar_wrn_16_1")
     assert torch.equal(network.head.fc.weight, before + 1)
+
+
+# --- what was taken ----------------------------------------------------------------------------------------------
+
+
+def written(content, tmp_path):
+    torch.save(content, tmp_path / "w.pth")
+    return str(tmp_path / "w.pth")
+
+
+def test_what_was_taken_of_a_file_is_told(donor, network, tmp_path):
+    state = donor.state_dict()
+    path = written({"state_dict": state, "state_dict_ema": prefixed(state, "module."), "epoch": 3}, tmp_path)
+    taken = take_weights(network, path, "cifar_resnet8")
+    assert taken.averaged
+    assert taken.facts["nest"] == "state_dict_ema"
+    assert len(taken.facts["sha256"]) == 64
+    assert taken.line("w.pth") == (
+        f"w.pth: took `state_dict_ema` (averaged weights), {len(state)} tensors of float32, int64; left: state_dict"
+    )
+
+
+def test_a_key_chooses_among_the_weights_of_a_file(donor, network, tmp_path):
+    state = donor.state_dict()
+    path = written({"state_dict": state, "ema": {name: value * 0 for name, value in state.items()}}, tmp_path)
+    taken = take_weights(network, path, "cifar_resnet8", choice=WeightsChoice(nest="state_dict"))
+    assert same(donor, network)
+    assert not taken.averaged
+    with pytest.raises(UserError, match=r"w\.pth: no weights under 'model' \(nest\); there are: ema, state_dict"):
+        take_weights(network, path, "cifar_resnet8", choice=WeightsChoice(nest="model"))
+
+
+def test_several_weights_of_unknown_keys_are_refused_until_one_is_named(donor, network, tmp_path):
+    state = donor.state_dict()
+    path = written({"first": state, "second": {name: value * 0 for name, value in state.items()}}, tmp_path)
+    with pytest.raises(UserError, match=r"several weights fit: first, second; say which by nest: first"):
+        take_weights(network, path, "cifar_resnet8")
+    take_weights(network, path, "cifar_resnet8", choice=WeightsChoice(nest="first"))
+    assert same(donor, network)
+
+
+def test_strays_and_prefixes_are_left_out_by_name(donor, network, tmp_path):
+    stray = {**prefixed(donor.state_dict(), "model."), "criterion.weight": torch.ones(3)}
+    path = written(stray, tmp_path)
+    with pytest.raises(UserError, match="weights of another network"):
+        take_weights(network, path, "cifar_resnet8")
+    for choice in (WeightsChoice(ignore=("criterion.*",)), WeightsChoice(prefix="model.")):
+        take_weights(network, path, "cifar_resnet8", choice=choice)
+        assert same(donor, network)
+
+
+def one_by(scale):
+    return lambda state: {**state, "fc.weight": state["fc.weight"].double() * 0 + scale}
+
+
+@pytest.mark.parametrize(
+    ("make", "line"),
+    [
+        (one_by(1e300), r"weights too large for float32: fc\.weight$"),
+        (lambda s: {**s, "fc.weight": s["fc.weight"].char()}, r"no floating-point numbers: fc\.weight \(int8\)"),
+        (
+            lambda s: {**s, "fc.weight": torch.quantize_per_tensor(s["fc.weight"], 0.1, 0, torch.qint8)},
+            r"no floating-point numbers: fc\.weight \(qint8\); give those before quantisation$",
+        ),
+        (
+            lambda s: {**s, "conv1.weight": torch.zeros(1, 3, 3, 3)},
+            r"weights of another network: conv1\.weight \(1, 3, 3, 3\) instead of \(16, 3, 3, 3\)$",
+        ),
+    ],
+)
+def test_weights_that_cannot_be_taken_say_why(donor, network, tmp_path, make, line):
+    with pytest.raises(UserError, match=line):
+        take_weights(network, written(make(donor.state_dict()), tmp_path), "cifar_resnet8")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n", "a pointer of Git LFS"),
+        (b"\n<!DOCTYPE html><html>", "a web page"),
+        (b"no weights here\n", "text"),
+        (b"\x1f\x8b\x08\x00", "compressed by gzip"),
+        ("zip", "a zip archive of other files"),
+        ("safetensors", "a file of safetensors; name it"),
+        ("script", "a program of TorchScript"),
+    ],
+)
+def test_a_file_that_torch_did_not_write_is_called_what_it_is(donor, network, tmp_path, content, kind):
+    path = tmp_path / "w.pth"
+    if content == "zip":
+        with ZipFile(path, "w") as archive:
+            archive.writestr("a.txt", "a")
+    elif content == "safetensors":
+        save_weights(donor, path)
+    elif content == "script":
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=f"w\\.pth: cannot be read: it is {kind}") as caught:
+        import_weights(network, str(path), "cifar_resnet8")
+    assert "weights_only" not in str(caught.value)
+
+
+def test_the_class_that_may_not_be_made_is_named(donor, network, tmp_path, monkeypatch):
+    monkeypatch.setenv("EVIL_FILE", str(tmp_path / "touched"))
+    path = written({"state_dict": donor.state_dict(), "loss": nn.MSELoss()}, tmp_path)
+    with pytest.raises(UserError, match=r"holds a Python object, torch\.nn\.modules\.loss\.MSELoss, and making"):
+        import_weights(network, path, "cifar_resnet8")
+
+
+def test_a_path_may_begin_with_a_tilde(donor, network, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    written(donor.state_dict(), tmp_path)
+    import_weights(network, "~/w.pth", "cifar_resnet8")
+    assert same(donor, network)

@@ -77,6 +77,14 @@ class Block(BaseModel):
         return _strict(handler(source))
 
 
+class WeightsChoice(Block):
+    """Which weights of a file to take, where it holds several, or more than the network's."""
+
+    nest: str | None = None
+    prefix: str | None = None
+    ignore: tuple[str, ...] = ()
+
+
 class Statistics(Block):
     """Per-channel mean and standard deviation (RGB, pixels in [0, 1])."""
 

@@ -17,10 +17,19 @@ class RunConfig(Block):
     model: str = Field(description="cifar_*, or any timm or torchvision name")
     model_args: dict[str, bool | int | float | str] = Field({})
     recipe: Name | None = Field(None, description="recipes/<recipe>.yaml to train by")
-    weights: str | None = Field(
+    weights: Annotated[str, Field(min_length=1)] | None = Field(
         None,
         description="alone: import; beside `recipe`: train from these. A file, torchvision:TAG, timm:TAG, run:RUN or "
         "run:EXPERIMENT/RUN",
+    )
+    nest: Annotated[str | None, Neutral(None)] = Field(
+        None, description="of a file with several weights, the key of those to take, e.g. model_ema"
+    )
+    prefix: Annotated[str | None, Neutral(None)] = Field(
+        None, description="take the weights of a file whose names begin like this, and leave it away, e.g. model."
+    )
+    ignore: Annotated[tuple[str, ...], Neutral(())] = Field(
+        (), description="names (or patterns with *) of a file's weights to leave out, e.g. criterion.*"
     )
     new_classifier: bool = Field(
         False, description="train from `weights` without their last layer, as for another number of classes"

@@ -1,13 +1,19 @@
 """Files of weights that other projects wrote: read without running any code in them, their names turned into ours."""
 
 import argparse
+import datetime
+import pathlib
 import pickle
 import re
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from types import SimpleNamespace
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -19,9 +25,11 @@ from distillery.models.weights import COUNTERS, StateDict, check_exists
 # Under which key training scripts keep the weights in a checkpoint. Averaged weights come first, because they are the
 # ones whose accuracy is published.
 NESTS = (
-    "state_dict_ema", "model_ema", "ema_state_dict", "ema", "state_dict", "model_state_dict", "model_state", "model",
-    "net", "network", "weights",
+    "state_dict_ema", "model_ema", "ema_state_dict", "ema", "model_ema_state_dict", "ema_model_state_dict", "ema_model",
+    "state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights",
 )  # fmt: skip
+# A part of a key that says that the weights in it are averaged.
+AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa|averaged)(?:$|[._])")
 
 # Names that different code bases give to the same part.
 SYNONYMS = (("fc", "linear", "classifier", "head"), ("downsample", "shortcut"))
@@ -30,49 +38,154 @@ SYNONYMS = (("fc", "linear", "classifier", "head"), ("downsample", "shortcut"))
 WRAPPERS = ("module.", "_orig_mod.", "model.")
 
 
-def read_checkpoint(path: Path) -> StateDict:
-    """Read the weights out of a file that torch.save wrote, wherever in it they are.
+@dataclass(frozen=True)
+class Nest:
+    """Weights found in a file: under which keys, joined by dots (none for those at the top), and by their names."""
+
+    name: str
+    state: StateDict
+
+    @property
+    def averaged(self) -> bool:
+        """Whether its key says that these are moving averages."""
+        return AVERAGED.search(self.name) is not None
+
+    @property
+    def known(self) -> bool:
+        """Whether training scripts are known to keep weights there."""
+        return not self.name or all(part in NESTS for part in self.name.split("."))
+
+
+def read_checkpoint(path: Path) -> list[Nest]:
+    """Read all weights of a file that torch.save wrote, the likeliest first: averaged ones, then by known keys.
 
     Raises:
         UserError: the file is missing, damaged or unsafe, or holds no weights.
     """
     check_exists(path)
+    kind = file_kind(path)
+    if kind is not None:
+        raise UserError(f"{path}: cannot be read: it is {kind}")
     try:
         with _harmless_types():
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        found = re.search(r"(?:GLOBAL|class|type) ([\w]+(?:\.[\w]+)+)", str(error))
+        what = "it holds Python objects besides tensors" if found is None else f"it holds a Python object, {found[1]}"
         raise UserError(
-            f"{path}: cannot be read safely: it is damaged or holds Python objects besides tensors; where you trust "
-            "it, load it with torch.load(..., weights_only=False) and save its state_dict() alone"
+            f"{path}: cannot be read safely: it is damaged, or {what}, and making such objects can run any code; where "
+            "you have the program that wrote it, load it there and save its state_dict() alone"
         ) from error
     # A damaged archive: torch raises RuntimeError, EOFError, KeyError or OSError, as it comes.
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: cannot be read; it is damaged or was not written by torch.save ({reason})") from error
-    state = _find_state(content)
-    if not state:
+    nests = sorted(_nests(content), key=lambda nest: _rank(nest.name))
+    if not nests:
         keys = f"; its keys: {', '.join(map(str, list(content)[:8]))}" if isinstance(content, Mapping) else ""
         raise UserError(f"{path}: holds no weights, alone or under {', '.join(NESTS)}{keys}")
-    return state
+    return nests
+
+
+def check_file(path: Path | None) -> None:
+    """See that a file of weights, if one is named, is there and begins like one.
+
+    Raises:
+        UserError: it is missing or something else.
+    """
+    if path is None:
+        return
+    try:
+        check_exists(path)
+        kind = None if path.suffix == ".safetensors" else file_kind(path)
+    except UserError as error:
+        raise UserError(f"weights: {error}") from None
+    if kind is not None:
+        raise UserError(f"weights: {path}: cannot be read: it is {kind}")
+
+
+def file_kind(path: Path) -> str | None:
+    """What a file is by its first bytes, where torch.save did not write it; None if it may have."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if not head:
+        return "empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS, not the file it points to; fetch that with: git lfs pull"
+    if head.lstrip()[:1] == b"<":
+        return "a web page; download the file itself"
+    if head[8:10] == b'{"':
+        return "a file of safetensors; name it .safetensors"
+    if head.startswith(b"\x1f\x8b"):
+        return "compressed by gzip; unpack it first"
+    if head.startswith(b"\x89HDF"):
+        return "a file of HDF5, as Keras writes; convert it to a state_dict of torch"
+    if head.startswith(b"PK"):
+        return _archive_kind(path)
+    if all(byte in b"\t\n\r" or byte >= 32 for byte in head) and not head.startswith(b"\x80"):
+        return "text"
+    return None
+
+
+def _archive_kind(path: Path) -> str | None:
+    try:
+        with ZipFile(path) as archive:
+            names = archive.namelist()
+    except (BadZipFile, OSError):
+        return "a damaged zip archive; get it again"
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "a program of TorchScript; load it with torch.jit.load and save its state_dict() alone"
+    return None if any(name.endswith("data.pkl") for name in names) else "a zip archive of other files"
 
 
 @contextmanager
 def _harmless_types() -> Iterator[None]:
-    """Allow the plain values that training scripts often keep beside the weights: options and numpy scalars."""
+    """Allow the plain values that training scripts often keep beside the weights: options, paths, numpy's arrays."""
+    kinds = [
+        "bool",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "float16",
+        "float32",
+        "float64",
+        "str",
+    ]
+    dtypes: list[Any] = [type(np.dtype(kind)) for kind in kinds]
     scalar: Any = np.float64(0).__reduce__()[0]
-    dtypes: list[Any] = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)]
-    with torch.serialization.safe_globals([argparse.Namespace, scalar, np.dtype, *dtypes]):
+    array: Any = np.zeros(1).__reduce__()[0]
+    # Files of numpy 1 name the module without its underscore.
+    aliases: list[Any] = [(scalar, "numpy.core.multiarray.scalar"), (array, "numpy.core.multiarray._reconstruct")]
+    paths: list[Any] = [
+        *(getattr(pathlib, name) for name in ("PosixPath", "PurePosixPath", "PureWindowsPath")),
+        (PureWindowsPath, "pathlib.WindowsPath"),
+    ]
+    plain: list[Any] = [argparse.Namespace, SimpleNamespace, defaultdict, datetime.datetime, datetime.timedelta]
+    with torch.serialization.safe_globals([*plain, scalar, array, np.ndarray, np.dtype, *dtypes, *aliases, *paths]):
         yield
 
 
-def _find_state(content: object) -> StateDict:
-    """Look for the mapping from names to tensors, in the nests that training scripts use."""
+def _nests(content: object, name: str = "") -> Iterator[Nest]:
+    """All mappings from names to tensors, in the nests that training scripts use, and one level of any others."""
     if not isinstance(content, Mapping):
-        return {}
-    for nest in NESTS:
-        if isinstance(content.get(nest), Mapping) and (state := _find_state(content[nest])):
-            return state
-    return {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+        return
+    for key, value in content.items():
+        if isinstance(value, Mapping) and (key in NESTS or not name):
+            yield from _nests(value, f"{name}.{key}" if name else str(key))
+    state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if state:
+        yield Nest(name, state)
+
+
+def _rank(name: str) -> tuple[object, ...]:
+    first, _, rest = name.partition(".")
+    place = NESTS.index(first) if first in NESTS else len(NESTS)
+    return (not name, AVERAGED.search(name) is None, place, *(_rank(rest) if rest else ()))
 
 
 def unwrap(state: StateDict, own: Collection[str]) -> StateDict:
