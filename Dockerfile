@@ -1,3 +1,4 @@
+# Workers hand on images through /dev/shm: run with --shm-size=8g (Docker gives 64 MB).
 # Distillery in a container: docker build --tag distillery . && docker run --gpus all --rm distillery distillery --help
 #
 # The wheels of the lock bring the CUDA libraries that they were built with. The base brings what a container needs to

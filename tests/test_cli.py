@@ -230,3 +230,26 @@ def test_check_refuses_weights_that_are_absent_or_something_else_and_teachers_of
     with pytest.raises(SystemExit):
         main(command)
     assert "big.model 'vit_tiny_patch16_224' cannot take images of 8 x 8 pixels" in capsys.readouterr().err
+
+
+def test_what_the_system_refuses_is_one_line_with_its_path(workplace, capsys):
+    results = workplace.folder / "file"
+    results.write_text("")
+    with pytest.raises(SystemExit) as end:
+        main(["prepare", "tiny", "--config-dir", str(workplace.experiment.parent), "--results", str(results)])
+    assert end.value.code == 2
+    assert f"distillery: {results}" in (said := capsys.readouterr().err.splitlines()[-1])
+    assert "Not a directory" in said or "File exists" in said
+
+
+def test_the_end_of_a_worker_is_one_line(workplace, capsys, monkeypatch):
+    def end(*_):
+        raise RuntimeError("DataLoader worker (pid 3) is killed by signal: Killed. ")
+
+    monkeypatch.setattr("distillery.training.run.make_run", end)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(workplace.experiment), "small", "--results", str(workplace.results)])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a process that reads images has ended (DataLoader worker (pid 3) is killed by signal: Killed)" in line
+    assert "--shm-size" in line

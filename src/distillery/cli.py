@@ -61,12 +61,15 @@ def main(arguments: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         code = 1
+    except OSError as error:
+        # A read-only folder, a full disk, a file where a folder should be: one's own machine to mend.
+        where = f"{error.filename}: " if error.filename is not None else ""
+        code = _fail(f"{where}{error.strerror or error}; mend it, and the same command continues from what is saved")
     except RuntimeError as error:
-        # By its name, for light commands do without torch.
-        if type(error).__name__ != "OutOfMemoryError":
+        said = _machine_at_fault(error)
+        if said is None:
             raise
-        said = ". ".join(str(error).split(". ")[:3])
-        code = _fail(f"{said}; give `train` a --device-batch (or a smaller one), or free the GPU: see nvidia-smi")
+        code = _fail(said)
     if arguments is None:
         _end_process(code or 0)
     sys.exit(code or 0)
@@ -82,6 +85,23 @@ def _end_process(code: int) -> None:
         except (OSError, ValueError):  # a full disk, a closed pipe
             code = code or 1
     os._exit(code)
+
+
+def _machine_at_fault(error: RuntimeError) -> str | None:
+    """Say what to do where memory ran out, of a GPU or of a process that reads images; None for other errors."""
+    sentences = str(error).strip().split(". ")
+    # By its name, for light commands do without torch.
+    if type(error).__name__ == "OutOfMemoryError":
+        said = ". ".join(sentences[:3])
+        return f"{said}; give `train` a --device-batch (or a smaller one), or free the GPU: see nvidia-smi"
+    if "DataLoader worker" in str(error):
+        reason = sentences[0].splitlines()[0].rstrip(".")
+        return (
+            f"a process that reads images has ended ({reason}): memory or /dev/shm was full, or somebody ended it; use "
+            "fewer --workers, more memory, or a larger --shm-size of the container; the same command continues from "
+            "what is saved"
+        )
+    return None
 
 
 def _fail(line: str) -> int:

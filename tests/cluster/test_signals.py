@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from distillery.cluster.signals import Stopped, StopSignal
+from distillery.cluster.signals import Interrupted, Stopped, StopSignal
 
 pytestmark = pytest.mark.slow
 
@@ -54,3 +54,25 @@ def test_listening_needs_no_torch():
     """So that a warning during torch's import, which takes seconds, is heard."""
     code = "import distillery.cli, distillery.cluster.signals, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_signal_ends_a_wait_for_data_and_nothing_else():
+    stop = StopSignal()
+    stop.install(signal.SIGUSR1)
+    try:
+        signal.raise_signal(signal.SIGUSR1)
+        with pytest.raises(Interrupted), stop.interrupting():
+            signal.raise_signal(signal.SIGUSR1)
+        signal.raise_signal(signal.SIGUSR1)
+        assert stop.should_stop()
+    finally:
+        stop.remove()
+
+
+def test_a_second_interrupt_ends_at_once():
+    code = (
+        "import signal; from distillery.cluster.signals import StopSignal; stop = StopSignal(); stop.install();"
+        "signal.raise_signal(signal.SIGINT); print('first', flush=True); signal.raise_signal(signal.SIGINT); print(2)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "first\n")

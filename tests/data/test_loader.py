@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from PIL import Image
 from distillery.data import shards
 from distillery.data.arrow import ArrowImages
 from distillery.data.decode import decode_rgb
-from distillery.data.loader import eval_loader, train_loader
+from distillery.data.loader import _Waits, eval_loader, said_every_minute, train_loader
 from distillery.data.orders import repeated_order, shuffled_order
 from distillery.data.prepare import prepare_dataset
 from distillery.data.samplers import GlobalBatches
 from distillery.data.transforms import eval_transform, train_transform
+from distillery.errors import UserError
 from distillery.experiment.schema.augmentation import (
     ColorJitter,
     HorizontalFlip,
@@ -185,7 +187,7 @@ def test_a_process_ends_whatever_its_loaders_are_doing(place, ending):
 from pathlib import Path
 from distillery.experiment.schema.recipe import Preprocess
 from distillery.data.arrow import ArrowImages
-from distillery.data.loader import eval_loader, train_loader
+from distillery.data.loader import _Waits, eval_loader, said_every_minute, train_loader
 from distillery.data.manifest import load_manifest
 from distillery.data.orders import shuffled_order
 from distillery.data.samplers import GlobalBatches
@@ -289,3 +291,20 @@ def smooth(tmp_path):
                 Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "raw" / split / name / f"{index}.png")
     dataset = Dataset(path=str(tmp_path / "raw"))
     return ArrowImages(tmp_path / "out", prepare_dataset("slopes", dataset, tmp_path / "out", workers=1), "train")
+
+
+def test_a_batch_that_shared_memory_cannot_hold_ends_the_epoch_in_one_line(images, monkeypatch):
+    def refuse(_):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    with pytest.raises(UserError, match=r"^/dev/shm has no room for a batch of .* more by --shm-size$"):
+        epoch(loader(images, workers=1), 0)
+
+
+def test_a_long_wait_for_images_is_said(monkeypatch, capsys):
+    monkeypatch.setattr("distillery.data.loader.WAIT_SECONDS", 0.05)
+    monkeypatch.setattr("distillery.data.loader._waits", _Waits())
+    with said_every_minute():
+        time.sleep(0.3)
+    assert "distillery: waiting for images for " in capsys.readouterr().err

@@ -3,9 +3,11 @@
 Light, so that a run can listen while everything else is still being imported.
 """
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,10 @@ class Stopped(Exception):
     """The run was asked to stop; raised where stopping is safe."""
 
 
+class Interrupted(Exception):
+    """A signal came while the run waited for data."""
+
+
 class StopSignal:
     """Remembers SIGTERM and SIGUSR1 (a cluster's warnings) and SIGINT (Ctrl-C) until the loop asks."""
 
@@ -30,6 +36,7 @@ class StopSignal:
         self._received: signal.Signals | None = None
         self._agreed: signal.Signals | None = None  # by all processes of the run
         self._process_group: Any = None
+        self._waiting = False
         self._previous_handlers: dict[signal.Signals, Any] = {}
 
     def install(self, *numbers: signal.Signals) -> None:
@@ -78,8 +85,24 @@ class StopSignal:
                 dist.barrier(group=self._process_group)
             raise Stopped(self._agreed.name)
 
+    @contextmanager
+    def interrupting(self) -> Iterator[None]:
+        """Let a signal end a wait in here by Interrupted; several processes must stop together, and wait on."""
+        self._waiting = self._process_group is None
+        try:
+            yield
+        finally:
+            self._waiting = False
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
+        again = number == signal.SIGINT == self._received
         self._received = signal.Signals(number)
+        if again:
+            end_children()
+            os._exit(128 + number)
+        if self._waiting:
+            self._waiting = False
+            raise Interrupted
 
 
 # --- worker processes ------------------------------------------------------------------------------------------------
@@ -95,12 +118,27 @@ def warnings_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
+def end_children() -> None:
+    """Kill all worker processes, stopped and waiting ones too, which no other signal would end."""
+    # Torch would call their end a fault.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+def _die_with_parent() -> None:
+    """Have the system kill this process when the one that made it has ended, however that ended (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
 def obey_parent_only(worker: int) -> None:
     """Let a loader's worker serve on when a signal reaches the whole process group: its parent has a step to finish.
 
     SIGTERM cannot be ignored, for that is how a parent that ends stops the workers it still has, and then waits for
     them. So a thread takes the signal and looks who has sent it.
     """
+    _die_with_parent()
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # macOS has none; workers there end with the group

@@ -3,9 +3,14 @@
 Images leave the loader as uint8 and go to the device as such; the networks' own normalisation happens there.
 """
 
+import os
 import random
+import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,6 +26,11 @@ from distillery.data.samplers import GlobalBatches, Sample
 from distillery.data.transforms import Transform
 from distillery.errors import UserError
 from distillery.randomness import address_key
+
+# Through which workers hand on their batches.
+SHARED_MEMORY = Path("/dev/shm")
+# After so long, and every time again, a wait for data is said.
+WAIT_SECONDS = 60.0
 
 
 class Batch(NamedTuple):
@@ -215,7 +225,61 @@ class _Loader(DataLoader[Batch]):
             return super().__iter__()
 
 
+@contextmanager
+def said_every_minute() -> Iterator[None]:
+    """Say every minute how long this has been waited for."""
+    _waits.begin()
+    try:
+        yield
+    finally:
+        _waits.since = None
+
+
+class _Waits:
+    """A thread that looks every few seconds whether somebody still waits for data."""
+
+    def __init__(self) -> None:
+        self.since: float | None = None
+        self.said = 0
+        self.process = 0
+
+    def begin(self) -> None:
+        self.since, self.said = time.monotonic(), 0
+        if self.process != os.getpid():
+            self.process = os.getpid()
+            threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(WAIT_SECONDS / 12)
+            since = self.since
+            waited = 0.0 if since is None else time.monotonic() - since
+            if waited >= WAIT_SECONDS * (self.said + 1):
+                self.said += 1
+                print(
+                    f"distillery: waiting for images for {waited:.0f} s; is their disk mounted, or a worker stopped?",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+
+_waits = _Waits()
+
+
 def _whole(batch: Batch) -> Batch:
+    """Hand a batch on; in a worker, through shared memory, here and not in a thread where its lack would be silent."""
+    if get_worker_info() is None:
+        return batch
+    try:
+        for part in batch:
+            if part is not None:
+                part.share_memory_()  # type: ignore[no-untyped-call]
+    except RuntimeError as error:
+        size = sum(part.numel() * part.element_size() for part in batch if part is not None)
+        raise UserError(
+            f"{SHARED_MEMORY} has no room for a batch of {size / 2**20:.1f} MB ({str(error).splitlines()[0]}); use "
+            "fewer --workers, or give a container more by --shm-size"
+        ) from None
     return batch
 
 

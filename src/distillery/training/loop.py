@@ -6,6 +6,7 @@ It knows no method by name: whatever a run is trained for is inside its learner.
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +15,8 @@ from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule
 from torch import Tensor, nn
 
-from distillery.cluster.signals import StopSignal
-from distillery.data.loader import Batch
+from distillery.cluster.signals import Interrupted, StopSignal, end_children
+from distillery.data.loader import Batch, said_every_minute
 from distillery.data.orders import labelled_part
 from distillery.data.samplers import GlobalBatches
 from distillery.distill.step import Labelled, Outputs
@@ -88,7 +89,11 @@ def _train_epoch(training: Training, saved_at: float) -> float:
     training.batches.start(train_state.epoch, train_state.step)
     batches = iter(training.train_loader)
     for step in range(train_state.step, training.batches.steps):
-        _train_step(training, step, batches, sums)
+        try:
+            _train_step(training, step, batches, sums)
+        except Interrupted:
+            end_children()
+            _save_if_due(training, saved_at, sums)
         train_state.step = step + 1
         training.metric_logger.step(training.batches.step_images(step), sums.means)
         saved_at = _save_if_due(training, saved_at, sums)
@@ -103,7 +108,9 @@ def _train_step(training: Training, step: int, batches: Iterator[Batch], sums: E
         group["lr"] = learning_rate(recipe, epoch, step, training.batches.steps)
     images_in_step = training.batches.step_images(step)
     for micro in range(training.accumulation):
-        with training.metric_logger.waiting():
+        # Later micro-batches belong to a step that has begun to move running statistics.
+        waiting = training.stop.interrupting() if micro == 0 else nullcontext()
+        with training.metric_logger.waiting(), said_every_minute(), waiting:
             batch = next(batches).to(fabric.device, non_blocking=True)
         images, target = _mixed(training, batch.images, batch.labels, step, micro)
         second = None if batch.view is None else _mixed(training, batch.view, batch.labels, step, micro)[0]
