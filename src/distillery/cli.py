@@ -256,6 +256,7 @@ def train(
             "start snakemake again"
         )
     _import_fabric()
+    from distillery.cluster.launch import note_finished
     from distillery.cluster.requeue import requeue_this_job
     from distillery.training.job import Job, Machine
     from distillery.training.run import make_run
@@ -269,6 +270,7 @@ def train(
             if requeue and str(stopped) != "SIGINT":
                 requeue_this_job()
         return 130 if str(stopped) == "SIGINT" else STOPPED
+    note_finished()
     return 0
 
 

@@ -61,3 +61,20 @@ def test_warned_processes_have_minutes_to_validate_and_save(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert main(["--standalone", "--nproc-per-node=2", "-m", "distillery", "--help"]) == 0
     assert granted == [240]
+
+
+@pytest.mark.parametrize(("finishes", "code"), [(True, 0), (False, 85)])
+def test_a_warning_that_comes_after_the_last_step_stops_nothing(monkeypatch, finishes, code):
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    from distillery.cluster.launch import FINISHED, main, note_finished
+
+    def warned(options):
+        if finishes:
+            note_finished()
+        raise SignalException("", signal.SIGTERM)
+
+    monkeypatch.setattr(run, "run", warned)
+    monkeypatch.setenv(FINISHED, "of another launcher")
+    assert main(["--standalone", "--nproc-per-node=2", "-m", "distillery", "--help"]) == code

@@ -33,7 +33,7 @@ def _steps(rank, stop, signalled, note):
         time.sleep(0.002 * rank)
         if step == signalled.get(rank):
             signal.raise_signal(signal.SIGTERM)
-        stop.should_stop()
+        stop.should_save()
         # Between asking and stopping, a further signal changes nothing.
         if rank == 2 and step == 3:
             signal.raise_signal(signal.SIGTERM)

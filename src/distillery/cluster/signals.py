@@ -58,23 +58,25 @@ class StopSignal:
             # On the CPU, whatever the devices are: asking must not make them wait.
             self._process_group = dist.new_group(backend="gloo")
 
-    def should_stop(self) -> bool:
-        """Whether to stop now. All processes of a run ask after every step, and all get the same answer.
+    def should_save(self, due: bool = False) -> bool:
+        """Whether to save now: to stop then, or because that is ``due`` in any process.
 
-        One that stopped a step before the others would leave them waiting for its gradients.
+        All processes of a run ask after every step, and all get the same answer: one that stopped a step before the
+        others would leave them waiting for its gradients, and what is saved is gathered from all.
         """
         self._agreed = self._received
         if self._process_group is not None:
             import torch
             import torch.distributed as dist
 
-            highest = torch.tensor([self._received or 0])
+            highest = torch.tensor([self._received or 0, due])
             dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=self._process_group)
-            self._agreed = signal.Signals(int(highest)) if highest else None
-        return self._agreed is not None
+            number, due = highest.tolist()
+            self._agreed = signal.Signals(number) if number else None
+        return bool(due) or self._agreed is not None
 
     def check(self) -> None:
-        """Raise Stopped if the last ``should_stop`` said so, in every process once all have come here.
+        """Raise Stopped if the last ``should_save`` met a signal, in every process once all have come here.
 
         A process that ends lets its launcher end the others, and one of them may still be saving.
         """

@@ -85,7 +85,7 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         labelled_share=None if job.spec.labels is None else job.spec.labels.labelled_share,
         train_loader=build_train_loader(job, recipe, fabric, images, batches, job.spec.objective.needs().view, viewer),
         calibration_batches=build_calibration(job, recipe, fabric, images, learner, teacher, viewer),
-        validate=validate_student(validate, learner, recipe),
+        validate=validate_student(validate, learner, recipe, _collective(fabric)),
         train_state=TrainState(),
         checkpoints=CheckpointFolder(job.work_folder),
         checkpoint_seconds=job.machine.checkpoint_seconds,
@@ -148,7 +148,7 @@ def _context(job: Job, fabric: Fabric, images: ArrowImages, pair: TapPair, finis
     margins = _margins(job, fabric, pair, finished) or count * [None]
     return TermContext(
         stages=tuple(StagePair(*stage) for stage in zip(*channels, margins, pair.sizes, strict=True)),
-        collective=ProcessGroup() if fabric.world_size > 1 else Collective(),
+        collective=_collective(fabric),
         student_features=pair.student.features,
         teacher_features=pair.teacher.features,
         student_classifier=pair.student.classifier,
@@ -157,6 +157,10 @@ def _context(job: Job, fabric: Fabric, images: ArrowImages, pair: TapPair, finis
         classes=len(job.manifest.classes),
         seed=job.seed,
     )
+
+
+def _collective(fabric: Fabric) -> Collective:
+    return ProcessGroup() if fabric.world_size > 1 else Collective()
 
 
 def _margins(job: Job, fabric: Fabric, pair: TapPair, finished: FinishedRun | None) -> list[torch.Tensor | None]:

@@ -16,7 +16,7 @@ class TrainState:
 
     epoch: int = 0
     step: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
+    sums: list[dict[str, float]] = field(default_factory=list)  # those of each rank
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = 0
     best_top1: float = -1.0

@@ -49,10 +49,25 @@ class EpochSums:
         }
 
 
-def over_ranks(fabric: Fabric, totals: dict[str, float]) -> dict[str, float]:
-    """Add up the sums of all ranks."""
+def totals_of_ranks(fabric: Fabric, totals: dict[str, float]) -> list[dict[str, float]]:
+    """The totals of every rank, in their order, on all ranks."""
     names = sorted(totals)
     local = torch.tensor([totals[name] for name in names], dtype=torch.float64, device=fabric.device)
-    summed = fabric.all_reduce(local, reduce_op="sum")
-    assert isinstance(summed, Tensor)
-    return dict(zip(names, summed.tolist(), strict=True))
+    gathered = fabric.all_gather(local) if fabric.world_size > 1 else local[None]
+    assert isinstance(gathered, Tensor)
+    return [dict(zip(names, values, strict=True)) for values in gathered.tolist()]
+
+
+def totals_of_rank(fabric: Fabric, saved: list[dict[str, float]]) -> dict[str, float]:
+    """With which totals this rank goes on: its own, or, where there were more or fewer ranks, the first one with all.
+
+    Its own, because adding up in another order rounds differently.
+    """
+    if len(saved) == fabric.world_size:
+        return saved[fabric.global_rank]
+    return added(saved) if fabric.is_global_zero else {}
+
+
+def added(totals: list[dict[str, float]]) -> dict[str, float]:
+    """The sums over all ranks."""
+    return {name: math.fsum(each[name] for each in totals) for name in (totals[0] if totals else {})}

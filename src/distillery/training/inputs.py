@@ -27,6 +27,7 @@ from distillery.data.orders import (
 )
 from distillery.data.samplers import GlobalBatches
 from distillery.data.transforms import eval_transform, train_transform
+from distillery.distill.collective import Collective
 from distillery.distill.step import StepInputs
 from distillery.distill.student import FeatureExtractor, Learner
 from distillery.distill.teacher import Teacher
@@ -189,11 +190,18 @@ def build_validate(job: Job, fabric: Fabric, split: SplitName) -> Validate:
     return validate
 
 
-def validate_student(validate: Validate, learner: Learner, recipe: Recipe) -> Callable[[nn.Module], dict[str, float]]:
-    """Measure the student, or an average of it, as the recipe prepares its images."""
+def validate_student(
+    validate: Validate, learner: Learner, recipe: Recipe, collective: Collective
+) -> Callable[[nn.Module], dict[str, float]]:
+    """Measure the student, or an average of it, as the recipe prepares its images.
+
+    Each rank counts its own batch statistics; all measure with the first one's, for those are saved.
+    """
 
     def measure(network: nn.Module) -> dict[str, float]:
         network.eval()
+        for buffer in network.buffers():
+            buffer.copy_(collective.broadcast(buffer))
         extractor = FeatureExtractor(network, learner.normalize, None, [], recipe.channels_last)
         return validate(lambda images: extractor(images).logits_BC, recipe.preprocess)
 

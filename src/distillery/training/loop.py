@@ -28,7 +28,7 @@ from distillery.experiment.schema.recipe import Recipe
 from distillery.models.weights import save_weights
 from distillery.randomness import seed_generators
 from distillery.training.checkpoint import CheckpointFolder, TrainState
-from distillery.training.epoch_sums import EpochSums, over_ranks
+from distillery.training.epoch_sums import EpochSums, added, totals_of_rank, totals_of_ranks
 from distillery.training.inputs import Mix, mixed_alike
 from distillery.training.metric_logger import MetricLogger
 from distillery.training.optim import learning_rate, total_epochs
@@ -75,14 +75,15 @@ def fit(training: Training) -> None:
         row = _close_epoch(training)
         train_state.history.append(row)
         training.metric_logger.epoch(row)
-        train_state.epoch, train_state.step, train_state.sums = train_state.epoch + 1, 0, {}
+        train_state.epoch, train_state.step, train_state.sums = train_state.epoch + 1, 0, []
         saved_at = _save_if_due(training, saved_at)
     training.metric_logger.end()
 
 
 def _train_epoch(training: Training, saved_at: float) -> float:
     """Take the optimizer steps that are left of the current epoch."""
-    train_state, sums = training.train_state, EpochSums(training.fabric.device, training.train_state.sums)
+    train_state = training.train_state
+    sums = EpochSums(training.fabric.device, totals_of_rank(training.fabric, train_state.sums))
     if train_state.step == 0:
         training.bare.objective.begin_epoch(train_state.epoch, training.calibration_batches(train_state.epoch))
     training.learner.train()
@@ -97,7 +98,7 @@ def _train_epoch(training: Training, saved_at: float) -> float:
         train_state.step = step + 1
         training.metric_logger.step(training.batches.step_images(step), sums.means)
         saved_at = _save_if_due(training, saved_at, sums)
-    train_state.sums = sums.totals()
+    train_state.sums = totals_of_ranks(training.fabric, sums.totals())
     return saved_at
 
 
@@ -173,7 +174,7 @@ def _seed_mix(training: Training, step: int, micro: int) -> None:
 def _close_epoch(training: Training) -> dict[str, float]:
     """Validate, keep the weights if they are the best, and return the epoch's row of history.csv."""
     train_state, recipe = training.train_state, training.recipe
-    counted = over_ranks(training.fabric, train_state.sums)
+    counted = added(train_state.sums)
     images = counted.pop("images")
     top1 = 100 * counted.pop("correct") / counted.pop("labelled")
     row = {"epoch": train_state.epoch + 1, "lr": learning_rate(recipe, train_state.epoch, 0, training.batches.steps)}
@@ -207,10 +208,10 @@ def chosen_weights(training: Training, row: dict[str, float]) -> tuple[str, nn.M
 
 def _save_if_due(training: Training, saved_at: float, sums: EpochSums | None = None) -> float:
     """Write a checkpoint if it is time, and end here if that was asked; return when one was written."""
-    if not training.stop.should_stop() and time.monotonic() - saved_at < training.checkpoint_seconds:
+    if not training.stop.should_save(due=time.monotonic() - saved_at >= training.checkpoint_seconds):
         return saved_at
     if sums is not None:
-        training.train_state.sums = sums.totals()
+        training.train_state.sums = totals_of_ranks(training.fabric, sums.totals())
     if training.fabric.is_global_zero:
         training.metric_logger.flush()
         note_session(training)
@@ -245,4 +246,7 @@ def restore(training: Training, state: dict[str, Any]) -> None:
     scaler = getattr(training.fabric.strategy.precision, "scaler", None)
     if scaler is not None:
         scaler.load_state_dict(state["scaler"])
-    vars(training.train_state).update(state["train_state"])
+    sums = state["train_state"]["sums"]
+    # Of the first releases, which went on with one process right and with several wrong.
+    kept = {"sums": [sums] if sums else []} if isinstance(sums, dict) else {}
+    vars(training.train_state).update(state["train_state"] | kept)

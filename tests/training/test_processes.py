@@ -1,0 +1,101 @@
+"""Whole runs on several real processes (gloo): stopped, killed and continued."""
+
+import csv
+import io
+import os
+import signal
+import socket
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.multiprocessing import ProcessExitedException
+
+from distillery.cluster.signals import Stopped
+from distillery.training.metric_logger import MetricLogger
+from distillery.training.run import make_run
+
+pytestmark = pytest.mark.slow
+
+
+def make_in_processes(job, world_size, event=lambda rank, step: None):
+    """Make a run as so many processes; ``event`` happens in each after each of its steps."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    mp.start_processes(_make, args=(job, world_size, port, event), nprocs=world_size, start_method="fork")
+
+
+def _make(rank, job, world_size, port, event):
+    torch.set_num_threads(1)
+    facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+    facts |= {"GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    os.environ |= {name: str(value) for name, value in facts.items()}
+    original, taken = MetricLogger.step, []
+
+    def step(self, *arguments):
+        taken.append(1)
+        original(self, *arguments)
+        event(rank, len(taken))
+
+    MetricLogger.step = step
+    try:
+        make_run(job)
+    except Stopped:
+        pass
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def warn_all_at(step):
+    return lambda rank, taken: signal.raise_signal(signal.SIGTERM) if taken == step else None
+
+
+def kill_one_at(step):
+    """The others have saved every step but this one."""
+    return lambda rank, taken: os.kill(os.getpid(), signal.SIGKILL) if (rank, taken) == (1, step) else None
+
+
+def written(job):
+    return {name: (job.folder / name).read_bytes() for name in ("weights.safetensors", "history.csv")}
+
+
+@pytest.fixture
+def straight(workplace):
+    job = workplace.job(results="straight")
+    make_in_processes(job, 2)
+    return written(job)
+
+
+def test_warned_inside_an_epoch_two_processes_end_with_the_same_bytes(workplace, straight):
+    for step in (2, 4):
+        job = workplace.job(results=f"warned{step}")
+        make_in_processes(job, 2, warn_all_at(step))
+        assert not (job.folder / "run.json").exists()
+        make_in_processes(job, 2)
+        assert written(job) == straight
+
+
+def test_after_one_of_two_processes_was_killed_the_bytes_are_the_same(workplace, straight):
+    job = workplace.job(checkpoint_seconds=0.0)
+    with pytest.raises(ProcessExitedException):
+        make_in_processes(job, 2, kill_one_at(3))
+    assert list((workplace.results / "work").rglob("checkpoint.pt"))
+    time.sleep(0.1)
+    make_in_processes(job, 2)
+    assert written(job) == straight
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 1), (1, 2)])
+def test_continued_by_another_number_of_processes_an_epoch_counts_every_image_once(workplace, straight, first, then):
+    job = workplace.job()
+    make_in_processes(job, first, warn_all_at(2))
+    make_in_processes(job, then)
+    both = (written(job), straight)
+    first_row, straight_row = (next(csv.DictReader(io.StringIO(files["history.csv"].decode()))) for files in both)
+    # Batch norm sees half the images on each of two processes, so the numbers themselves differ a little.
+    assert float(first_row["train_loss"]) == pytest.approx(float(straight_row["train_loss"]), rel=0.2)
+    assert (float(first_row["train_top1"]) * 32 / 100).is_integer()  # 4 steps of 8 images
