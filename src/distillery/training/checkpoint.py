@@ -2,12 +2,18 @@
 
 import shutil
 from dataclasses import dataclass, field
+from hashlib import file_digest, sha256
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from distillery.atomic import replace_file
+from distillery.errors import UserError
+
+# Stands before the checksum at a checkpoint's end.
+SEAL = b"\nsha256:"
 
 
 @dataclass
@@ -24,7 +30,7 @@ class TrainState:
 
 
 class CheckpointFolder:
-    """The resume folder of one run: ``checkpoint.pt`` and, when the best epoch is kept, its weights.
+    """The resume folder of one run: the newest state, the one before it, and the weights of the best epoch of each.
 
     Files appear whole or not at all. The best weights carry their epoch in the name, so that a checkpoint never meets
     the weights of an epoch it does not know.
@@ -32,37 +38,80 @@ class CheckpointFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._best: int | None = None  # the best epoch of the newest sound state; None if there is none
 
     @property
     def path(self) -> Path:
         """The newest state."""
         return self.folder / "checkpoint.pt"
 
+    @property
+    def older_path(self) -> Path:
+        """The state before it."""
+        return self.folder / "checkpoint-older.pt"
+
     def best_path(self, epoch: int) -> Path:
         """The weights of the best epoch so far."""
         return self.folder / f"best-{epoch}.safetensors"
 
     def save(self, state: dict[str, Any]) -> None:
-        """Write the state, then drop best weights that it no longer needs."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write the state, keep the one before it, then drop best weights that neither needs."""
+        best = state["train_state"]["best_epoch"]
         with replace_file(self.path) as temporary:
             torch.save(state, temporary)
-        keep = self.best_path(state["train_state"]["best_epoch"])
+            _seal(temporary)
+            # A damaged file must not take the place of the sound one.
+            if self._best is not None and self.path.exists():
+                self.path.replace(self.older_path)
+        keep = {self.best_path(best), self.best_path(best if self._best is None else self._best)}
+        self._best = best
         for path in self.folder.glob("best-*.safetensors"):
-            if path != keep:
+            if path not in keep:
                 path.unlink()
 
-    def load(self) -> dict[str, Any] | None:
-        """Read the newest state; None when there is none or it cannot be read."""
-        try:
-            state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-        except FileNotFoundError:
-            return None
-        except Exception as error:  # torch raises anything from EOFError to UnpicklingError on a damaged file
-            print(f"{self.path}: cannot be read ({type(error).__name__}); starting from the beginning", flush=True)
-            return None
-        return state
+    def load(self) -> tuple[dict[str, Any], Path] | None:
+        """Read the newest state that is whole, and say where it stood; None when there is none.
+
+        Raises:
+            UserError: a file is there and cannot be read, for a reason that may pass.
+        """
+        for path in (self.path, self.older_path):
+            try:
+                state = _read(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise UserError(
+                    f"{path}: cannot be read: {error.strerror or error}; nothing was changed; mend that, or remove "
+                    f"{self.folder} to train from the beginning"
+                ) from None
+            except Exception as error:  # torch raises anything from EOFError to UnpicklingError on a damaged file
+                then = "the checkpoint before it, if there is one" if path == self.path else "the beginning"
+                print(f"warning: {path}: damaged ({error or type(error).__name__}); going on from {then}", flush=True)
+                continue
+            if path == self.path:
+                self._best = state["train_state"]["best_epoch"]
+            return state, path
+        return None
 
     def remove(self) -> None:
-        """Delete the folder of a complete run."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete the folder of a complete run, and those that its former configurations have left."""
+        for folder in self.folder.parent.glob("*-*/"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _seal(path: Path) -> None:
+    """Add a file's checksum to its end; torch's own, part by part, are never looked at and leave gaps."""
+    with path.open("rb+") as file:
+        digest = file_digest(file, "sha256").digest()
+        file.write(SEAL + digest)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a state whose every byte is what was written."""
+    content = path.read_bytes()
+    body, mark, digest = content[: -32 - len(SEAL)], content[-32 - len(SEAL) : -32], content[-32:]
+    if mark != SEAL or sha256(body).digest() != digest:
+        raise ValueError("its checksum is another")
+    state: dict[str, Any] = torch.load(BytesIO(body), map_location="cpu", weights_only=True)
+    return state

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -237,8 +238,22 @@ def state_of(training: Training) -> dict[str, Any]:
     }
 
 
-def restore(training: Training, state: dict[str, Any]) -> None:
-    """Continue from a checkpoint's state."""
+def restore(training: Training, state: dict[str, Any], path: Path) -> None:
+    """Continue from a checkpoint's state.
+
+    Raises:
+        UserError: it is of another network, objective or optimizer.
+    """
+    try:
+        _restore(training, state)
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{path}: does not fit this run ({reason}); remove {path.parent} to train from the beginning"
+        ) from None
+
+
+def _restore(training: Training, state: dict[str, Any]) -> None:
     training.bare.load_state_dict(state["learner"])
     training.optimizer.load_state_dict(state["optimizer"])
     if training.ema is not None:
@@ -246,7 +261,4 @@ def restore(training: Training, state: dict[str, Any]) -> None:
     scaler = getattr(training.fabric.strategy.precision, "scaler", None)
     if scaler is not None:
         scaler.load_state_dict(state["scaler"])
-    sums = state["train_state"]["sums"]
-    # Of the first releases, which went on with one process right and with several wrong.
-    kept = {"sums": [sums] if sums else []} if isinstance(sums, dict) else {}
-    vars(training.train_state).update(state["train_state"] | kept)
+    vars(training.train_state).update(state["train_state"])

@@ -84,9 +84,9 @@ def _train(job: Job, recipe: Recipe, lock: RunLock | None, stop: StopSignal) -> 
         fabric.print(f"{job.name}: finished by another process while this one waited for it")
         return
     training = build_training(job, recipe, fabric, stop, began)
-    state = training.checkpoints.load()
-    if state is not None:
-        restore(training, state)
+    found = training.checkpoints.load()
+    if found is not None:
+        restore(training, *found)
         train_state = training.train_state
         fabric.print(f"{job.name}: continuing after epoch {train_state.epoch}, step {train_state.step}")
     training.train_state.sessions.append(_session(job, training, fabric))
