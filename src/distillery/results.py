@@ -1,12 +1,20 @@
 """Read what commands have written into the results folder, and name the command where that fails."""
 
+import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from distillery.atomic import write_text
 from distillery.errors import UserError
 from distillery.paths import RESULTS
+
+# The last key of a sealed file: the SHA-256 of what stands before it. It finds what was edited or has decayed; whoever
+# wants to deceive can compute it anew.
+SEAL = "seal"
+# What says when and on what a run was made, and not what it is.
+CIRCUMSTANCES = ("sessions", "provenance", SEAL)
 
 
 def command(verb: str, experiment: Path, run: str, seed: int | None, results: Path) -> str:
@@ -50,10 +58,65 @@ def read_json(path: Path, made_by: str, needed: Iterable[str] = ()) -> dict[str,
         raise unusable(path, "cannot be read: not valid JSON", made_by) from None
     if not isinstance(content, dict):
         raise unusable(path, "not a mapping of names to values", made_by)
+    if SEAL in content and text != _sealed_text(content):
+        raise unusable(path, "was edited or damaged since it was written: its seal does not fit", made_by)
     for key in needed:
         if key not in content:
             raise unusable(path, f"lacks {key!r}", made_by)
     return content
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file whose last key, ``seal``, tells whether it is still what was written.
+
+    Raises:
+        ValueError: the content holds NaN or an infinity.
+        UserError: the file cannot be written.
+    """
+    write_text(path, _sealed_text(content))
+
+
+def _sealed_text(content: Mapping[str, Any]) -> str:
+    kept = {key: value for key, value in content.items() if key != SEAL}
+    return _as_text(kept | {SEAL: hashlib.sha256(_as_text(kept).encode()).hexdigest()})
+
+
+def _as_text(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def record_sha256(record: Mapping[str, Any]) -> str:
+    """The hash of what a run.json says of the run itself, the same whenever and wherever it is made again."""
+    return hashlib.sha256(_as_text({k: v for k, v in record.items() if k not in CIRCUMSTANCES}).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """The SHA-256 of a file's bytes, 64 hex digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_weights(weights: Path, record: Mapping[str, Any], made_by: str) -> None:
+    """See that weights are those that their run.json is about; records of the first releases do not say.
+
+    Raises:
+        UserError: they are others, or were damaged.
+    """
+    try:
+        found = file_hash(weights)
+    except OSError:
+        return  # who loads them says it
+    if record.get("weights_sha256", found) != found:
+        raise unusable(
+            weights,
+            f"not the weights that its run.json is about (SHA-256 {found[:16]}..., it says "
+            f"{record['weights_sha256'][:16]}...)",
+            made_by,
+        )
 
 
 def try_json(path: Path) -> dict[str, Any] | None:

@@ -1,13 +1,16 @@
 """A data set that is missing, incomplete or of another version is never taken for a whole one."""
 
 import json
+import os
 import re
 
 import pytest
 
+from distillery.data import manifest
 from distillery.data.arrow import ArrowImages
 from distillery.data.manifest import load_manifest
 from distillery.errors import UserError
+from distillery.results import file_hash
 
 
 @pytest.fixture
@@ -61,6 +64,41 @@ def test_missing_and_cut_shards_are_named(prepared):
 def test_a_damaged_shard_is_named_when_it_is_read(prepared):
     shard = prepared / "train-00000-of-00001.arrow"
     shard.write_bytes(b"x" * shard.stat().st_size)
+    os.utime(shard, ns=(0, 0))
     images = ArrowImages(prepared, load_manifest(prepared), "train")
     with pytest.raises(UserError, match=r"train-00000-of-00001\.arrow: cannot be read: .*distillery prepare toy"):
         images.encoded(0)
+
+
+@pytest.mark.parametrize(
+    ("edit", "line"),
+    [
+        (lambda part: part.update(images_per_class=[1, *part["images_per_class"][1:]]), "val.images_per_class: "),
+        (lambda part: part.update(images_per_class=[*part["images_per_class"], 0]), "val.images_per_class: "),
+        (lambda part: part["shards"][0].update(images=1), "val.shards: 1 images, but the split has "),
+        (lambda part: part["shards"][0].update(file="../../../elsewhere.arrow"), "'../../../elsewhere.arrow' is not a"),
+        (lambda part: part["shards"][0].update(file="/elsewhere.arrow"), "'/elsewhere.arrow' is not a file of this"),
+    ],
+)
+def test_what_does_not_add_up_is_refused(prepared, edit, line):
+    change(prepared, lambda content: edit(content["splits"]["val"]))
+    refused(prepared, line)
+
+
+def test_a_flipped_bit_of_an_image_is_found_before_a_shard_is_used(prepared):
+    shard = prepared / "train-00000-of-00001.arrow"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    refused(prepared, "train-00000-of-00001.arrow: was changed since it was prepared: its checksum is another; make it")
+
+
+def test_a_copied_shard_is_hashed_once(prepared, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(manifest, "file_hash", lambda path: hashed.append(path.name) or file_hash(path))
+    load_manifest(prepared)
+    assert hashed == []
+    (prepared / "val-00000-of-00001.arrow").touch()
+    for _ in range(2):
+        load_manifest(prepared)
+    assert hashed == ["val-00000-of-00001.arrow"]

@@ -15,6 +15,7 @@ from distillery.evaluation.evaluate import evaluate_run
 from distillery.experiment import load_experiment
 from distillery.experiment.schema.recipe import Preprocess
 from distillery.models import create_model
+from distillery.results import write_sealed
 from distillery.training.job import Job, Machine
 from distillery.training.run import make_run
 
@@ -93,8 +94,8 @@ def test_how_images_are_prepared_is_never_guessed(place):
 
 def test_a_run_for_other_classes_is_refused(place, tmp_path):
     shutil.copytree(run_folder(place, "big"), tmp_path / "run")
-    record = (tmp_path / "run" / "run.json").read_text().replace('"classes": 3', '"classes": 4')
-    (tmp_path / "run" / "run.json").write_text(record)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    write_sealed(tmp_path / "run" / "run.json", record | {"classes": 4})
     with pytest.raises(UserError, match=r"run: a network for 4 classes, but tiny has 3$"):
         evaluate_checkpoints([str(tmp_path / "run")], None, place.data)
 

@@ -18,6 +18,8 @@ from distillery.evaluation.evaluate import evaluate_run
 from distillery.experiment import load_experiment
 from distillery.experiment.schema.recipe import Preprocess
 from distillery.models import create_model
+from distillery.reporting.measurements import read_measurements
+from distillery.results import write_sealed
 from distillery.training.job import Job, Machine
 from distillery.training.run import make_run
 
@@ -75,7 +77,8 @@ def test_a_trained_run_is_measured_as_its_last_epoch_was(trained):
     record = json.loads((folder(trained, "big") / "run.json").read_text())
     assert metrics["digest"] == record["digest"] == load_experiment(trained.experiment).spec("big").digest
     assert len(metrics["weights_sha256"]) == 64
-    assert json.loads((folder(trained, "big") / "metrics.json").read_text()) == metrics
+    written = json.loads((folder(trained, "big") / "metrics.json").read_text())
+    assert written == metrics | {"seal": written["seal"]}
 
 
 def test_a_students_agreement_is_with_its_teacher(trained):
@@ -171,13 +174,24 @@ def spoil_record(path, **changes):
     record = json.loads((path / "run.json").read_text())
     for key, value in changes.items():
         record.pop(key) if value is None else record.update({key: value})
-    (path / "run.json").write_text(json.dumps(record))
+    write_sealed(path / "run.json", record)
 
 
 def spoil_weights(path):
     weights = load_file(path / "weights.safetensors")
     weights["fc.bias"][0] = float("nan")
     save_file(weights, path / "weights.safetensors")
+    spoil_record(path, weights_sha256=None)
+
+
+def replace_weights(path):
+    weights = load_file(path / "weights.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, path / "weights.safetensors")
+
+
+def edit_record(path):
+    text = (path / "run.json").read_text()
+    (path / "run.json").write_text(text.replace('"selection": "last"', '"selection": "best"'))
 
 
 SPOILS = {
@@ -193,6 +207,8 @@ SPOILS = {
     "no JSON": (lambda path: (path / "run.json").write_text("{"), r"run\.json: cannot be read: .*; make it again"),
     "no mapping": (lambda path: (path / "run.json").write_text("[]"), r"run\.json: not a mapping .*; make it again"),
     "lost weights": (lambda path: (path / "weights.safetensors").unlink(), r"weights\.safetensors: no such file"),
+    "replaced weights": (replace_weights, r"weights\.safetensors: not the weights that its run\.json is about"),
+    "an edited record": (edit_record, r"run\.json: was edited or damaged since it was written: its seal does not fit"),
     "broken weights": (spoil_weights, r"weights\.safetensors: weights that are NaN or infinite: fc\.bias"),
 }
 
@@ -220,5 +236,24 @@ def test_weights_that_overflow_are_said(copied):
     weights = load_file(path)
     weights["layer3.1.bn2.weight"].fill_(1e30)
     save_file(weights, path)
+    spoil_record(path.parent, weights_sha256=None)
     with pytest.raises(UserError, match=r"weights\.safetensors: the network's scores are NaN or infinite"):
         evaluate(copied, "big")
+
+
+@pytest.mark.parametrize("file", ["metrics.json", "run.json"])
+def test_a_table_is_not_made_of_metrics_that_were_edited_or_are_of_another_run(copied, file):
+    path = folder(copied, "big") / file
+    copied.edit("rows: [big, small, taught]", "rows: [big]")
+    copied.edit("params, macs, size]", "top5]")
+    experiment = load_experiment(copied.experiment)
+    assert read_measurements(experiment, copied.results)["big"].metrics
+    content = json.loads(path.read_text())
+    if file == "metrics.json":
+        path.write_text(json.dumps(content | {"top1": 100.0}, indent=2))
+        line = r"metrics\.json: was edited or damaged since it was written"
+    else:
+        write_sealed(path, content | {"selection": "best"})
+        line = r"metrics\.json: measured another network than .*run\.json is about; make it again with: distillery eval"
+    with pytest.raises(UserError, match=line):
+        read_measurements(experiment, copied.results)

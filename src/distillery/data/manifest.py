@@ -1,5 +1,7 @@
 """What a prepared data set holds: manifest.json beside its Arrow shards."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -7,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from distillery.experiment.reading import validate
 from distillery.experiment.schema.block import Block, Statistics
-from distillery.results import read_json, unusable
+from distillery.results import file_hash, read_json, unusable
 
 FILE_NAME = "manifest.json"
 # Raise it when shards or manifest change in a way that older code or older shards cannot follow.
@@ -107,9 +109,40 @@ def load_manifest(folder: Path) -> Manifest:
     if content.get("format") != FORMAT:
         raise unusable(path, f"format: {content.get('format')!r}, but this version reads {FORMAT}", made_by)
     manifest = validate(Manifest, content, path)
+    _check_counts(manifest, path, made_by)
     for shard in (shard for split in manifest.splits.values() for shard in split.shards):
         _check_size(folder / shard.file, shard.bytes, made_by)
+        _check_content(folder / shard.file, shard.sha256, path, made_by)
     return manifest
+
+
+def _check_counts(manifest: Manifest, path: Path, made_by: str) -> None:
+    for name, split in manifest.splits.items():
+        counts = {"images_per_class": sum(split.images_per_class), "shards": sum(each.images for each in split.shards)}
+        for key, count in counts.items():
+            if count != split.images:
+                raise unusable(path, f"splits.{name}.{key}: {count} images, but the split has {split.images}", made_by)
+        if len(split.images_per_class) != len(manifest.classes):
+            wrong = f"splits.{name}.images_per_class: {len(split.images_per_class)} numbers"
+            raise unusable(path, f"{wrong}, but there are {len(manifest.classes)} classes", made_by)
+        for shard in split.shards:
+            if Path(shard.file).name != shard.file:
+                raise unusable(path, f"splits.{name}.shards: {shard.file!r} is not a file of this folder", made_by)
+
+
+def _check_content(path: Path, sha256: str, manifest: Path, made_by: str) -> None:
+    """Hash a shard that is newer than its manifest: it was written or copied since.
+
+    One that is as it should be is dated back, so that this is done once and not by every job; ``distillery verify``
+    hashes all.
+    """
+    written = manifest.stat().st_mtime_ns
+    if path.stat().st_mtime_ns <= written:
+        return
+    if file_hash(path) != sha256:
+        raise unusable(path, "was changed since it was prepared: its checksum is another", made_by)
+    with suppress(OSError):
+        os.utime(path, ns=(written, written))
 
 
 def _check_size(path: Path, expected: int, made_by: str) -> None:

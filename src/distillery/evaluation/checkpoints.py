@@ -28,6 +28,7 @@ from distillery.models.composite import with_head
 from distillery.models.normalize import Normalize, resolve_statistics
 from distillery.models.pretrained.load import import_weights
 from distillery.models.weights import load_weights
+from distillery.results import check_weights
 
 # Headings and formats of what else a row says.
 ABOUT: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -154,6 +155,7 @@ def _load_run(folder: Path, manifest: Manifest, device: torch.device) -> Checkpo
     check_classes(record, manifest, str(folder))
     preprocess = Preprocess.model_validate(record["preprocess"])
     network = with_head(network, record, preprocess.size, spec["model"])
+    check_weights(folder / "weights.safetensors", record, "distillery train")
     load_weights(network, folder / "weights.safetensors")
     normalize = Normalize(record["statistics"]["mean"], record["statistics"]["std"]).to(device)
     return Checkpoint(_ready(network, device), normalize, preprocess, spec["model"], str(folder))

@@ -8,7 +8,6 @@ from typing import Any, Final
 import torch
 from tqdm import tqdm
 
-from distillery.atomic import write_json
 from distillery.data.arrow import ArrowImages
 from distillery.data.loader import eval_loader
 from distillery.data.manifest import load_manifest
@@ -21,6 +20,7 @@ from distillery.experiment.ledger import MEASURED
 from distillery.experiment.schema.recipe import Preprocess
 from distillery.paths import dataset_folder, run_folder
 from distillery.reporting.verdict import missed_top1
+from distillery.results import record_sha256, write_sealed
 
 SPLIT: Final = "val"
 BATCH = 256
@@ -67,8 +67,9 @@ def evaluate_run(
         "digest": finished.record["digest"],
         "evaluation": MEASURED,
         "weights_sha256": finished.weights_sha256,
+        "record_sha256": record_sha256(finished.record),
     }
-    write_json(run_folder(results, experiment.name, run, seed) / "metrics.json", metrics)
+    write_sealed(run_folder(results, experiment.name, run, seed) / "metrics.json", metrics)
     return metrics
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import file_digest
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +20,7 @@ from distillery.models.composite import with_head
 from distillery.models.normalize import Normalize
 from distillery.models.weights import load_weights
 from distillery.paths import run_folder
-from distillery.results import command, read_json, try_json, unusable
+from distillery.results import check_weights, command, file_hash, read_json, try_json, unusable
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,7 @@ class FinishedRun(ReadyNetwork):
     @property
     def weights_sha256(self) -> str:
         """Hash of the weights file, 64 hex digits."""
-        with self.weights.open("rb") as file:
-            return file_digest(file, "sha256").hexdigest()
+        return file_hash(self.weights)
 
 
 def restore_run(
@@ -70,6 +68,7 @@ def restore_run(
             f"{record['manifest_digest'][:16]}, now {manifest.digest[:16]})",
             command("train", experiment.path, run, seed, results),
         )
+    check_weights(folder / "weights.safetensors", record, command("train", experiment.path, run, seed, results))
     preprocess = Preprocess.model_validate(record["preprocess"])
     network = create_model(spec.model, record["classes"], **spec.model_args)
     network = with_head(network, record, preprocess.size, spec.model)

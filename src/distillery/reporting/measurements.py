@@ -14,7 +14,7 @@ from distillery.experiment.reading import validate
 from distillery.experiment.schema.columns import COLUMNS, METRICS, PROFILE, Column, File
 from distillery.paths import profile_path, run_folder
 from distillery.reporting.origins import Origin, read_origins
-from distillery.results import command, read_json, unusable
+from distillery.results import command, read_json, record_sha256, unusable
 
 
 class _Measurement(BaseModel):
@@ -36,6 +36,8 @@ class Metrics(_Measurement):
     selection: Literal["last", "best", "imported"]
     # Not in metrics of the first releases, which chose by the validation images.
     selection_split: Literal["holdout", "val"] | None = None
+    weights_sha256: str | None = None
+    record_sha256: str | None = None
 
 
 class Profile(_Measurement):
@@ -179,8 +181,20 @@ def _read_metrics(
     for seed in (experiment.seeds(run) if seeds is None else seeds) if shown else ():
         path = run_folder(results, experiment.name, run, seed) / METRICS
         made_by = command("evaluate", experiment.path, run, seed, results)
-        metrics[seed] = _read(Metrics, path, experiment.spec(run, seed).digest, shown, made_by, partial)
-    return {seed: measured for seed, measured in metrics.items() if measured is not None}
+        measured = _read(Metrics, path, experiment.spec(run, seed).digest, shown, made_by, partial)
+        if measured is not None:
+            _check_chain(measured, path, command("train", experiment.path, run, seed, results), made_by)
+            metrics[seed] = measured
+    return metrics
+
+
+def _check_chain(measured: Metrics, path: Path, trained_by: str, made_by: str) -> None:
+    """See that metrics are of the run whose record and weights lie beside them, as far as they say of which."""
+    if measured.record_sha256 is None:
+        return  # of the first releases
+    record = read_json(path.with_name("run.json"), trained_by)
+    if measured.record_sha256 != record_sha256(record) or measured.weights_sha256 != record.get("weights_sha256"):
+        raise unusable(path, f"measured another network than {path.with_name('run.json')} is about", made_by)
 
 
 def _read_profile(experiment: Experiment, run: str, results: Path, columns: set[str], partial: bool) -> Profile | None:

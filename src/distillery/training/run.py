@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from distillery.atomic import write_json
 from distillery.cluster.run_lock import RunLock, locked
 from distillery.cluster.signals import StopSignal
 from distillery.errors import UserError, located
@@ -17,7 +16,7 @@ from distillery.models.normalize import resolve_statistics
 from distillery.models.pretrained.load import take_weights
 from distillery.models.weights import load_weights, save_weights
 from distillery.provenance import provenance
-from distillery.results import try_json
+from distillery.results import file_hash, try_json, write_sealed
 from distillery.training.build import build_training
 from distillery.training.devices import start_devices
 from distillery.training.initial import initial_weights
@@ -66,10 +65,11 @@ def _import_weights(job: Job) -> None:
         "selection_split": None,
         "epoch": None,
         "weights_kind": "ema" if taken.averaged else "raw",
+        "weights_sha256": file_hash(job.folder / "weights.safetensors"),
     }
     if taken.facts:
         facts |= {"weights_file": taken.facts}
-    write_json(job.folder / "run.json", _facts(job, preprocess) | facts | {"provenance": provenance()})
+    write_sealed(job.folder / "run.json", _facts(job, preprocess) | facts | {"provenance": provenance()})
 
 
 def _train(job: Job, recipe: Recipe, lock: RunLock | None, stop: StopSignal) -> None:
@@ -137,7 +137,7 @@ def _write_results(job: Job, recipe: Recipe, training: Training) -> None:
         epoch = len(train_state.history)
         kind, network = chosen_weights(training, train_state.history[-1])
     save_weights(network, job.folder / "weights.safetensors")
-    write_json(
+    write_sealed(
         job.folder / "run.json",
         _facts(job, recipe.preprocess)
         | ({} if training.head is None else {"head": training.head})
@@ -147,6 +147,7 @@ def _write_results(job: Job, recipe: Recipe, training: Training) -> None:
             "selection_split": job.manifest.selection_split if _chooses(recipe) else None,
             "epoch": epoch,
             "weights_kind": kind,
+            "weights_sha256": file_hash(job.folder / "weights.safetensors"),
             "effective": {
                 "batch": recipe.batch,
                 "epochs": total_epochs(recipe),
