@@ -337,6 +337,25 @@ def evaluate(
 
 
 @app.command()
+def verify(
+    config: Config,
+    rerun: Annotated[bool, Option("--rerun", help="Measure the networks again, too.")] = False,
+    results: Results = RESULTS,
+    rehearsal: Rehearsal = False,
+) -> int:
+    """Look again at every checksum of an experiment's results, and name each file that is not what was written."""
+    from distillery.evaluation.verify import verify_experiment
+
+    files = faults = 0
+    for _, fault in verify_experiment(load_experiment(config, rehearsal=rehearsal), results, rerun=rerun):
+        files, faults = files + 1, faults + bool(fault)
+        if fault:
+            _fail(fault)
+    print(f"{files} files looked at, {faults} of them damaged, replaced or edited")
+    return 2 if faults else 0
+
+
+@app.command()
 def profile(
     config: Config, run: Run, results: Results = RESULTS, threads: Threads = None, rehearsal: Rehearsal = False
 ) -> None:

@@ -37,6 +37,19 @@ def evaluate_run(
         UserError: the run, its teacher or the data set is missing, damaged or stale; or the network's scores are not
             finite.
     """
+    metrics = measure_run(experiment, run, seed, results, workers, device)
+    write_sealed(run_folder(results, experiment.name, run, seed) / "metrics.json", metrics)
+    return metrics
+
+
+def measure_run(
+    experiment: Experiment, run: str, seed: int, results: Path, workers: int = 0, device: torch.device | None = None
+) -> dict[str, Any]:
+    """What `evaluate_run` writes.
+
+    Raises:
+        UserError: as there.
+    """
     device = device or default_device()
     data_folder = dataset_folder(results, experiment.config.dataset)
     manifest = load_manifest(data_folder)
@@ -54,7 +67,7 @@ def evaluate_run(
         missed = missed_top1(experiment.published, run, measured["top1"], images_seen, finished.record)
         if missed is not None:
             print(f"warning: {missed}", file=sys.stderr)
-    metrics = {
+    return {
         "run": run,
         "seed": seed,
         "split": SPLIT,
@@ -69,8 +82,6 @@ def evaluate_run(
         "weights_sha256": finished.weights_sha256,
         "record_sha256": record_sha256(finished.record),
     }
-    write_sealed(run_folder(results, experiment.name, run, seed) / "metrics.json", metrics)
-    return metrics
 
 
 def measure(

@@ -148,6 +148,7 @@ def _write_results(job: Job, recipe: Recipe, training: Training) -> None:
             "epoch": epoch,
             "weights_kind": kind,
             "weights_sha256": file_hash(job.folder / "weights.safetensors"),
+            "history_sha256": file_hash(job.folder / "history.csv"),
             "effective": {
                 "batch": recipe.batch,
                 "epochs": total_epochs(recipe),

@@ -1,0 +1,94 @@
+"""Look again at every seal of an experiment's results: shards, weights, histories, records and measurements."""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from distillery.data.manifest import FILE_NAME, load_manifest
+from distillery.errors import UserError
+from distillery.evaluation.evaluate import measure_run
+from distillery.evaluation.restore import read_record
+from distillery.experiment import Experiment
+from distillery.paths import dataset_folder, profile_path, run_folder
+from distillery.results import check_weights, command, file_hash, read_json, record_sha256, unusable
+
+
+def verify_experiment(experiment: Experiment, results: Path, *, rerun: bool = False) -> Iterator[tuple[Path, str]]:
+    """Look at each file that there is and yield it with what is wrong with it: "" if nothing, or nothing can be known.
+
+    Runs that were not made yet are passed over. With ``rerun``, networks are measured again.
+    """
+    yield from _verify_data(dataset_folder(results, experiment.config.dataset))
+    for run, seed in experiment.members():
+        folder = run_folder(results, experiment.name, run, seed)
+        if (folder / "run.json").is_file():
+            yield from _verify_run(experiment, run, seed, results, folder, rerun)
+    for run in experiment.config.runs:
+        path = profile_path(results, experiment.name, run)
+        if path.is_file():
+            yield path, _fault(read_json, path, command("profile", experiment.path, run, None, results))
+
+
+def _verify_data(folder: Path) -> Iterator[tuple[Path, str]]:
+    if not (folder / FILE_NAME).is_file():
+        return
+    try:
+        manifest = load_manifest(folder, hash_new_shards=False)
+    except UserError as error:
+        yield folder / FILE_NAME, str(error)
+        return
+    yield folder / FILE_NAME, ""
+    for shard in (shard for split in manifest.splits.values() for shard in split.shards):
+        path, made_by = folder / shard.file, f"distillery prepare {folder.name}"
+        yield path, _fault(_check_hash, path, shard.sha256, made_by)
+
+
+def _verify_run(
+    experiment: Experiment, run: str, seed: int, results: Path, folder: Path, rerun: bool
+) -> Iterator[tuple[Path, str]]:
+    made_by = command("train", experiment.path, run, seed, results)
+    try:
+        record = read_record(folder / "run.json", made_by)
+    except UserError as error:
+        yield folder / "run.json", str(error)
+        return
+    yield folder / "run.json", ""
+    weights, history, metrics = (folder / name for name in ("weights.safetensors", "history.csv", "metrics.json"))
+    yield weights, _fault(_check_hash, weights, record.get("weights_sha256"), made_by)
+    if "history_sha256" in record:
+        yield history, _fault(_check_hash, history, record["history_sha256"], made_by)
+    if metrics.is_file():
+        yield metrics, _fault(_check_metrics, experiment, run, seed, results, metrics, record, rerun)
+
+
+def _check_metrics(
+    experiment: Experiment, run: str, seed: int, results: Path, path: Path, record: dict[str, Any], rerun: bool
+) -> None:
+    made_by = command("evaluate", experiment.path, run, seed, results)
+    metrics = read_json(path, made_by)
+    if metrics.get("record_sha256") not in (None, record_sha256(record)):
+        raise unusable(path, "measured another network than its run.json is about", made_by)
+    check_weights(path.with_name("weights.safetensors"), metrics, made_by)
+    for key, now in measure_run(experiment, run, seed, results).items() if rerun else ():
+        then = metrics.get(key, now)
+        numbers = isinstance(now, float) and isinstance(then, float)
+        if not (math.isclose(now, then, rel_tol=1e-4, abs_tol=1e-6) if numbers else now == then):
+            raise unusable(path, f"{key}: {then!r}, but measured again it is {now!r}", made_by)
+
+
+def _check_hash(path: Path, sha256: str | None, made_by: str) -> None:
+    try:
+        found = file_hash(path)
+    except OSError as error:
+        raise unusable(path, f"cannot be read: {error.strerror}", made_by) from None
+    if sha256 not in (None, found):
+        raise unusable(path, f"damaged or replaced: its SHA-256 is {found[:16]}..., not {str(sha256)[:16]}...", made_by)
+
+
+def _fault(check: Callable[..., object], *arguments: object) -> str:
+    try:
+        check(*arguments)
+    except UserError as error:
+        return str(error)
+    return ""
