@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 from hashlib import sha256
 from importlib.metadata import version
@@ -21,6 +22,7 @@ from distillery.evaluation.evaluate import evaluate_run
 from distillery.experiment import load_experiment
 from distillery.experiment.loading import load_dataset
 from distillery.training import build
+from distillery.training.checkpoint import CheckpointFolder
 from distillery.training.job import Job, Machine
 from distillery.training.run import make_run
 
@@ -140,8 +142,27 @@ def test_a_missing_teacher_is_named_with_the_command_that_makes_it(workplace):
 
 def test_divergence_is_said_in_one_line(workplace):
     workplace.edit_recipe("optimizer: {name: sgd, lr: 1.0e+30}")
-    with pytest.raises(UserError, match=r"small/seed0: the loss is .* in epoch 1; lower optimizer\.lr"):
+    with pytest.raises(UserError, match=r"small/seed0: the loss is .* in epoch 1; lower optimizer\.lr") as said:
         workplace.make()
+    assert re.search(r"\(step \d: ce (nan|inf); sample ids (\d+, ){7}\d+\)", str(said.value))
+
+
+def test_a_weight_that_is_nan_is_never_saved(workplace, monkeypatch):
+    """The loss of the step that broke it was finite."""
+    original, steps = torch.optim.SGD.step, []
+
+    def step(self, *arguments, **options):
+        steps.append(original(self, *arguments, **options))
+        if len(steps) == 2:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].view(-1)[0] = float("nan")
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    with pytest.raises(UserError, match=r"weight student\.conv1\.weight is NaN or infinite after step 2 in epoch 1"):
+        workplace.make(checkpoint_seconds=0.0)
+    (path,) = (workplace.results / "work").rglob("checkpoint.pt")
+    state, _ = CheckpointFolder(path.parent).load()
+    assert state["train_state"]["step"] == 1
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,26 @@ B batch, C classes.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
 
+class StepValues(NamedTuple):
+    """What a micro-batch gave: its step, the terms' values, the images' sample ids (B,)."""
+
+    step: int
+    values: dict[str, Tensor]
+    indices_B: Tensor
+
+
 class EpochSums:
     """Sums over an epoch's images, kept on the device so that no step waits for them."""
 
     def __init__(self, device: torch.device, totals: dict[str, float]) -> None:
+        self.recent: list[StepValues] = []  # since it was last asked whether all are finite
         self.images = totals.get("images", 0.0)
         self.labelled = totals.get("labelled", self.images)
         self.sums = {
@@ -22,8 +32,17 @@ class EpochSums:
             if name not in ("images", "labelled")
         }
 
-    def add(self, values: dict[str, Tensor], logits_BC: Tensor, target: Tensor, labelled: Tensor | None) -> None:
+    def add(
+        self,
+        step: int,
+        values: dict[str, Tensor],
+        logits_BC: Tensor,
+        target: Tensor,
+        indices_B: Tensor,
+        labelled: Tensor | None = None,
+    ) -> None:
         """Count one micro-batch, of which the rows ``labelled`` have labels, or all."""
+        self.recent.append(StepValues(step, {name: value.detach() for name, value in values.items()}, indices_B))
         images = len(logits_BC)
         hard_B = target if target.ndim == 1 else target.argmax(dim=1)
         self.images += images
@@ -35,6 +54,20 @@ class EpochSums:
     def _add(self, name: str, value: Tensor) -> None:
         value = value.to(torch.float64)
         self.sums[name] = self.sums[name] + value if name in self.sums else value
+
+    def first_broken(self) -> str:
+        """The first step since the last call with a value that is no finite number, in words; "" if all are."""
+        recent, self.recent = self.recent, []
+        values = [value.float() for seen in recent for value in seen.values.values()]
+        if not values or bool(torch.stack(values).isfinite().all()):
+            return ""
+        broken = next(seen for seen in recent if not all(bool(value.isfinite()) for value in seen.values.values()))
+        terms = [f"{name} {value.item()}" for name, value in broken.values.items() if not bool(value.isfinite())]
+        # The sum says no more than the terms of which it is the sum.
+        terms = [text for text in terms if not text.startswith("loss ")] or terms
+        ids = ", ".join(map(str, broken.indices_B[:8].tolist()))
+        more = f" and {len(broken.indices_B) - 8} more" if len(broken.indices_B) > 8 else ""
+        return f"step {broken.step + 1}: {', '.join(terms)}; sample ids {ids}{more}"
 
     def totals(self) -> dict[str, float]:
         """The sums as exact Python numbers."""

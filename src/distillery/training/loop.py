@@ -3,7 +3,6 @@
 It knows no method by name: whatever a run is trained for is inside its learner.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -33,6 +32,9 @@ from distillery.training.epoch_sums import EpochSums, added, totals_of_rank, tot
 from distillery.training.inputs import Mix, mixed_alike
 from distillery.training.metric_logger import MetricLogger
 from distillery.training.optim import learning_rate, total_epochs
+
+# Every look waits for the device.
+STEPS_BETWEEN_LOOKS = 50
 
 
 @dataclass
@@ -98,6 +100,8 @@ def _train_epoch(training: Training, saved_at: float) -> float:
             _save_if_due(training, saved_at, sums)
         train_state.step = step + 1
         training.metric_logger.step(training.batches.step_images(step), sums.means)
+        if train_state.step % STEPS_BETWEEN_LOOKS == 0 or train_state.step == training.batches.steps:
+            _check_finite(training, sums)
         saved_at = _save_if_due(training, saved_at, sums)
     train_state.sums = totals_of_ranks(training.fabric, sums.totals())
     return saved_at
@@ -134,7 +138,7 @@ def _train_step(training: Training, step: int, batches: Iterator[Batch], sums: E
             # DDP averages gradients over ranks; the share turns that mean into the mean over the global batch.
             share = len(images) * fabric.world_size / images_in_step
             fabric.backward(values["loss"] * share)
-        sums.add(values, logits_BC, target, batch.labelled)
+        sums.add(step, values, logits_BC, target, batch.indices, batch.labelled)
     if recipe.clip_norm is not None:
         fabric.clip_gradients(training.learner, training.optimizer, max_norm=recipe.clip_norm)
     training.optimizer.step()
@@ -172,6 +176,36 @@ def _seed_mix(training: Training, step: int, micro: int) -> None:
     seed_generators(training.seed, "mix", training.train_state.epoch, step, micro, training.fabric.global_rank)
 
 
+def _check_finite(training: Training, sums: EpochSums) -> None:
+    """End in all processes when the loss of a step since the last look is NaN or infinite in one."""
+    train_state, broken = training.train_state, sums.first_broken()
+    flag = torch.tensor(float(bool(broken)), device=training.fabric.device)
+    if training.fabric.all_reduce(flag, reduce_op="sum"):
+        where = broken or f"step {train_state.step} or before, in another process"
+        raise _diverged(training, f"the loss is NaN or infinite ({where})")
+
+
+def _diverged(training: Training, what: str) -> UserError:
+    recipe = training.recipe
+    return UserError(
+        f"{training.name}: {what} in epoch {training.train_state.epoch + 1}; "
+        f"lower optimizer.lr (now {recipe.optimizer.lr:g}), set clip_norm, or use precision 32-true"
+    )
+
+
+def check_weights_finite(training: Training) -> None:
+    """See that no broken weight is ever saved: the last step's loss may have been finite.
+
+    Raises:
+        UserError: a weight of the student or its average, or of the objective, is NaN or infinite.
+    """
+    networks = [training.bare] + ([] if training.ema is None else [training.ema.module])
+    for network in networks:
+        for name, value in network.named_parameters():
+            if not bool(value.isfinite().all()):
+                raise _diverged(training, f"weight {name} is NaN or infinite after step {training.train_state.step}")
+
+
 def _close_epoch(training: Training) -> dict[str, float]:
     """Validate, keep the weights if they are the best, and return the epoch's row of history.csv."""
     train_state, recipe = training.train_state, training.recipe
@@ -180,11 +214,7 @@ def _close_epoch(training: Training) -> dict[str, float]:
     top1 = 100 * counted.pop("correct") / counted.pop("labelled")
     row = {"epoch": train_state.epoch + 1, "lr": learning_rate(recipe, train_state.epoch, 0, training.batches.steps)}
     row |= {f"train_{name}": value / images for name, value in counted.items()} | {"train_top1": top1}
-    if not math.isfinite(row["train_loss"]):
-        raise UserError(
-            f"{training.name}: the loss is {row['train_loss']} in epoch {train_state.epoch + 1}; "
-            f"lower optimizer.lr (now {recipe.optimizer.lr:g}), set clip_norm, or use precision 32-true"
-        )
+    check_weights_finite(training)
     measured = training.validate(training.bare.student)
     row |= {f"val_{name}": measured[name] for name in ("loss", "top1", "top5")}
     if training.ema is not None:
@@ -212,8 +242,10 @@ def _save_if_due(training: Training, saved_at: float, sums: EpochSums | None = N
     if not training.stop.should_save(due=time.monotonic() - saved_at >= training.checkpoint_seconds):
         return saved_at
     if sums is not None:
+        _check_finite(training, sums)
         training.train_state.sums = totals_of_ranks(training.fabric, sums.totals())
     if training.fabric.is_global_zero:
+        check_weights_finite(training)
         training.metric_logger.flush()
         note_session(training)
         training.checkpoints.save(state_of(training))
