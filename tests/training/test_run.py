@@ -281,6 +281,14 @@ def test_the_bar_is_one_line_an_epoch_where_there_is_no_terminal(workplace, caps
         assert word in lines[1]
 
 
+def test_half_precision_that_a_cpu_does_not_have_is_said_and_recorded(workplace, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    workplace.edit_recipe("precision: 16-mixed")
+    record = json.loads((workplace.make() / "run.json").read_text())
+    assert record["sessions"][0]["precision"] == "bf16-mixed"
+    assert "precision: 16-mixed is not to be had on a cpu; training in bf16-mixed" in capsys.readouterr().out
+
+
 STILL = "recipe: tiny, epochs: 1, optimizer: {name: sgd, lr: 1.0e-30}"
 
 

@@ -62,6 +62,9 @@ def start_devices(recipe: Recipe, threads: int | None, *, unused_parameters: boo
         plugins=[environment],
     )
     fabric.launch()
+    used = fabric.strategy.precision.precision
+    if used != recipe.precision:
+        fabric.print(f"warning: precision: {recipe.precision} is not to be had on a {accelerator}; training in {used}")
     return fabric
 
 

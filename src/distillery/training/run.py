@@ -119,6 +119,7 @@ def _session(job: Job, training: Training, fabric: Fabric) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if fabric.device.type == "cuda" else "cpu",
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
+        "precision": fabric.strategy.precision.precision,
         "loader": job.machine.loader,
         "device_batch": training.recipe.batch // fabric.world_size // training.accumulation,
         "accumulation": training.accumulation,
