@@ -360,3 +360,27 @@ def test_margins_are_those_of_the_teacher_or_of_the_weights_it_began_with(workpl
     for stage, pair in enumerate(found[-1].stages, start=1):
         norm = f"layer{stage}.0.bn2"
         assert torch.equal(pair.teacher_margin, bn_margin(state[f"{norm}.weight"], state[f"{norm}.bias"]))
+
+
+@pytest.mark.parametrize(
+    ("model", "recipe", "line"),
+    [
+        (
+            "resnet18",
+            "batch: 35\ndrop_last: false",
+            r"'resnet18' cannot be trained on a batch of 1 images of 8 x 8 pixels",
+        ),
+        ("resnet18", "batch: 1", r"'resnet18' cannot be trained on a batch of 1 images .*; raise `batch` or "),
+        (
+            "torchvision:googlenet, model_args: {aux_logits: true}",
+            "preprocess: {size: 64}",
+            r"gives GoogLeNetOutputs in",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_the_first_step(workplace, model, recipe, line):
+    workplace.edit("small:  {model: cifar_resnet8", f"small:  {{model: {model}")
+    workplace.edit_recipe(recipe)
+    with pytest.raises(UserError, match=line) as said:
+        workplace.make()
+    assert "\n" not in str(said.value)

@@ -69,6 +69,11 @@ class GlobalBatches(Sampler[list[Sample]]):
         """How many samples the largest list has."""
         return -(-self._batch // (self._world_size * self._accumulation))
 
+    @property
+    def smallest(self) -> int:
+        """How many samples the smallest list of an epoch has, on any rank."""
+        return self.step_images(self.steps - 1) // (self._world_size * self._accumulation)
+
     def start(self, epoch: int, step: int = 0) -> None:
         """Set where the next iteration begins."""
         assert 0 <= step <= self.steps

@@ -7,6 +7,7 @@ needs them, and no sooner: the zoo's names cost nothing.
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -130,6 +131,30 @@ def check_input(network: "nn.Module", name: str, size: int, num_classes: int) ->
     if found != (1, num_classes):
         raise UserError(
             f"model {name!r} gives {found} for one image; expected class scores of shape {(1, num_classes)}"
+        )
+
+
+def check_training(network: "nn.Module", name: str, size: int, images: int) -> None:
+    """Send at most two of the ``images`` of the smallest batch through a copy of a network in training mode.
+
+    Raises:
+        UserError: it cannot be trained with so few images, or gives something else than class scores then.
+    """
+    import torch
+
+    copied = deepcopy(network).train()
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            logits_BC = copied(torch.zeros(min(images, 2), 3, size, size))
+    except Exception as error:
+        raise UserError(
+            f"model {name!r} cannot be trained on a batch of {images} images of {size} x {size} pixels on one device: "
+            f"{_first_line(error)}; raise `batch` or `preprocess.size`, or set `drop_last: true`"
+        ) from error
+    if not isinstance(logits_BC, torch.Tensor):
+        raise UserError(
+            f"model {name!r} gives {type(logits_BC).__name__} in training mode; expected class scores as in "
+            "evaluation; switch its auxiliary outputs off in model_args"
         )
 
 

@@ -18,7 +18,7 @@ from distillery.distill.term import StagePair, TermContext
 from distillery.errors import located
 from distillery.evaluation.restore import FinishedRun
 from distillery.experiment.schema.recipe import Preprocess, Recipe
-from distillery.models import check_input
+from distillery.models import check_input, check_training
 from distillery.models.composite import Composite, Head, with_head
 from distillery.models.normalize import Normalize, resolve_statistics
 from distillery.models.sync_batchnorm import convert_sync_batchnorm
@@ -57,7 +57,7 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
     reported = validate if job.manifest.selection_split == "val" else build_validate(job, fabric, "val")
     measured = finished_teacher(job, recipe, fabric, reported)
     finished, viewer = (measured.run, measured.viewer) if measured else (None, None)
-    learner, teacher, head = _parties(job, recipe, fabric, images, finished, viewer)
+    learner, teacher, head = _parties(job, recipe, fabric, images, finished, viewer, batches.smallest)
     exempt: set[str] = getattr(learner.student, "no_weight_decay", set)()
     with located(job.where):
         optimizer = build_optimizer(recipe.optimizer, learner, (f"student.{name}" for name in exempt))
@@ -102,6 +102,7 @@ def _parties(
     images: ArrowImages,
     finished: FinishedRun | None,
     viewer: Preprocess | None,
+    smallest: int,
 ) -> tuple[Learner, Teacher | None, dict[str, Any] | None]:
     """Build the student with its objective, and the teacher; and say which head is deployed with the student."""
     assert job.spec.objective is not None
@@ -111,6 +112,8 @@ def _parties(
     with fabric.rank_zero_first():
         student = begin_network(job)
     check_input(student, job.spec.model, recipe.preprocess.size, len(job.manifest.classes))
+    shared = smallest * fabric.world_size if synchronised else smallest
+    check_training(student, job.spec.model, recipe.preprocess.size, shared)
     if synchronised:
         with located(job.where):
             student = convert_sync_batchnorm(student, fabric.device.type)
