@@ -144,7 +144,7 @@ def test_a_run_for_the_same_classes_in_another_order_is_refused(place, tmp_path)
     folder = shutil.copytree(run_folder(place, "taught"), tmp_path / "run")
     record = json.loads((folder / "run.json").read_text())
     record["class_names"] = record["class_names"][::-1]
-    (folder / "run.json").write_text(json.dumps(record))
+    write_sealed(folder / "run.json", record)
     for item in (str(folder), f"cifar_resnet8={folder / 'weights.safetensors'}"):
         with pytest.raises(UserError, match="its classes are in another order: number 0 is 'cow', but 'ape' in tiny"):
             evaluate_checkpoints([item], None, place.data)

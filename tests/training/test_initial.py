@@ -16,6 +16,7 @@ from distillery.errors import UserError
 from distillery.evaluation.evaluate import evaluate_run
 from distillery.experiment import load_experiment
 from distillery.experiment.schema.dataset import Dataset
+from distillery.results import file_hash, write_sealed
 from distillery.training.initial import is_chance
 from distillery.training.job import Job, Machine
 from distillery.training.run import make_run
@@ -90,10 +91,12 @@ def test_only_runs_whose_teacher_sees_other_squares_have_another_digest(workplac
     assert teacher_images("preprocess: {size: 8, resize: 12}") is None
 
 
-def lobotomise(teacher):
+def blind(teacher):
     state = load_file(teacher / "weights.safetensors")
     blank = {name: torch.zeros_like(value) if name.startswith("fc") else value for name, value in state.items()}
     save_file(blank, teacher / "weights.safetensors")
+    record = json.loads((teacher / "run.json").read_text())
+    write_sealed(teacher / "run.json", record | {"weights_sha256": file_hash(teacher / "weights.safetensors")})
 
 
 def test_a_teacher_that_guesses_is_refused(workplace):
@@ -103,13 +106,13 @@ def test_a_teacher_that_guesses_is_refused(workplace):
         shutil.copy(path, path.with_name(f"again-{path.name}"))
     dataset = Dataset(path=str(folder))
     prepare_dataset("tiny", dataset, workplace.results / "datasets/tiny", workers=1)
-    lobotomise(workplace.make("big"))
+    blind(workplace.make("big"))
     with pytest.raises(UserError, match=r"runs\.taught\.teacher: big scores 33\.33 % top-1 on the 24 .* classes in"):
         workplace.make("taught")
 
 
 def test_of_a_few_images_a_guess_is_only_a_warning(workplace, capsys):
-    lobotomise(workplace.make("big"))
+    blind(workplace.make("big"))
     workplace.make("taught")
     assert "warning: " in (said := capsys.readouterr().out)
     assert "big scores 33.33 % top-1 on the 12 validation images" in said
@@ -194,7 +197,7 @@ def test_results_without_names_of_classes_are_taken_as_before(workplace, elsewhe
     path = workplace.results / "tiny/big/seed0/run.json"
     record = json.loads(path.read_text())
     del record["class_names"]
-    path.write_text(json.dumps(record))
+    write_sealed(path, record)
     make_elsewhere(elsewhere, workplace.results, "weights: 'run:tiny/big'")
 
 
@@ -202,7 +205,7 @@ def test_imported_weights_keep_the_statistics_that_they_were_trained_with(workpl
     path = workplace.results / "tiny/big/seed0/run.json"
     record = json.loads(path.read_text())
     del record["class_names"]
-    path.write_text(json.dumps(record))
+    write_sealed(path, record)
     taken = make_elsewhere(elsewhere, workplace.results, "weights: 'run:tiny/big'")
     assert taken["statistics"] == record["statistics"]
     assert taken["spec"]["statistics"] == "of the weights"
