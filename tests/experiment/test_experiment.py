@@ -103,7 +103,7 @@ def test_renaming_runs_moves_no_digest(config):
         ("epochs: 30", "epochs: 2", {"resnet20", "resnet8-kd"}),
         (
             "{model: cifar_resnet8, recipe: digits}",
-            "{model: cifar_resnet8, recipe: digits, optimizer: {lr: 0.2}}",
+            "{model: cifar_resnet8, recipe: digits, optimizer: {lr: 0.3}}",
             {"resnet8"},
         ),
         ("title: A ResNet-8", "title: The ResNet-8", set()),

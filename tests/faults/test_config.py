@@ -1,6 +1,7 @@
 """Broken configurations: `distillery check` refuses each in one line that says what is wrong."""
 
 import pytest
+import torch
 
 FILES = {
     "page.yaml": """page:
@@ -212,7 +213,7 @@ def config(tmp_path, monkeypatch):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "given.pth").write_bytes(b"only its bytes count here")
+    torch.save({"only": torch.zeros(1)}, tmp_path / "given.pth")
     return tmp_path / "config"
 
 

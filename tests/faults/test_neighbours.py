@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from distillery.experiment.experiment import experiment_names, usual_recipe
+from distillery.experiment.loading import experiment_names, usual_recipe
 from distillery.experiment.plan import Plan
 from distillery.paths import run_folder, work_folder
 

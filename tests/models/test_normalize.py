@@ -46,7 +46,7 @@ def test_normalisation_adds_nothing_to_a_state_dict():
         ("dataset", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
         ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
         ("none", (0, 0, 0), (1, 1, 1)),
-        ({"mean": [0.1, 0.1, 0.1], "std": [2, 2, 2]}, (0.1, 0.1, 0.1), (2, 2, 2)),
+        ({"mean": [0.1, 0.1, 0.1], "std": [0.5, 0.5, 0.5]}, (0.1, 0.1, 0.1), (0.5, 0.5, 0.5)),
     ],
 )
 def test_statistics_are_those_asked_for(normalize, mean, std):
