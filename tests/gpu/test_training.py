@@ -113,11 +113,10 @@ def test_batches_are_pinned(arena):
 def test_memory_that_is_too_small_ends_with_one_line(arena, capsys):
     from distillery.cli import main
 
-    arena.recipe()
+    arena.recipe(batch=36, preprocess={"size": 256})
     torch.cuda.empty_cache()
     command = ["train", str(arena.experiment), "kd", "--results", str(arena.results), "--workers=0"]
-    # As much as is in use: the next allocation does not fit.
-    limit = torch.cuda.memory_reserved() + 1024
+    limit = torch.cuda.memory_reserved() + 2**24
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
     try:
         with pytest.raises(SystemExit) as end:
