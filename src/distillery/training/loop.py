@@ -88,7 +88,8 @@ def _train_epoch(training: Training, saved_at: float) -> float:
     train_state = training.train_state
     sums = EpochSums(training.fabric.device, totals_of_rank(training.fabric, train_state.sums))
     if train_state.step == 0:
-        training.bare.objective.begin_epoch(train_state.epoch, training.calibration_batches(train_state.epoch))
+        with training.metric_logger.timed("calibration"):
+            training.bare.objective.begin_epoch(train_state.epoch, training.calibration_batches(train_state.epoch))
     training.learner.train()
     training.batches.start(train_state.epoch, train_state.step)
     batches = iter(training.train_loader)
@@ -116,7 +117,7 @@ def _train_step(training: Training, step: int, batches: Iterator[Batch], sums: E
     for micro in range(training.accumulation):
         # Later micro-batches belong to a step that has begun to move running statistics.
         waiting = training.stop.interrupting() if micro == 0 else nullcontext()
-        with training.metric_logger.waiting(), said_every_minute(), waiting:
+        with training.metric_logger.timed("data_wait"), said_every_minute(), waiting:
             batch = next(batches).to(fabric.device, non_blocking=True)
         images, target = _mixed(training, batch.images, batch.labels, step, micro)
         second = None if batch.view is None else _mixed(training, batch.view, batch.labels, step, micro)[0]
@@ -215,11 +216,12 @@ def _close_epoch(training: Training) -> dict[str, float]:
     row = {"epoch": train_state.epoch + 1, "lr": learning_rate(recipe, train_state.epoch, 0, training.batches.steps)}
     row |= {f"train_{name}": value / images for name, value in counted.items()} | {"train_top1": top1}
     check_weights_finite(training)
-    measured = training.validate(training.bare.student)
-    row |= {f"val_{name}": measured[name] for name in ("loss", "top1", "top5")}
-    if training.ema is not None:
-        averaged = training.validate(training.ema.module)
-        row |= {f"ema_val_{name}": averaged[name] for name in ("loss", "top1", "top5")}
+    with training.metric_logger.timed("validation"):
+        measured = training.validate(training.bare.student)
+        row |= {f"val_{name}": measured[name] for name in ("loss", "top1", "top5")}
+        if training.ema is not None:
+            averaged = training.validate(training.ema.module)
+            row |= {f"ema_val_{name}": averaged[name] for name in ("loss", "top1", "top5")}
     if recipe.selection == "best" and max(row["val_top1"], row.get("ema_val_top1", -1.0)) > train_state.best_top1:
         train_state.best_top1 = max(row["val_top1"], row.get("ema_val_top1", -1.0))
         train_state.best_epoch = train_state.epoch + 1
@@ -245,10 +247,11 @@ def _save_if_due(training: Training, saved_at: float, sums: EpochSums | None = N
         _check_finite(training, sums)
         training.train_state.sums = totals_of_ranks(training.fabric, sums.totals())
     if training.fabric.is_global_zero:
-        check_weights_finite(training)
-        training.metric_logger.flush()
-        note_session(training)
-        training.checkpoints.save(state_of(training))
+        with training.metric_logger.timed("saving"):
+            check_weights_finite(training)
+            training.metric_logger.flush()
+            note_session(training)
+            training.checkpoints.save(state_of(training))
     training.stop.check()
     return time.monotonic()
 

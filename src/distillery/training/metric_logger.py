@@ -13,20 +13,27 @@ from tqdm import tqdm
 from distillery.atomic import write_text
 from distillery.training.checkpoint import TrainState
 
+# What an epoch's time is spent on besides training steps; waiting for data is a part of these.
+ASIDE = ("calibration", "validation", "saving")
+STEPS_BETWEEN_POINTS = 50
+SECONDS_BETWEEN_LINES = 60
+
 
 class MetricLogger:
     """Writes a run's progress into its folder and to the terminal; the first rank's only.
 
     The bar covers the whole run, so its ETA is the run's. Where standard error is no terminal, it becomes one line an
-    epoch. Timings go to TensorBoard, never into history.csv, which is the same bytes however often a run was stopped.
+    epoch, and one a minute. Timings go to TensorBoard, never into history.csv, which is the same bytes however often a
+    run was stopped. Images a second are those of training steps: calibration batches (MGD's), validation and saving
+    have seconds of their own.
     """
 
     def __init__(self, folder: Path, active: bool) -> None:
         self.folder = folder
         self.active = active
         self.images = 0
-        self.waited = 0.0
-        self.drawn = 0.0
+        self.seconds: dict[str, float] = {}
+        self.drawn = self.said = 0.0
         self.rows: list[dict[str, float]] = []
 
     def begin(self, name: str, epochs: int, steps: int, train_state: TrainState) -> None:
@@ -47,30 +54,40 @@ class MetricLogger:
             mininterval=0.2,
             bar_format="{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}",
         )
-        self.started = time.monotonic()
+        self.started = self.said = time.monotonic()
         self._open_tensorboard()
         self._write_history()
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time spent inside is time the device waited for data."""
+    def timed(self, part: str) -> Iterator[None]:
+        """Count the time spent inside for a part of the epoch: ``data_wait`` or one of ``ASIDE``."""
         before = time.perf_counter()
-        yield
-        self.waited += time.perf_counter() - before
+        try:
+            yield
+        finally:
+            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - before
 
     def step(self, images: int, means: Callable[[], dict[str, float]]) -> None:
-        """Count one optimizer step; the means are asked for only when the bar is drawn."""
+        """Count one optimizer step; the epoch's means so far are asked for only when they are shown."""
         self.images += images
         if not self.active:
             return
         self.done_steps += 1
+        if self.done_steps % STEPS_BETWEEN_POINTS == 0:
+            for name, value in means().items():
+                self.writer.add_scalar(f"step/{name}", value, self.done_steps)
         if self.interactive and time.monotonic() - self.drawn > 0.5:
             self.drawn = time.monotonic()
-            now = means()
-            epoch = f"epoch {len(self.rows) + 1}/{self.epochs}"
-            text = f"{epoch}, loss {now['loss']:.3f}, top-1 {now['top1']:.1f}, {self._speed()}"
-            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.set_postfix_str(self._now(means()), refresh=False)
+        elif not self.interactive and time.monotonic() - self.said > SECONDS_BETWEEN_LINES:
+            self.said = time.monotonic()
+            steps = f"step {self.done_steps}/{self.all_steps}"
+            print(f"{self.name}: {steps}, {self._now(means())}", file=sys.stderr, flush=True)
         self.bar.update()
+
+    def _now(self, means: dict[str, float]) -> str:
+        epoch = f"epoch {len(self.rows) + 1}/{self.epochs}"
+        return f"{epoch}, loss {means['loss']:.3f}, top-1 {means['top1']:.1f}, {self._speed()}"
 
     def epoch(self, row: dict[str, float]) -> None:
         """Record a finished epoch."""
@@ -79,10 +96,10 @@ class MetricLogger:
             self._write_scalars(row)
         self.rows.append(row)
         if self.active:
-            self.writer.add_scalar("speed/images_per_second", self.images / self._seconds(), int(row["epoch"]))
-            self.writer.add_scalar("speed/data_wait_percent", self._wait_percent(), int(row["epoch"]))
+            self._write_speed(int(row["epoch"]))
             self._write_history()
             if not self.interactive:
+                self.said = time.monotonic()
                 print(self._line(row), file=sys.stderr, flush=True)
         self._reset_clock()
 
@@ -121,17 +138,25 @@ class MetricLogger:
             self._write_scalars(row)
 
     def _reset_clock(self) -> None:
-        self.images, self.waited, self.drawn = 0, 0.0, 0.0
+        self.images, self.drawn, self.seconds = 0, 0.0, {}
         self.clock = time.perf_counter()
 
-    def _seconds(self) -> float:
-        return max(time.perf_counter() - self.clock, 1e-9)
+    def _training_seconds(self) -> float:
+        """The time of the epoch's steps, what they waited for data included."""
+        aside = sum(self.seconds.get(part, 0.0) for part in ASIDE)
+        return max(time.perf_counter() - self.clock - aside, 1e-9)
 
     def _wait_percent(self) -> float:
-        return 100 * self.waited / self._seconds()
+        return 100 * self.seconds.get("data_wait", 0.0) / self._training_seconds()
 
     def _speed(self) -> str:
-        return f"{self.images / self._seconds():,.0f} img/s, data wait {self._wait_percent():.0f} %"
+        return f"{self.images / self._training_seconds():,.0f} img/s, data wait {self._wait_percent():.0f} %"
+
+    def _write_speed(self, epoch: int) -> None:
+        self.writer.add_scalar("speed/images_per_second", self.images / self._training_seconds(), epoch)
+        self.writer.add_scalar("speed/data_wait_percent", self._wait_percent(), epoch)
+        for part, seconds in {"training": self._training_seconds(), **self.seconds}.items():
+            self.writer.add_scalar(f"seconds/{part}", seconds, epoch)
 
     def _line(self, row: dict[str, float]) -> str:
         done = max(self.done_steps - self.first_step, 1)
