@@ -85,7 +85,7 @@ def test_edits_of_code_and_of_the_text_of_rules_remake_nothing(made):
         "workflow/rules/train.smk",
     ):
         made.append(source, "\n# Edited.\n")
-    made.replace("workflow/rules/train.smk", " --requeue > {log}", " --requeue --checkpoint-seconds 50 > {log}")
+    made.replace("workflow/rules/train.smk", " --requeue > {log:q}", " --requeue --checkpoint-seconds 50 > {log:q}")
     assert made.planned(*EVERYTHING) == set()
 
 
