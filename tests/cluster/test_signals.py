@@ -64,7 +64,7 @@ def test_a_signal_ends_a_wait_for_data_and_nothing_else():
         with pytest.raises(Interrupted), stop.interrupting():
             signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGUSR1)
-        assert stop.should_stop()
+        assert stop.should_save(due=False)
     finally:
         stop.remove()
 
