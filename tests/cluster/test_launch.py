@@ -1,5 +1,6 @@
 """Several processes answer like one: exit codes and lines, without torchrun's traceback."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -78,3 +79,11 @@ def test_a_warning_that_comes_after_the_last_step_stops_nothing(monkeypatch, fin
     monkeypatch.setattr(run, "run", warned)
     monkeypatch.setenv(FINISHED, "of another launcher")
     assert main(["--standalone", "--nproc-per-node=2", "-m", "distillery", "--help"]) == code
+    assert FINISHED not in os.environ
+
+
+def test_a_process_whose_launcher_is_gone_ends_as_it_would_alone(monkeypatch, tmp_path):
+    from distillery.cluster.launch import FINISHED, note_finished
+
+    monkeypatch.setenv(FINISHED, str(tmp_path / "gone" / "finished"))
+    note_finished()

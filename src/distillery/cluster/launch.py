@@ -7,6 +7,7 @@ torchrun itself ends with a traceback of its own and exit code 1, whatever its p
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,13 +27,18 @@ def main(arguments: list[str]) -> int:
     with TemporaryDirectory() as folder:
         finished = Path(folder) / "finished"
         os.environ[FINISHED] = str(finished)
-        return _run(arguments, finished)
+        try:
+            return _run(arguments, finished)
+        finally:
+            del os.environ[FINISHED]
 
 
 def note_finished() -> None:
     """Tell the launcher, if there is one, that this process has done all it had to do."""
     if FINISHED in os.environ:
-        Path(os.environ[FINISHED]).touch()
+        # A launcher that has ended, and its folder with it, need not be told.
+        with suppress(OSError):
+            Path(os.environ[FINISHED]).touch()
 
 
 def _run(arguments: list[str], finished: Path) -> int:
