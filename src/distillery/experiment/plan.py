@@ -46,6 +46,9 @@ class Plan:
     rehearsal: bool = False
     needed_files: Callable[..., Mapping[str, set[str]]] = lambda experiment, tables=None: {}
     _read: dict[str, Experiment] = field(default_factory=dict, compare=False, repr=False)
+    _datasets: dict[str, Dataset] = field(default_factory=dict, compare=False, repr=False)
+    # The data sets behind each experiment: thousands of jobs ask for them.
+    _families: dict[str, list[str]] = field(default_factory=dict, compare=False, repr=False)
 
     # --- which targets there are -------------------------------------------------------------------------------------
 
@@ -156,8 +159,10 @@ class Plan:
         Raises:
             UserError: there is no such data set, or it is wrong.
         """
-        dataset = load_dataset(self.config / "datasets.yaml", name)
-        return rehearsed_dataset(name, dataset) if self.rehearsal else dataset
+        if name not in self._datasets:
+            dataset = load_dataset(self.config / "datasets.yaml", name)
+            self._datasets[name] = rehearsed_dataset(name, dataset) if self.rehearsal else dataset
+        return self._datasets[name]
 
     def preparing(self, name: str) -> str:
         """What decides a prepared data set besides its raw images, as a hash."""
@@ -178,8 +183,10 @@ class Plan:
         outputs, and Snakemake takes a missing intermediate file for no reason to run, so that old tables would pass.
         """
         read = self.experiment(experiment)
-        family = {other.config.dataset for other, _ in read.family(read.config.runs)} | {read.config.dataset}
-        return sorted({file for dataset in family for file in self.raw_images(dataset)})
+        if experiment not in self._families:
+            family = read.family(read.config.runs)
+            self._families[experiment] = sorted({other.config.dataset for other, _ in family} | {read.config.dataset})
+        return sorted({file for dataset in self._families[experiment] for file in self.raw_images(dataset)})
 
     def download(self, name: str) -> str:
         """Where raw images are fetched from; empty where datasets.yaml names no source."""
