@@ -51,6 +51,12 @@ def made_by(plan, kind, path):
     return re.match(f"(?:{plan.pattern(kind)})/", f"{path}/") is not None
 
 
+def test_a_run_that_is_not_there_is_a_student_so_that_asking_for_it_names_the_runs_there_are(plan):
+    assert made_by(plan, "student", "one/bug")
+    with pytest.raises(UserError, match="no run 'bug'; did you mean"):
+        plan.digest("one", "bug")
+
+
 @pytest.mark.parametrize(
     ("path", "kind"),
     [("one/taken", "imported"), ("one/big", "teacher"), ("one/small", "student"), ("one/student", "student"),
@@ -150,9 +156,9 @@ def test_downloads_are_for_data_sets_with_a_source(plan):
 def test_what_decides_a_data_set(plan, config):
     before = plan.preparing("few")
     (config / "datasets.yaml").write_text("few: {path: ./data/few/, on_corrupt: stop, classes: 3}\n")
-    assert plan.preparing("few") == before
+    assert make_plan(config, {"experiments": "one"}, needed_files).preparing("few") == before
     (config / "datasets.yaml").write_text("few: {path: data/few, on_corrupt: skip}\n")
-    assert plan.preparing("few") != before
+    assert make_plan(config, {"experiments": "one"}, needed_files).preparing("few") != before
 
 
 def test_a_ledger_is_an_input_where_there_is_one(plan, config):

@@ -80,9 +80,12 @@ class Plan:
         files are looked through without being checked: one that cannot be read has no targets, and says why only when
         it is asked for.
         """
-        pairs = [f"{name}/{run}" for name in self.names() for run, found in self._kinds(name).items() if found == kind]
+        kinds = {f"{name}/{run}": found for name in self.names() for run, found in self._kinds(name).items()}
         # One name may be a teacher in one experiment and a student in another: {experiment} looks ahead at {run}.
-        return f"(?=(?:{any_of(pairs)})/)(?:{any_of(self.names())})"
+        # There may be thousands of students, and Snakemake reads the pattern for every job: they are all others.
+        pairs = [pair for pair, found in kinds.items() if (found == kind) != (kind == "student")]
+        look = "?!" if kind == "student" else "?="
+        return f"({look}(?:{any_of(pairs)})/)(?:{any_of(self.names())})"
 
     def _kinds(self, name: str) -> dict[str, Kind]:
         try:
