@@ -1,37 +1,9 @@
-"""RKD against the original's stored losses and gradients."""
+"""RKD: what its relations see, and gradients where embeddings coincide."""
 
-import json
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 
-from distillery.distill.losses import rkd
-from distillery.distill.losses.rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
-
-GOLDEN = Path(__file__).parents[2] / "golden-zoo"
-
-
-@pytest.mark.parametrize("piece", [rkd.PIECE, 1, 500])
-@pytest.mark.parametrize("name", ["rkd_B8", "rkd_B3_ragged"])
-def test_losses_and_gradients_equal_the_original(name, piece, monkeypatch):
-    monkeypatch.setattr(rkd, "PIECE", piece)  # however many pieces the angles are computed in
-    with np.load(GOLDEN / f"{name}.npz") as arrays:
-        stored = {key: torch.from_numpy(arrays[key]) for key in arrays.files if key != "meta"}
-        meta = json.loads(str(arrays["meta"]))
-    losses = {
-        "distance": rkd_distance_loss,
-        "angle": rkd_angle_loss,
-        "feat_s": lambda *both: rkd_loss(*both, meta["w_distance"], meta["w_angle"]),
-    }
-    for part, function in losses.items():
-        student = stored["feat_s"].clone().requires_grad_()
-        value = function(student, stored["feat_t"])
-        value.backward()
-        for found, key in ((value, "loss" if part == "feat_s" else part), (student.grad, f"grad.{part}")):
-            scale = stored[key].abs().max().clamp_min(1e-4)
-            assert (found - stored[key]).abs().max() <= 1e-9 * scale, key
+from distillery.distill.losses.rkd import rkd_loss
 
 
 def test_the_gradient_is_the_derivative():
