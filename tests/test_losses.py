@@ -9,7 +9,8 @@ from distillery.experiment.schema.objective import TERMS
 @pytest.mark.parametrize(
     "name",
     ["bake_loss", "bn_margin", "crd_loss", "cross_entropy_loss", "ensemble_targets", "kd_loss", "match_channels",
-     "matching_cost", "overhaul_loss", "partial_l2", "reduce_channels", "rkd_loss"],
+     "matching_cost", "overhaul_loss", "partial_l2", "reduce_channels", "rkd_loss",
+     "cc_loss", "pkt_loss"],
 )  # fmt: skip
 def test_every_method_has_its_functions(name):
     assert callable(getattr(losses, name))

@@ -88,6 +88,8 @@ def test_a_term_of_a_few_lines_has_every_hook():
 
     options = Options(weight={"value": 2, "warmup": 4})
     assert [options.weight_at(epoch) for epoch in (0, 1, 3, 100)] == [0.5, 1.0, 2.0, 2.0]
+    late = Options(weight={"value": 2, "warmup": 4, "first": 0})
+    assert [late.weight_at(epoch) for epoch in (0, 1, 4, 100)] == [0.0, 0.5, 2.0, 2.0]
     assert Options().weight_at(7) == 1.0
     assert options.sampling() is None
     assert (options.rehearsal_batch(8), options.variant(), options.default_teacher_norm) == (8, "", "eval")

@@ -12,11 +12,11 @@ def follow(checkout):
     blocks = re.findall(r"```\w+\n(.*?)```", checkout.read("docs/extending.md"), flags=re.DOTALL)
     model, entry, recipe, experiment, ledger, run, table, term, options, count, metric, column = blocks
     checkout.write("src/distillery/models/zoo/plain.py", model)
-    checkout.write("src/distillery/distill/losses/pkt.py", term)
+    checkout.write("src/distillery/distill/losses/cka.py", term)
     declared, registry = "src/distillery/experiment/schema/objective.py", "TERMS: Mapping[str, type[TermOptions]] ="
     checkout.replace(declared, registry, options + "\n\n" + registry)
-    checkout.replace(declared, '        "kd": KDOptions,\n', '        "kd": KDOptions,\n        "pkt": PKTOptions,\n')
-    run += run.replace("plain-kd:", "plain-pkt:").replace("kd: {weight: 0.9, temperature: 4}", "pkt: {weight: 30000}")
+    checkout.replace(declared, '        "kd": KDOptions,\n', '        "kd": KDOptions,\n        "cka": CKAOptions,\n')
+    run += run.replace("plain-kd:", "plain-cka:").replace("kd: {weight: 0.9, temperature: 4}", "cka: {}")
     checkout.replace("src/distillery/experiment/zoo.py", '        "cifar_resnet8":', entry + '        "cifar_resnet8":')
     checkout.write("config/recipes/digits-plain.yaml", recipe)
     checkout.write("config/plain.yaml", experiment.replace("  tables:\n", run + "  tables:\n") + table)
@@ -37,7 +37,7 @@ def test_a_new_network_term_and_recipe_are_accepted(fresh):
     assert taps.returncode == 0, taps.stdout
     check = fresh.run("distillery", "check", "config/plain.yaml")
     assert check.returncode == 0, check.stdout
-    for name in ("kd", "pkt"):
+    for name in ("kd", "cka"):
         assert re.search(rf"\| plain-{name} +\| +1 \| resnet20 +\| plain ", check.stdout)
     partial = fresh.run("distillery", "tabulate", "config/plain.yaml", "--partial")
     assert partial.returncode == 0, partial.stdout

@@ -6,10 +6,13 @@ import numpy as np
 import torch
 
 from distillery.distill.losses import rkd
+from distillery.distill.losses.cc import CC
 from distillery.distill.losses.crd import CRD
+from distillery.distill.losses.pkt import pkt_loss
 from distillery.distill.losses.rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
 from distillery.distill.step import Outputs, StepInputs
 from distillery.distill.term import TermContext
+from distillery.experiment.schema.objective import KDOptions
 
 
 def close(found, expected, name):
@@ -80,4 +83,39 @@ def check_crd_steps(stored, meta, parts):
     close(torch.stack(losses), stored["loss"], "loss")
 
 
-CHECKS = {"rkd": check_rkd, "crd": check_crd}
+def check_pkt(stored, meta):
+    student = stored["feat_s"].clone().requires_grad_()
+    value = pkt_loss(student, stored["feat_t"])
+    value.backward()
+    close(value, stored["loss"], "loss")
+    close(student.grad, stored["grad.feat_s"], "grad.feat_s")
+
+
+def check_cc(stored, meta):
+    student = stored["feat_s"].clone().requires_grad_()
+    term = CC(meta["dim"])
+    term.setup(TermContext(student_features=student.shape[1], teacher_features=stored["feat_t"].shape[1]))
+    term.double()
+    layers = {f"p.{party}.linear": layer for party, layer in (("student", term.embed_s), ("teacher", term.embed_t))}
+    for name, layer in layers.items():
+        layer.weight.data.copy_(stored[f"{name}.weight"])
+        layer.bias.data.copy_(stored[f"{name}.bias"])
+    none = torch.zeros(len(student), 1)
+    value = term(StepInputs(Outputs(none, (), student), none, Outputs(none, (), stored["feat_t"])))
+    value.backward()
+    close(value, stored["loss"], "loss")
+    close(student.grad, stored["grad.feat_s"], "grad.feat_s")
+    for name, layer in layers.items():
+        for kind in ("weight", "bias"):
+            close(getattr(layer, kind).grad, stored[f"grad.{name}.{kind}"], f"grad.{name}.{kind}")
+
+
+def check_schedules(stored, meta):
+    """Weights that rise, by epochs from 0; the file's entry 0 is the first epoch."""
+    for key, first in (("dkd_warmup20_epoch_from_1", 1), ("reviewkd_cifar_warmup20_epoch_from_0", 0)):
+        weight = KDOptions.model_validate({"weight": {"value": 1.0, "warmup": 20, "first": first}})
+        close(torch.tensor([weight.weight_at(epoch) for epoch in range(240)], dtype=torch.float64), stored[key], key)
+    assert stored["loss"] == 0  # the file has no loss
+
+
+CHECKS = {"rkd": check_rkd, "crd": check_crd, "pkt": check_pkt, "cc": check_cc, "schedules": check_schedules}

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from distillery.errors import UserError
-from distillery.experiment.schema.block import Block, Count, Epochs, NonNegative, Positive, Share
+from distillery.experiment.schema.block import Block, Count, Epochs, Neutral, NonNegative, Positive, Share
 from distillery.experiment.schema.recipe import Recipe
 
 # What can be seen of a network. Per stage: "stages" (before the activation), "activations" (after it), "raw" (as the
@@ -70,10 +70,17 @@ class Sampling(NamedTuple):
 
 
 class ScheduledWeight(Block):
-    """A weight that rises over a run's first epochs: value x min((epoch + 1) / warmup, 1), epochs counted from 0."""
+    """A weight that rises over a run's first epochs: value x min((epoch + first) / warmup, 1), epochs from 0."""
 
     value: NonNegative = 1.0
     warmup: Epochs = Field(description="epochs until the weight is whole")
+    first: Annotated[Literal[0, 1], Neutral(1)] = Field(
+        1, description="0 for a first epoch without the term, as ReviewKD counts; 1 as DKD does"
+    )
+
+    def at(self, epoch: int) -> float:
+        """The weight in an epoch, counted from 0."""
+        return self.value * min((epoch + self.first) / self.warmup, 1.0)
 
 
 Temperature = Annotated[float, Field(gt=0, le=1000)]
@@ -108,7 +115,7 @@ class TermOptions(Block):
     def weight_at(self, epoch: int) -> float:
         """The weight in an epoch, counted from 0."""
         if isinstance(self.weight, ScheduledWeight):
-            return self.weight.value * min((epoch + 1) / self.weight.warmup, 1.0)
+            return self.weight.at(epoch)
         return self.weight
 
     def check(self, recipe: Recipe) -> None:
@@ -237,6 +244,22 @@ class RKDOptions(TermOptions):
         return self
 
 
+class PKTOptions(TermOptions):
+    """Probabilistic knowledge transfer: the student's embeddings are as similar to each other as the teacher's."""
+
+    needs: ClassVar[Needs] = Needs(student={"embedding"}, teacher={"embedding"})
+    implementation: ClassVar[str] = "distillery.distill.losses.pkt:PKT"
+
+
+class CCOptions(TermOptions):
+    """Correlation congruence: both networks' embeddings agree, weighed by how neighbours in the batch do."""
+
+    needs: ClassVar[Needs] = Needs(student={"embedding"}, teacher={"embedding"})
+    implementation: ClassVar[str] = "distillery.distill.losses.cc:CC"
+
+    features: Annotated[int, Field(ge=1, le=65_536)] = Field(128, description="width of the embedded images")
+
+
 class CRDOptions(TermOptions):
     """Contrastive representation distillation: an image's two embeddings are told apart from those of others."""
 
@@ -259,6 +282,8 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "bake": BAKEOptions,
         "overhaul": OverhaulOptions,
         "rkd": RKDOptions,
+        "pkt": PKTOptions,
+        "cc": CCOptions,
         "crd": CRDOptions,
     }
 )
