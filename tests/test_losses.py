@@ -10,7 +10,7 @@ from distillery.experiment.schema.objective import TERMS
     "name",
     ["bake_loss", "bn_margin", "crd_loss", "cross_entropy_loss", "ensemble_targets", "kd_loss", "match_channels",
      "matching_cost", "overhaul_loss", "partial_l2", "reduce_channels", "rkd_loss",
-     "cc_loss", "pkt_loss"],
+     "cc_loss", "cskd_loss", "mlkd_loss", "mlkd_parts", "pkt_loss", "pskd_alpha", "pskd_loss", "tfkd_loss"],
 )  # fmt: skip
 def test_every_method_has_its_functions(name):
     assert callable(getattr(losses, name))

@@ -24,7 +24,7 @@ from distillery.data.prepare import prepare_dataset
 from distillery.data.transforms import eval_transform, train_transform
 from distillery.distill.losses.partial_l2 import bn_margin
 from distillery.distill.objective import build_objective
-from distillery.distill.step import Outputs, StepInputs
+from distillery.distill.step import Outputs, StepInputs, View
 from distillery.distill.term import StagePair, TermContext
 from distillery.evaluation.metrics import evaluate_model
 from distillery.evaluation.profile import count_macs, count_parameters
@@ -123,6 +123,7 @@ AUGMENTATIONS = {
     "grayscale": {"p": 0.5},
     "color_jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
     "rand_augment": {},
+    "fixmatch": {},
     "lighting": {},
 }
 
@@ -213,6 +214,7 @@ VARIANTS = {
     ],
     "overhaul": [{}, {"normalize": "mean", "ignore": [0]}],
     "crd": [{"negatives": 5}],
+    "mlkd": [{}, {"compat": "fixed", "standardize": True}],
 }
 
 
@@ -247,6 +249,7 @@ def term_context():
         teacher_features=7,
         labels=np.arange(24) % 4,
         classes=4,
+        epochs=2,
     )
 
 
@@ -260,7 +263,9 @@ def step_inputs(step):
         return Outputs(2 * values(6, 4), maps, values(6, features), maps, maps, maps)
 
     indices = torch.arange(6) * 3 + step
-    return StepInputs(network((3, 4), 5, 1.3), indices % 4, network((6, 6), 7, 0.9), indices_B=indices)
+    student, teacher = network((3, 4), 5, 1.3), network((6, 6), 7, 0.9)
+    view = View(network((3, 4), 5, 1.1), network((6, 6), 7, 0.8))
+    return StepInputs(student, indices % 4, teacher, indices_B=indices, view=view)
 
 
 SCHEDULES = [

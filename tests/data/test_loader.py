@@ -13,8 +13,8 @@ from PIL import Image
 from distillery.data import shards
 from distillery.data.arrow import ArrowImages
 from distillery.data.decode import decode_rgb
-from distillery.data.loader import _Waits, eval_loader, said_every_minute, train_loader
-from distillery.data.orders import repeated_order, shuffled_order
+from distillery.data.loader import SecondView, _Waits, eval_loader, said_every_minute, train_loader
+from distillery.data.orders import ClassPartners, repeated_order, shuffled_order
 from distillery.data.prepare import prepare_dataset
 from distillery.data.samplers import GlobalBatches
 from distillery.data.transforms import eval_transform, train_transform
@@ -42,11 +42,11 @@ def images(place, monkeypatch):
     return ArrowImages(place.output, manifest, "train")
 
 
-def loader(images, workers=0, seed=3, order=None, transform=None, second_view=False, **options):
+def loader(images, workers=0, seed=3, order=None, transform=None, view=None, **options):
     order = order or shuffled_order(len(images), seed)
     batches = GlobalBatches(order, len(images), 4, **({"drop_last": False} | options))
     transform = transform or train_transform(PREPROCESS, AUGMENT)
-    return train_loader(images, transform, batches, seed, workers, False, second_view), batches
+    return train_loader(images, transform, batches, seed, workers, False, view), batches
 
 
 def epoch(made, number, step=0):
@@ -120,8 +120,9 @@ def test_ranks_and_micro_batches_share_out_the_same_pixels(images):
 
 
 def test_a_second_view_is_another_augmentation_and_leaves_the_first_as_it_is(images):
+    view = SecondView(train_transform(PREPROCESS, AUGMENT))
     plain, twice, again = (
-        epoch(loader(images, workers, second_view=second), 2) for workers, second in ((0, False), (0, True), (2, True))
+        epoch(loader(images, workers, view=second), 2) for workers, second in ((0, None), (0, view), (2, view))
     )
     same(plain, twice)
     for one, two, other in zip(plain, twice, again, strict=True):
@@ -132,6 +133,25 @@ def test_a_second_view_is_another_augmentation_and_leaves_the_first_as_it_is(ima
         lit = two._replace(view_shifts=torch.ones(len(two.labels), 3)).to("cpu")
         assert torch.equal(lit.images, two.images)
         assert lit.view.is_floating_point()
+
+
+def test_a_second_view_may_be_augmented_in_its_own_way_or_show_an_image_of_the_class(images):
+    plain = train_transform(PREPROCESS, ())
+    partner = ClassPartners(images.labels, 3)
+    unlike = 0
+    for own, other in zip(
+        epoch(loader(images, transform=plain, view=SecondView(plain)), 1),
+        epoch(loader(images, 2, transform=plain, view=SecondView(plain, partner=partner)), 1),
+        strict=True,
+    ):
+        assert torch.equal(own.view, own.images)
+        assert torch.equal(other.images, own.images)
+        shown = [partner(1, index, 0) for index in other.indices.tolist()]
+        assert torch.equal(torch.from_numpy(images.labels[shown]), other.labels)
+        for view, index in zip(other.view, shown, strict=True):
+            assert torch.equal(view, plain.decode(images.encoded(index)))
+        unlike += sum(one != two for one, two in zip(shown, other.indices.tolist(), strict=True))
+    assert unlike > 0
 
 
 def test_copies_of_an_image_are_augmented_each_in_its_own_way(images):
@@ -268,7 +288,7 @@ def test_a_teacher_sees_the_same_crop_and_flip_of_the_same_image_at_its_own_size
     small, large = Preprocess(size=32), Preprocess(size=64)
     batches = GlobalBatches(shuffled_order(len(smooth), 3), len(smooth), 4, drop_last=False)
     transforms = train_transform(small, augment), train_transform(small, augment, viewer=large)
-    made = train_loader(smooth, transforms[0], batches, 3, 0, False, True, transforms[1]), batches
+    made = train_loader(smooth, transforms[0], batches, 3, 0, False, SecondView(*transforms), transforms[1]), batches
     for batch, plain in zip(epoch(made, 0), epoch(loader(smooth, transform=transforms[0]), 0), strict=True):
         same([batch], [plain])  # the student's are what they are without a teacher
         for ours, theirs in ((batch.images, batch.teacher_images), (batch.view, batch.teacher_view)):

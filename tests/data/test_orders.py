@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from distillery.data.orders import (
+    ClassPartners,
     cycled_order,
     flow_sample,
     labelled_part,
@@ -54,6 +55,17 @@ def test_epochs_differ_and_repeat():
     order = partner_order(np.arange(40) % 4, 0, 1)
     assert (order(3) == order(3)).all()
     assert (order(3) != order(4)).any()
+
+
+def test_class_partners_are_uniform_over_the_class_the_image_included_and_differ_by_address():
+    labels = np.array([0, 1, 0, -1, 0, 1, 0, -1])
+    partner = ClassPartners(labels, 3)
+    drawn = np.array([[partner(epoch, index, 0) for index in range(8)] for epoch in range(2000)])
+    assert (labels[drawn] == labels).all()
+    counts = np.bincount(drawn[:, 0], minlength=8)[[0, 2, 4, 6]]
+    assert ((counts - 500) ** 2 / 500).sum() < 21  # 3 degrees of freedom: one in 10,000
+    assert ClassPartners(labels, 3)(7, 0, 0) == drawn[7, 0]
+    assert len({partner(0, 0, copy) for copy in range(50)}) == 4
 
 
 def test_no_partners_is_refused():

@@ -18,6 +18,7 @@ from distillery.distill.collective import Collective, ProcessGroup
 from distillery.distill.losses.bake import BAKE
 from distillery.distill.losses.crd import CRD
 from distillery.distill.losses.mgd import MGD
+from distillery.distill.losses.pskd import PSKD
 from distillery.distill.objective import WeightedTerms
 from distillery.distill.step import Outputs, StepInputs
 from distillery.distill.student import FeatureExtractor, Learner
@@ -115,6 +116,33 @@ def _one_memory(rank, expected, total):
 def test_every_rank_remembers_what_one_process_does():
     term, total = _contrasted(Collective(), [slice(0, 6)])
     in_processes(_one_memory, 2, term.state_dict(), total)
+
+
+def _refined(collective, parts):
+    """Three steps of PS-KD in micro-batches; the term, and the sum of its losses over this process's images."""
+    term, total = PSKD(), 0.0
+    term.setup(TermContext(collective=collective, labels=np.arange(12) % 3, classes=3, epochs=2))
+    generator = torch.Generator().manual_seed(1)
+    for step in range(3):
+        logits, indices = torch.randn(6, 3, generator=generator), torch.tensor([7, 2, 9, 2, 0, 7])
+        for part in parts:
+            inputs = StepInputs(Outputs(logits[part]), indices[part] % 3, epoch=step / 2, indices_B=indices[part])
+            total += term(inputs).item() * len(indices[part])
+        term.end_step()
+    return term, total
+
+
+def _one_past(rank, expected, total):
+    # Of two micro-batches, each rank has a part of both; the second rank has none of the second.
+    parts = [slice(0, 2), slice(4, 6)] if rank == 0 else [slice(2, 4)]
+    term, own = _refined(ProcessGroup(), parts)
+    assert ProcessGroup().all_reduce(torch.tensor(own)).item() == pytest.approx(total, rel=1e-5)
+    assert torch.equal(term.past, expected)
+
+
+def test_every_rank_remembers_the_predictions_that_one_process_does():
+    term, total = _refined(Collective(), [slice(0, 6)])
+    in_processes(_one_past, 2, term.past, total)
 
 
 class Looks(Term):

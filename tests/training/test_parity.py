@@ -55,14 +55,17 @@ def test_the_engine_equals_a_plain_loop(workplace):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", ["small", "taught", "contrasted", "matched"])
+@pytest.mark.parametrize("run", ["small", "taught", "contrasted", "matched", "refined", "paired"])
 def test_two_processes_give_the_result_of_one(workplace, run):
     workplace.edit_recipe("sync_batchnorm: true\ndrop_last: false")
     line = "{model: cifar_resnet8, recipe: tiny, teacher: big, objective: {ce: {}, crd: {negatives: 9}}}"
     # Without a term on logits, the student's last layer has no gradient.
     matched = line.replace("{ce: {}, crd: {negatives: 9}}", "{mgd: {loss_factor: 100}}")
-    workplace.edit("  tables:", f"    contrasted: {line}\n    matched: {matched}\n  tables:")
-    if run != "small":
+    alone = "{model: cifar_resnet8, recipe: tiny, objective: {pskd: {}}}"
+    refined, paired = alone, alone.replace("pskd: {}", "ce: {}, cskd: {}")
+    lines = {"contrasted": line, "matched": matched, "refined": refined, "paired": paired}
+    workplace.edit("  tables:", "".join(f"    {name}: {line}\n" for name, line in lines.items()) + "  tables:")
+    if run in ("taught", "contrasted", "matched"):
         workplace.make("big")
     folder = workplace.make(run)
     alone, history = load_file(folder / "weights.safetensors"), (folder / "history.csv").read_text()

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from distillery.cluster.signals import obey_parent_only, warnings_blocked
 from distillery.data.arrow import HIDDEN, ArrowImages
 from distillery.data.augment.lighting import add_shifts
-from distillery.data.orders import Ids
+from distillery.data.orders import ClassPartners, Ids
 from distillery.data.samplers import GlobalBatches, Sample
 from distillery.data.transforms import Transform
 from distillery.errors import UserError
@@ -37,9 +37,9 @@ class Batch(NamedTuple):
     """Images uint8 (B, 3, H, W), labels long (B,), the images' sample ids long (B,).
 
     ``shifts``, float32 (B, 3), are what lighting adds to red, green and blue; they are added on the device, where the
-    images become floats. ``view`` holds a second augmentation of the images, where one was asked for. Where some labels
-    are hidden, ``labelled``, long (L,), has the rows of the others. ``teacher_images`` and ``teacher_view`` are both as
-    the teacher sees them, where it sees other squares.
+    images become floats. ``view`` holds a second augmentation of the images, or of others of their classes, where one
+    was asked for. Where some labels are hidden, ``labelled``, long (L,), has the rows of the others. ``teacher_images``
+    and ``teacher_view`` are both as the teacher sees them, where it sees other squares.
     """
 
     images: Tensor
@@ -82,7 +82,7 @@ def train_loader(
     seed: int,
     workers: int,
     pin_memory: bool,
-    second_view: bool = False,
+    view: "SecondView | None" = None,
     teacher: Transform | None = None,
 ) -> "DataLoader[Batch]":
     """Load this rank's part of each batch of ``batches``, augmented, once or twice.
@@ -92,9 +92,10 @@ def train_loader(
     change the first. ``teacher`` prepares the same samples once more, from the same addresses, for a teacher that sees
     other squares. The process's own generators are left as they were.
     """
-    for prepared in (transform, teacher or transform):
-        _import_for(images, prepared)
-    dataset = TrainImages(images, transform, seed, second_view, teacher)
+    for prepared in (transform, teacher, view and view.transform, view and view.teacher):
+        if prepared is not None:
+            _import_for(images, prepared)
+    dataset = TrainImages(images, transform, seed, view, teacher)
     return _loader(dataset, batches, workers, pin_memory, persistent=True)
 
 
@@ -121,6 +122,18 @@ def eval_loader(
     return _loader(EvalImages(images, transform), parts, workers, pin_memory, persistent)
 
 
+class SecondView(NamedTuple):
+    """How each sample is shown once more.
+
+    ``teacher`` prepares it for a teacher that sees other squares. ``partner`` says which image stands in for the
+    sample's own; None for none.
+    """
+
+    transform: Transform
+    teacher: Transform | None = None
+    partner: ClassPartners | None = None
+
+
 class TrainImages(Dataset[Batch]):
     """Augmented batches by their samples' addresses."""
 
@@ -129,30 +142,38 @@ class TrainImages(Dataset[Batch]):
         images: ArrowImages,
         transform: Transform,
         seed: int,
-        second_view: bool = False,
+        view: SecondView | None = None,
         teacher: Transform | None = None,
     ) -> None:
         self._images, self._transform, self._seed = images, transform, seed
-        self._second_view, self._teacher = second_view, teacher
+        self._view, self._teacher = view, teacher
 
     def __getitem__(self, samples: Sequence[Sample]) -> Batch:
         with generators_kept():
             batch = self._assembled(samples, "augment", self._transform)
-            if self._second_view:
-                second = self._assembled(samples, "augment-view", self._transform)
-                batch = batch._replace(view=second.images, view_shifts=second.shifts)
             if self._teacher is not None:
                 batch = batch._replace(teacher_images=self._assembled(samples, "augment", self._teacher).images)
-                if self._second_view:
-                    second = self._assembled(samples, "augment-view", self._teacher)
+            if self._view is not None:
+                partner = self._view.partner
+                second = self._assembled(samples, "augment-view", self._view.transform, partner)
+                batch = batch._replace(view=second.images, view_shifts=second.shifts)
+                if self._view.teacher is not None:
+                    second = self._assembled(samples, "augment-view", self._view.teacher, partner)
                     batch = batch._replace(teacher_view=second.images)
         return batch
 
-    def _assembled(self, samples: Sequence[Sample], stream: str, transform: Transform) -> Batch:
+    def _assembled(
+        self,
+        samples: Sequence[Sample],
+        stream: str,
+        transform: Transform,
+        partner: ClassPartners | None = None,
+    ) -> Batch:
         loaded = []
         for sample in samples:
             seed_sample(self._seed, sample, stream)
-            loaded.append((transform.decode(self._images.encoded(sample.index)), transform.draw_shift()))
+            shown = sample.index if partner is None else partner(*sample)
+            loaded.append((transform.decode(self._images.encoded(shown)), transform.draw_shift()))
         return assemble(self._images, [sample.index for sample in samples], loaded)
 
 

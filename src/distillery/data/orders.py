@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from distillery.errors import UserError
-from distillery.randomness import addressed_bits, addressed_permutation
+from distillery.randomness import address_key, addressed_bits, addressed_permutation
 
 Ids = npt.NDArray[np.int64]
 Order = Callable[[int], Ids]
@@ -100,6 +100,24 @@ def partner_order(labels: Ids, seed: int, partners: int) -> Order:
         return np.concatenate([anchors[:, None], chosen], axis=1).reshape(-1)
 
     return order
+
+
+class ClassPartners:
+    """CS-KD's partners: for each sample any image of its class, by chance itself.
+
+    ``labels`` may hide some, all by one number.
+    """
+
+    def __init__(self, labels: Ids, seed: int) -> None:
+        self._by_class, self._seed = np.argsort(labels, kind="stable"), seed
+        _, self._class_of, self._sizes = np.unique(labels, return_inverse=True, return_counts=True)
+        self._starts = np.cumsum(self._sizes) - self._sizes
+
+    def __call__(self, epoch: int, index: int, copy: int) -> int:
+        """The partner of a sample, a function of its address."""
+        own = self._class_of[index]
+        place = address_key(self._seed, "partner", epoch, index, copy) % int(self._sizes[own])
+        return int(self._by_class[self._starts[own] + place])
 
 
 def _distinct_picks(bits: npt.NDArray[np.uint64], counts: Ids) -> Ids:

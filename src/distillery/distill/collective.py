@@ -21,6 +21,15 @@ class Collective:
         return tensor
 
 
+def last_rows(numbers_N: Tensor) -> Tensor:
+    """The row at which each number occurs last, by ascending number; the same on every device."""
+    order = torch.argsort(numbers_N, stable=True)
+    ordered = numbers_N[order]
+    last = torch.ones_like(ordered, dtype=torch.bool)
+    last[:-1] = ordered[1:] != ordered[:-1]
+    return order[last]
+
+
 class ProcessGroup(Collective):
     """The processes of a run, by torch.distributed's default group."""
 

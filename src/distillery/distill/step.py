@@ -79,7 +79,7 @@ class StepInputs(NamedTuple):
         batch_fraction: the step's global batch over the nominal one: below 1 for an epoch's last batch.
         epoch: where the run stands, epochs from 0 and fractions of them: epoch + step / steps.
         indices_B: every image's position in the training set.
-        view: a second augmentation, where a term asks for it.
+        view: a second augmentation, where a term asks for it, or partners: other images of the images' classes.
         labelled: the images whose entry in ``target`` means something; None for all.
     """
 

@@ -46,10 +46,15 @@ class FeatureExtractor:
 
 
 class Learner(nn.Module):
-    """The student, the normalisation of its input, and its objective: all that is optimised, in one module for DDP."""
+    """The student, the normalisation of its input, and its objective: all that is optimised, in one module for DDP.
 
-    def __init__(self, extractor: FeatureExtractor, objective: WeightedTerms) -> None:
+    ``partners`` says that a second view shows other images of the classes: the student looks at them after the batch,
+    without gradient, and the teacher does not.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, objective: WeightedTerms, partners: bool = False) -> None:
         super().__init__()
+        self.partners = partners
         self.student, self.normalize, self.objective = extractor.network, extractor.normalize, objective
         self.extractor = extractor
 
@@ -70,6 +75,9 @@ class Learner(nn.Module):
         second view's images and the teacher's outputs for them.
         """
         student = self.extractor(images)
-        seen = None if view is None else View(self.extractor(view[0]), view[1])
+        seen = None
+        if view is not None:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.partners):
+                seen = View(self.extractor(view[0]), view[1])
         inputs = StepInputs(student, target, teacher, batch_fraction, epoch, indices_B, seen, labelled)
         return self.objective(inputs), student.logits_BC

@@ -51,6 +51,7 @@ class TermContext:
         teacher_classifier: the teacher's, frozen.
         labels: class of every training image.
         classes: how many classes there are.
+        epochs: how many the run has.
         seed: the run's seed, for addressed draws.
     """
 
@@ -62,6 +63,7 @@ class TermContext:
     teacher_classifier: nn.Module | None = None
     labels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     classes: int = 0
+    epochs: int = 1
     seed: int = 0
 
 

@@ -39,7 +39,7 @@ from distillery.training.inputs import (
 from distillery.training.job import Job
 from distillery.training.loop import Training
 from distillery.training.metric_logger import MetricLogger
-from distillery.training.optim import build_optimizer
+from distillery.training.optim import build_optimizer, total_epochs
 
 
 def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, began: float) -> Training:
@@ -83,7 +83,7 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         batches=batches,
         accumulation=accumulation,
         labelled_share=None if job.spec.labels is None else job.spec.labels.labelled_share,
-        train_loader=build_train_loader(job, recipe, fabric, images, batches, job.spec.objective.needs().view, viewer),
+        train_loader=build_train_loader(job, recipe, fabric, images, batches, viewer),
         calibration_batches=build_calibration(job, recipe, fabric, images, learner, teacher, viewer),
         validate=validate_student(validate, learner, recipe, _collective(fabric)),
         train_state=TrainState(),
@@ -121,7 +121,7 @@ def _parties(
     network = finished.network if finished else None
     sizes = recipe.preprocess.size, (viewer or recipe.preprocess).size
     pair = pair_networks(student, network, job.spec.objective.needs(), sizes[0], names, sizes[1])
-    context = _context(job, fabric, images, pair, finished)
+    context = _context(job, recipe, fabric, images, pair, finished)
     objective = build_objective(job.spec.objective, context)
     heads = [(name, head) for name, term in objective.each() if (head := term.head(context)) is not None]
     taps, described = pair.student.taps, None
@@ -134,7 +134,8 @@ def _parties(
         objective.terms = cast(nn.ModuleDict, convert_sync_batchnorm(objective.terms, fabric.device.type))
     with located(job.where):
         normalize = Normalize(*resolve_statistics(recipe.preprocess, job.manifest.statistics))
-    learner = Learner(FeatureExtractor(student, normalize, taps, pair.sizes, recipe.channels_last), objective)
+    extractor = FeatureExtractor(student, normalize, taps, pair.sizes, recipe.channels_last)
+    learner = Learner(extractor, objective, partners=job.spec.objective.needs().partner)
     student.to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
     learner.to(fabric.device)
     if finished is None:
@@ -145,7 +146,9 @@ def _parties(
     return learner, Teacher(shown, job.spec.teacher_norm), described
 
 
-def _context(job: Job, fabric: Fabric, images: ArrowImages, pair: TapPair, finished: FinishedRun | None) -> TermContext:
+def _context(
+    job: Job, recipe: Recipe, fabric: Fabric, images: ArrowImages, pair: TapPair, finished: FinishedRun | None
+) -> TermContext:
     count = len(pair.sizes)
     channels = [[point.channels for point in party.points] or count * [0] for party in (pair.student, pair.teacher)]
     margins = _margins(job, fabric, pair, finished) or count * [None]
@@ -158,6 +161,7 @@ def _context(job: Job, fabric: Fabric, images: ArrowImages, pair: TapPair, finis
         teacher_classifier=pair.teacher.classifier,
         labels=images.labels,
         classes=len(job.manifest.classes),
+        epochs=total_epochs(recipe),
         seed=job.seed,
     )
 

@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 from distillery.data.arrow import HIDDEN, ArrowImages
 from distillery.data.dali import DaliLoader
 from distillery.data.labels import choose_labelled
-from distillery.data.loader import Batch, eval_loader, train_loader
+from distillery.data.loader import Batch, SecondView, eval_loader, train_loader
 from distillery.data.manifest import SplitName
 from distillery.data.orders import (
+    ClassPartners,
     Ids,
     Order,
     cycled_order,
@@ -34,6 +35,7 @@ from distillery.distill.teacher import Teacher
 from distillery.distill.term import CalibrationBatches
 from distillery.errors import UserError, located
 from distillery.evaluation.metrics import evaluate_model
+from distillery.experiment.schema.objective import Needs
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.training.job import Job
 
@@ -122,7 +124,6 @@ def build_train_loader(
     fabric: Fabric,
     images: ArrowImages,
     batches: GlobalBatches,
-    second_view: bool,
     viewer: Preprocess | None,
 ) -> Iterable[Batch]:
     """Load augmented batches with the machine's loader; ``viewer`` says how a teacher sees other squares than these.
@@ -130,17 +131,32 @@ def build_train_loader(
     Raises:
         UserError: the loader cannot give what the objective needs.
     """
+    assert job.spec.objective is not None
     mean = job.manifest.statistics.mean
     transform = train_transform(recipe.preprocess, recipe.augment, mean)
     teacher = None if viewer is None else train_transform(recipe.preprocess, recipe.augment, mean, viewer)
+    view = _second_view(job, recipe, images, job.spec.objective.needs(), viewer)
     if job.machine.loader == "dali":
-        if second_view:
+        if view is not None:
             raise UserError("--loader: 'dali' gives one view of an image, but the objective needs two; use torch")
         if teacher is not None:
             raise UserError("--loader: 'dali' cuts an image once, but the teacher sees another size or crop; use torch")
         return DaliLoader(images, transform, batches, job.seed, job.machine.workers, fabric.device)
     pinned = fabric.device.type == "cuda"
-    return train_loader(images, transform, batches, job.seed, job.machine.workers, pinned, second_view, teacher)
+    return train_loader(images, transform, batches, job.seed, job.machine.workers, pinned, view, teacher)
+
+
+def _second_view(
+    job: Job, recipe: Recipe, images: ArrowImages, needs: Needs, viewer: Preprocess | None
+) -> SecondView | None:
+    if not needs.view and not needs.partner:
+        return None
+    augment = recipe.augment if recipe.augment_view is None else recipe.augment_view
+    mean = job.manifest.statistics.mean
+    unseen = viewer is None or needs.partner
+    teacher = None if unseen else train_transform(recipe.preprocess, augment, mean, viewer)
+    partner = ClassPartners(images.labels, job.seed) if needs.partner else None
+    return SecondView(train_transform(recipe.preprocess, augment, mean), teacher, partner)
 
 
 def build_mix(recipe: Recipe, classes: int) -> Mix | None:

@@ -132,7 +132,8 @@ def _train_step(training: Training, step: int, batches: Iterator[Batch], sums: E
                 view: tuple[Tensor, Outputs | None] | None = None if second is None else (second, None)
                 if training.teacher:
                     teacher = training.teacher(images if seen is None else seen)
-                    view = None if second is None else (second, training.teacher(second if again is None else again))
+                    if second is not None and not training.bare.partners:
+                        view = (second, training.teacher(second if again is None else again))
             fraction, now = images_in_step / recipe.batch, epoch + step / training.batches.steps
             labelled = _labelled(training, batch, images_in_step)
             values, logits_BC = training.learner(images, target, teacher, fraction, now, batch.indices, view, labelled)

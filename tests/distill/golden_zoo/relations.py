@@ -5,14 +5,18 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from distillery import losses
 from distillery.distill.losses import rkd
 from distillery.distill.losses.cc import CC
 from distillery.distill.losses.crd import CRD
+from distillery.distill.losses.mlkd import mlkd_parts, mlkd_unsure
 from distillery.distill.losses.pkt import pkt_loss
+from distillery.distill.losses.pskd import PSKD, pskd_alpha, pskd_loss
 from distillery.distill.losses.rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
-from distillery.distill.step import Outputs, StepInputs
+from distillery.distill.objective import build_objective
+from distillery.distill.step import Outputs, StepInputs, View
 from distillery.distill.term import TermContext
-from distillery.experiment.schema.objective import KDOptions
+from distillery.experiment.schema.objective import KDOptions, Objective
 
 
 def close(found, expected, name):
@@ -22,13 +26,13 @@ def close(found, expected, name):
 
 
 def check_rkd(stored, meta):
-    losses = {
+    functions = {
         "distance": rkd_distance_loss,
         "angle": rkd_angle_loss,
         "feat_s": lambda *both: rkd_loss(*both, meta["w_distance"], meta["w_angle"]),
     }
     for piece in (rkd.PIECE, 1, 500):  # however many pieces the angles are computed in
-        for part, function in losses.items():
+        for part, function in functions.items():
             student = stored["feat_s"].clone().requires_grad_()
             with patch.object(rkd, "PIECE", piece):
                 value = function(student, stored["feat_t"])
@@ -57,7 +61,7 @@ def check_crd_steps(stored, meta, parts):
         layer = getattr(term, f"embed_{side}")
         layer.weight.data.copy_(stored[f"p.{party}.linear.weight"])
         layer.bias.data.copy_(stored[f"p.{party}.linear.bias"])
-    losses = []
+    values = []
     for step in range(meta["steps"]):
         student = stored[f"feat_s{step}"].clone().requires_grad_()
         term.zero_grad()
@@ -71,7 +75,7 @@ def check_crd_steps(stored, meta, parts):
                 loss = loss + term(inputs) * len(rows) / len(student)
         loss.backward()
         term.end_step()
-        losses.append(loss.detach())
+        values.append(loss.detach())
         close(loss, stored[f"loss{step}"], f"loss{step}")
         close(student.grad, stored[f"grad.feat_s{step}"], f"grad.feat_s{step}")
         for side, party in (("s", "student"), ("t", "teacher")):
@@ -80,7 +84,7 @@ def check_crd_steps(stored, meta, parts):
             for kind in ("weight", "bias"):
                 key, layer = f"grad{step}.p.{party}.linear.{kind}", getattr(term, f"embed_{side}")
                 close(getattr(layer, kind).grad, stored[key], key)
-    close(torch.stack(losses), stored["loss"], "loss")
+    close(torch.stack(values), stored["loss"], "loss")
 
 
 def check_pkt(stored, meta):
@@ -110,12 +114,128 @@ def check_cc(stored, meta):
             close(getattr(layer, kind).grad, stored[f"grad.{name}.{kind}"], f"grad.{name}.{kind}")
 
 
+def check_mlkd(stored, meta):
+    weak, strong = (stored[f"{view}_s"].clone().requires_grad_() for view in ("weak", "strong"))
+    parts = mlkd_parts(
+        weak,
+        strong,
+        stored["weak_t"],
+        stored["strong_t"],
+        stored["labels"],
+        meta["ce_weight"],
+        meta["kd_weight"],
+        meta["temperature"],
+        meta["logit_stand"],
+    )
+    for name, value in parts.items():
+        close(value, stored[name], name)
+    options = {"ce": meta["ce_weight"], "kd": meta["kd_weight"], "standardize": meta["logit_stand"]}
+    objective = build_objective(Objective.model_validate({"mlkd": options | {"temperature": meta["temperature"]}}))
+    view = View(Outputs(strong), Outputs(stored["strong_t"]))
+    value = objective(StepInputs(Outputs(weak), stored["labels"], Outputs(stored["weak_t"]), view=view))["loss"]
+    value.backward()
+    close(value, stored["loss"], "loss")
+    for name, found in (("weak_s", weak), ("strong_s", strong)):
+        close(found.grad, stored[f"grad.{name}"], f"grad.{name}")
+    for name, mask in zip(("image_share", "class_share"), mlkd_unsure(stored["weak_t"]), strict=True):
+        close(mask.mean(), stored[name], name)
+
+
+def check_pskd(stored, meta):
+    if "past" not in stored:
+        check_pskd_run(stored, meta)
+        return
+    logits = stored["logits_s"].clone().requires_grad_()
+    value = pskd_loss(logits, stored["labels"], stored["past"], meta["alpha_t"])
+    value.backward()
+    close(value, stored["loss"], "loss")
+    close(logits.grad, stored["grad.logits_s"], "grad.logits_s")
+
+
+def check_pskd_run(stored, meta):
+    """The authors' whole training of a linear model."""
+    x, labels, order = stored["x"], stored["labels"], stored["order"]
+    classes = len(stored["bias"])
+    weight, bias = (stored[name].clone().requires_grad_() for name in ("weight", "bias"))
+    term = PSKD(meta["alpha_T"])
+    term.setup(TermContext(labels=labels.numpy(), classes=classes, epochs=meta["epochs"]))
+    term.double()
+    settings = {name: meta[name] for name in ("lr", "momentum", "nesterov")}
+    optimizer, values = torch.optim.SGD([weight, bias], **settings), []
+    for epoch in range(meta["epochs"]):
+        share = pskd_alpha(meta["alpha_T"], epoch, meta["epochs"])
+        close(torch.tensor(share, dtype=torch.float64), stored["alpha"][epoch], "alpha")
+        for rows in order[epoch].split(meta["batch"]):
+            outputs = Outputs(x[rows] @ weight.T + bias)
+            loss = term(StepInputs(outputs, labels[rows], epoch=epoch + 0.5, indices_B=rows))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            term.end_step()
+            values.append(loss.detach())
+        close(term.past, stored[f"predictions_after{epoch}"], f"predictions_after{epoch}")
+    close(torch.stack(values), stored["loss"], "loss")
+    close(weight.detach(), stored["weight_after"], "weight_after")
+    close(bias.detach(), stored["bias_after"], "bias_after")
+
+
+def check_cskd(stored, meta):
+    options = {"ce": {}, "cskd": {"weight": meta["lamda"], "temperature": meta["temperature"]}}
+    logits = stored["logits"].clone().requires_grad_()
+    inputs = StepInputs(Outputs(logits), stored["labels"], view=View(Outputs(stored["logits_partner"])))
+    values = build_objective(Objective.model_validate(options))(inputs)
+    values["loss"].backward()
+    for name, key in (("ce", "ce"), ("kd", "cskd"), ("loss", "loss")):
+        close(values[key], stored[name], name)
+    close(logits.grad, stored["grad.logits"], "grad.logits")
+
+
+def check_tfkd(stored, meta):
+    """Both forms as the sums of terms that the docs give for them."""
+    classes = stored["logits_s"].shape[1]
+    share, times = meta["alpha"], meta["multiplier"] / classes
+    virtual = {"correct": meta["correct_prob"], "temperature": meta["reg_temperature"]}
+    forms = {
+        "self": {
+            "ce": {"weight": 1 - share},
+            "kd": {"weight": share * times, "temperature": meta["temperature"]},
+        },
+        "regularization": {
+            "ce": {"weight": 1 - meta["reg_alpha"]},
+            "tfkd": {"weight": meta["reg_alpha"] * meta["multiplier"], **virtual},
+        },
+    }
+    for name, terms in forms.items():
+        logits = stored["logits_s"].clone().requires_grad_()
+        objective = build_objective(Objective.model_validate(terms))
+        value = objective(StepInputs(Outputs(logits), stored["labels"], Outputs(stored["logits_t"])))["loss"]
+        value.backward()
+        close(value, stored[name], name)
+        close(logits.grad, stored[f"grad_{name}.logits_s"], f"grad_{name}.logits_s")
+    close(stored["self"], stored["loss"], "loss")
+
+
 def check_schedules(stored, meta):
     """Weights that rise, by epochs from 0; the file's entry 0 is the first epoch."""
     for key, first in (("dkd_warmup20_epoch_from_1", 1), ("reviewkd_cifar_warmup20_epoch_from_0", 0)):
         weight = KDOptions.model_validate({"weight": {"value": 1.0, "warmup": 20, "first": first}})
         close(torch.tensor([weight.weight_at(epoch) for epoch in range(240)], dtype=torch.float64), stored[key], key)
+    if hasattr(losses, "reversal_at"):  # of learned temperatures
+        reversals, key = [-losses.reversal_at(epoch) for epoch in range(240)], "ctkd_lambda_cos_0_-1_10"
+        close(torch.tensor(reversals, dtype=torch.float64), stored[key], key)
+    alphas = [pskd_alpha(0.8, epoch, 300) for epoch in range(300)]
+    close(torch.tensor(alphas, dtype=torch.float64), stored["pskd_alpha_0.8_of_300"], "pskd_alpha_0.8_of_300")
     assert stored["loss"] == 0  # the file has no loss
 
 
-CHECKS = {"rkd": check_rkd, "crd": check_crd, "pkt": check_pkt, "cc": check_cc, "schedules": check_schedules}
+CHECKS = {
+    "rkd": check_rkd,
+    "crd": check_crd,
+    "pkt": check_pkt,
+    "cc": check_cc,
+    "mlkd": check_mlkd,
+    "pskd": check_pskd,
+    "cskd": check_cskd,
+    "tfkd": check_tfkd,
+    "schedules": check_schedules,
+}

@@ -14,9 +14,11 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from distillery.data.augment.fixmatch import FixMatchAugment
 from distillery.experiment.schema.augmentation import (
     Augmentation,
     ColorJitter,
+    FixMatch,
     Grayscale,
     HorizontalFlip,
     Lighting,
@@ -117,6 +119,8 @@ def build_step(operation: Augmentation, preprocess: Preprocess, dataset_mean: Se
             )
         case RandAugment():
             return PillowRandAugment(operation.policy, preprocess.model_copy(update={"size": size}), dataset_mean)
+        case FixMatch():
+            return FixMatchAugment(operation.operations, operation.cutout)
         case RandomResizedCrop() | Lighting():
             raise AssertionError(f"{operation.name} works on the whole image or on floats, not on the square")
         case _:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distillery.distill.collective import last_rows
 from distillery.distill.precision import full_precision
 from distillery.distill.step import StepInputs
 from distillery.distill.term import Term, TermContext
@@ -191,14 +192,10 @@ class CRD(Term):
         """Bring the step's images, of all ranks and micro-batches, into the memories; seen twice, the last counts."""
         indices_N, *embedded = (torch.cat(parts) for parts in zip(*self.pending, strict=True))
         self.pending = []
-        order = torch.argsort(indices_N, stable=True)
-        ordered = indices_N[order]
-        last = torch.ones_like(ordered, dtype=torch.bool)
-        last[:-1] = ordered[1:] != ordered[:-1]
-        rows, images = order[last], ordered[last]
+        rows = last_rows(indices_N)
         # A step that mixed precision skips must not stay in the memories, for these would never be finite again.
-        finite = torch.isfinite(embedded[0][rows]).all(dim=1) & torch.isfinite(embedded[1][rows]).all(dim=1)
-        rows, images = rows[finite], images[finite]
+        rows = rows[torch.isfinite(embedded[0][rows]).all(dim=1) & torch.isfinite(embedded[1][rows]).all(dim=1)]
+        images = indices_N[rows]
         for side, embedded_NE in zip("st", embedded, strict=True):
             memory = self.get_buffer(f"memory_{side}")
             memory[images] = crd_updated(memory[images], embedded_NE[rows].to(memory.dtype), self.momentum)

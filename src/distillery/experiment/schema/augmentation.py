@@ -113,6 +113,14 @@ class RandAugment(Operation):
     policy: Annotated[str, AfterValidator(_known_policy)] = "rand-m7-mstd0.5-inc1"
 
 
+class FixMatch(Operation):
+    """FixMatch's strong augmentation: some operations of RandAugment's list, then a square that is painted over."""
+
+    name: Literal["fixmatch"]
+    operations: Annotated[int, Field(ge=0, le=100)] = 2
+    cutout: Probability = Field(0.5, description="largest side of that square, as a share of the image's")
+
+
 class Lighting(Operation):
     """Shift the colours along the principal axes of ImageNet's pixels, by three normal draws of deviation `std`."""
 
@@ -121,7 +129,15 @@ class Lighting(Operation):
 
 
 Augmentation = Annotated[
-    RandomCrop | RandomResizedCrop | HorizontalFlip | Rotation | Grayscale | ColorJitter | RandAugment | Lighting,
+    RandomCrop
+    | RandomResizedCrop
+    | HorizontalFlip
+    | Rotation
+    | Grayscale
+    | ColorJitter
+    | RandAugment
+    | FixMatch
+    | Lighting,
     Field(discriminator="name"),
 ]
 

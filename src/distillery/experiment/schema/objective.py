@@ -18,7 +18,17 @@ from pydantic import (
 )
 
 from distillery.errors import UserError
-from distillery.experiment.schema.block import Block, Count, Epochs, Neutral, NonNegative, Positive, Share
+from distillery.experiment.schema.block import (
+    Block,
+    Count,
+    Epochs,
+    Fraction,
+    Neutral,
+    NonNegative,
+    Positive,
+    Probability,
+    Share,
+)
 from distillery.experiment.schema.recipe import Recipe
 
 # What can be seen of a network. Per stage: "stages" (before the activation), "activations" (after it), "raw" (as the
@@ -37,6 +47,7 @@ class Needs:
         margins: the margins of the teacher's stages.
         indices: every image's position in the training set.
         view: a second augmentation of every image, seen by both networks.
+        partner: another image of every image's class, which only the student sees, without gradient, as its view.
         labels: the images' labels; where a run may use few, the term is shown the labelled images alone.
         all_labels: the label of every training image, also of those that are not in the batch.
     """
@@ -46,6 +57,7 @@ class Needs:
     margins: bool = False
     indices: bool = False
     view: bool = False
+    partner: bool = False
     labels: bool = False
     all_labels: bool = False
 
@@ -57,6 +69,7 @@ class Needs:
             self.margins or other.margins,
             self.indices or other.indices,
             self.view or other.view,
+            self.partner or other.partner,
             self.labels or other.labels,
             self.all_labels or other.all_labels,
         )
@@ -274,6 +287,57 @@ class CRDOptions(TermOptions):
     momentum: Share = Field(0.5, description="share of its old row that a memory keeps")
 
 
+class MLKDOptions(TermOptions):
+    """Multi-level logit distillation: labels and predictions of two views, relations of classes and of images."""
+
+    needs: ClassVar[Needs] = Needs(student={"logits"}, teacher={"logits"}, view=True, labels=True)
+    implementation: ClassVar[str] = "distillery.distill.losses.mlkd:MLKD"
+
+    ce: NonNegative = Field(0.1, description="weight of the labels, of both views")
+    kd: NonNegative = Field(0.9, description="weight of the teacher's predictions and relations")
+    temperature: Temperature = Field(4.0, description="beside 3, 5, 2 and 6")
+    standardize: bool = Field(False, description="standardise the logits of the predictions, not of the relations")
+    compat: Literal["fixed", "reference"] = Field(
+        "reference",
+        description="reference: as in the original's code, masks of images and classes act as factors, the weak view "
+        "stands for the strong one at the temperatures 2 and 6, and strong views have no relations",
+    )
+
+    @model_validator(mode="after")
+    def _some_part(self) -> Self:
+        if not self.ce and not self.kd:
+            raise ValueError("give `ce`, `kd` or both a weight above 0")
+        return self
+
+
+class PSKDOptions(TermOptions):
+    """Progressive self-knowledge distillation, in place of `ce`: labels softened by what was predicted before."""
+
+    needs: ClassVar[Needs] = Needs(student={"logits"}, indices=True, labels=True)
+    implementation: ClassVar[str] = "distillery.distill.losses.pskd:PSKD"
+
+    alpha: Probability = Field(0.8, description="the past's share in the last epoch; it rises from 0 linearly")
+
+
+class CSKDOptions(TermOptions):
+    """Class-wise self-knowledge distillation: an image is answered as another one of its class is."""
+
+    needs: ClassVar[Needs] = Needs(student={"logits"}, partner=True, labels=True)
+    implementation: ClassVar[str] = "distillery.distill.losses.cskd:CSKD"
+
+    temperature: Temperature = 4.0
+
+
+class TfKDOptions(TermOptions):
+    """Teacher-free distillation: a rule for the label stands in for a teacher."""
+
+    needs: ClassVar[Needs] = Needs(student={"logits"}, labels=True)
+    implementation: ClassVar[str] = "distillery.distill.losses.tfkd:TfKD"
+
+    correct: Fraction = Field(0.99, description="probability of the label; the other classes share the rest")
+    temperature: Temperature = Field(20.0, description="of that rule; the student's is 1")
+
+
 TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
     {
         "ce": CrossEntropyOptions,
@@ -285,6 +349,10 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "pkt": PKTOptions,
         "cc": CCOptions,
         "crd": CRDOptions,
+        "mlkd": MLKDOptions,
+        "pskd": PSKDOptions,
+        "cskd": CSKDOptions,
+        "tfkd": TfKDOptions,
     }
 )
 
@@ -336,8 +404,18 @@ class _WeightedSum(Block):
         heads = [name for name, term in self.terms().items() if term.head is not None]
         if len(heads) > 1:
             raise UserError(f"objective: {' and '.join(heads)} each replace the student's last layer; leave one out")
+        views = [
+            next((name for name, term in self.terms().items() if getattr(term.needs, kind)), None)
+            for kind in ("view", "partner")
+        ]
+        if all(views):
+            raise UserError(
+                f"objective: {' and '.join(map(str, views))} each want a second image of their own; leave one out"
+            )
+        if recipe.augment_view is not None and not self.needs().view:
+            raise UserError("augment_view: no term of the objective compares two views of an image; remove this key")
         for name, term in self.terms().items():
-            if term.needs.indices and recipe.mix is not None:
+            if (term.needs.indices or term.needs.partner) and recipe.mix is not None:
                 raise UserError(
                     f"mix: {name} looks at single images and cannot learn from mixed ones; write `mix: null`"
                 )

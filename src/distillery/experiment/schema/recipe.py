@@ -23,6 +23,7 @@ from distillery.experiment.schema.block import (
     Epochs,
     Fraction,
     Interpolation,
+    Neutral,
     Pixels,
     Positive,
     Probability,
@@ -265,6 +266,9 @@ class Recipe(Block):
     schedule: Schedule
     preprocess: Preprocess
     augment: tuple[Augmentation, ...] = ()
+    augment_view: Annotated[tuple[Augmentation, ...] | None, Neutral(None)] = Field(
+        None, description="what makes the second view of terms that compare two, as MLKD; default: `augment` once more"
+    )
     mix: Mix | None = None
     repeats: Annotated[int, Field(ge=1, le=1000)] = Field(
         1, description="repeated augmentation: times each image occurs in an epoch it is in"
@@ -299,9 +303,11 @@ class Recipe(Block):
             return teacher.size != self.preprocess.size
         return teacher.geometry != self.preprocess.geometry
 
-    @field_validator("augment")
+    @field_validator("augment", "augment_view")
     @classmethod
-    def _in_order(cls, augment: tuple[Augmentation, ...], info: ValidationInfo) -> tuple[Augmentation, ...]:
+    def _in_order(
+        cls, augment: tuple[Augmentation, ...] | None, info: ValidationInfo
+    ) -> tuple[Augmentation, ...] | None:
         if "preprocess" in info.data:
-            check_order(augment, info.data["preprocess"].size)
+            check_order(augment or (), info.data["preprocess"].size)
         return augment
