@@ -133,6 +133,7 @@ def check(config: Config) -> None:
     from tabulate import tabulate
 
     from distillery.distill.losses.stages import check_ignored_stages
+    from distillery.experiment.checks import large_memories
     from distillery.models.pretrained.checkpoint import check_file
     from distillery.models.registry import check_arguments, explain_unknown, is_model
     from distillery.training.optim import check_optimizer
@@ -155,6 +156,8 @@ def check(config: Config) -> None:
         for run, seed in experiment.members()
     ]
     print(tabulate(rows, headers=("run", "seed", "teacher", "model", "digest"), tablefmt="github"))
+    for line in large_memories(experiment):
+        print(f"note: {line}")
 
 
 def _check_size(experiment: Experiment, run: str) -> None:

@@ -1,5 +1,7 @@
 """What terms declare: needs, weights, and hooks that resolving, building and rehearsing call without knowing them."""
 
+import json
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -31,6 +33,12 @@ def test_every_term_says_what_it_needs_and_where_it_lies(options):
     assert options.numerics >= 1
 
 
+@pytest.mark.parametrize(("page", "row"), [("docs/methods.md", "| `{}` | "), ("config/README.md", "| `{}` | | ")])
+def test_every_term_has_a_row_on_the_pages(page, row):
+    text = (Path(__file__).parents[2] / page).read_text()
+    assert [name for name in TERMS if "\n" + row.format(name) not in text] == []
+
+
 def test_an_objective_needs_what_its_terms_need_together():
     needs = objective(ce={}, bake={}, crd={}).needs()
     assert needs == Needs(
@@ -58,6 +66,11 @@ def test_partners_want_an_order_of_their_own():
         ({"bake": {"partners": 0}}, {"repeats": 3}, None),
         ({"crd": {}}, {"mix": {"mixup": 0.8}}, "mix: crd looks at single images and cannot learn from mixed ones; "),
         ({"rkd": {}}, {"mix": {"mixup": 0.8}}, None),
+        ({"pskd": {}}, {"mix": {"mixup": 0.8}}, "mix: pskd looks at single images and cannot learn from mixed ones; "),
+        ({"cskd": {}}, {"mix": {"mixup": 0.8}}, "mix: cskd looks at single images and cannot learn from mixed ones; "),
+        ({"mlkd": {}}, {"mix": {"mixup": 0.8}, "augment_view": [{"name": "fixmatch"}]}, None),
+        ({"mlkd": {}, "cskd": {}}, {}, "objective: mlkd and cskd each want a second image of their own; leave one out"),
+        ({"kd": {}}, {"augment_view": []}, "augment_view: no term of the objective compares two views of an image; "),
     ],
 )
 def test_terms_check_the_recipe(terms, recipe, message):
@@ -68,6 +81,46 @@ def test_terms_check_the_recipe(terms, recipe, message):
     with pytest.raises(UserError) as raised:
         objective(**terms).check(recipe)
     assert str(raised.value).startswith(message)
+
+
+def test_large_memories_are_said(tmp_path):
+    from distillery.experiment import load_experiment
+    from distillery.experiment.checks import large_memories
+
+    (tmp_path / "config" / "recipes").mkdir(parents=True)
+    files = {
+        "recipes/plain.yaml": RECIPE,
+        "datasets.yaml": {"many": {"path": "data", "classes": 1000, "images": {"train": 1_281_167}}},
+        "big.yaml": {
+            "big": {
+                "dataset": "many",
+                "seeds": [0],
+                "runs": {
+                    "teacher": {"model": "cifar_resnet8", "recipe": "plain"},
+                    "refined": {"model": "cifar_resnet8", "recipe": "plain", "objective": {"pskd": {}}},
+                    "contrast": {
+                        "model": "cifar_resnet8",
+                        "recipe": "plain",
+                        "teacher": "teacher",
+                        "objective": {"ce": {}, "crd": {}},
+                    },
+                    "little": {
+                        "model": "cifar_resnet8",
+                        "recipe": "plain",
+                        "teacher": "teacher",
+                        "objective": {"ce": {}, "crd": {"features": 64}},
+                    },
+                },
+                "tables": {},
+            }
+        },
+    }
+    for name, content in files.items():
+        (tmp_path / "config" / name).write_text(json.dumps(content))
+    assert large_memories(load_experiment(tmp_path / "config" / "big.yaml")) == [
+        "refined: pskd remembers 5.1 GB about 1,281,167 images, in each process and each checkpoint",
+        "contrast: crd remembers 1.3 GB about 1,281,167 images, in each process and each checkpoint",
+    ]
 
 
 def test_two_terms_cannot_each_order_the_images_or_replace_the_last_layer(monkeypatch):

@@ -67,6 +67,19 @@ def check_experiment(experiment: Experiment) -> None:
             raise UserError(f"{where}: no run {block.baseline!r}; {nearest(block.baseline, runs)}")
 
 
+def large_memories(experiment: Experiment) -> list[str]:
+    """A line for every run of which a term remembers a GB or more, where the data set's line gives its size."""
+    images, classes = experiment.dataset.images.get("train"), experiment.dataset.classes
+    if images is None or classes is None:
+        return []
+    return [
+        f"{run}: {name} remembers {size / 1e9:.1f} GB about {images:,} images, in each process and each checkpoint"
+        for run in experiment.recipes
+        for name, options in experiment.config.runs[run].objective.terms().items()
+        if (size := options.memory(images, classes)) >= 1e9
+    ]
+
+
 def _check_teacher(experiment: Experiment, run: str) -> None:
     runs = experiment.config.runs
     config = runs[run]

@@ -6,8 +6,6 @@ import torch
 from distillery.distill.losses.cskd import cskd_loss
 from distillery.distill.losses.kd import kd_loss
 from distillery.distill.student import FeatureExtractor, Learner
-from distillery.errors import UserError
-from distillery.experiment import load_experiment
 
 
 def test_it_is_distillation_with_the_partner_as_the_teacher():
@@ -59,16 +57,3 @@ def test_partners_pass_after_the_batch_in_training_mode_without_gradient():
     # Each half by its own statistics, and both of them in the running ones, one after the other.
     expected = 0.9 * 0.1 * images.mean(dim=(0, 2, 3)) + 0.1 * partners.mean(dim=(0, 2, 3))
     torch.testing.assert_close(network[0].running_mean, expected)
-
-
-def test_what_cannot_have_partners_is_refused(workplace):
-    line = "{model: cifar_resnet8, recipe: tiny, objective: {ce: {}, cskd: {}}}"
-    workplace.edit("  tables:", f"    student: {line}\n  tables:")
-    load_experiment(workplace.experiment)
-    workplace.edit("{ce: {}, cskd: {}}", "{cskd: {}, mlkd: {}}, teacher: big")
-    with pytest.raises(UserError, match="objective: mlkd and cskd each want a second image of their own"):
-        load_experiment(workplace.experiment)
-    workplace.edit("{cskd: {}, mlkd: {}}, teacher: big", "{cskd: {}}")
-    workplace.edit_recipe("mix: {mixup: 0.8}")
-    with pytest.raises(UserError, match="mix: cskd looks at single images and cannot learn from mixed ones"):
-        load_experiment(workplace.experiment)

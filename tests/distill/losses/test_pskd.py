@@ -8,8 +8,6 @@ from distillery.distill.losses import pskd
 from distillery.distill.losses.pskd import PSKD, pskd_alpha, pskd_loss
 from distillery.distill.step import Outputs, StepInputs
 from distillery.distill.term import TermContext
-from distillery.errors import UserError
-from distillery.experiment import load_experiment
 
 
 def draw(*shape, seed=0):
@@ -96,12 +94,6 @@ def student(workplace):
     workplace.edit("\n  tables:", f"\n    student: {line}\n  tables:")
     workplace.edit_recipe("repeats: 2\ndrop_last: false")
     return workplace
-
-
-def test_mixed_images_are_refused(student):
-    student.edit_recipe("mix: {mixup: 0.8}\ndrop_last: true")
-    with pytest.raises(UserError, match=r"student\.mix: pskd looks at single images and cannot learn from mixed ones"):
-        load_experiment(student.experiment)
 
 
 @pytest.mark.parametrize("steps", [3, 7])

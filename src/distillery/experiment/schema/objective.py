@@ -146,6 +146,10 @@ class TermOptions(Block):
         """The batch, at least ``batch`` / 2 images, with which a rehearsal tries the term."""
         return batch
 
+    def memory(self, images: int, classes: int) -> int:
+        """How many bytes the term remembers about so many training images, in each process and each checkpoint."""
+        return 0
+
     def variant(self) -> str:
         """Names this use of the term, where a rehearsal should try several."""
         return ""
@@ -286,6 +290,10 @@ class CRDOptions(TermOptions):
     features: Annotated[int, Field(ge=1, le=65_536)] = Field(128, description="width of the embedded images")
     momentum: Share = Field(0.5, description="share of its old row that a memory keeps")
 
+    def memory(self, images: int, classes: int) -> int:
+        """Two memories of an embedded image each."""
+        return 2 * 4 * images * self.features
+
 
 class MLKDOptions(TermOptions):
     """Multi-level logit distillation: labels and predictions of two views, relations of classes and of images."""
@@ -317,6 +325,10 @@ class PSKDOptions(TermOptions):
     implementation: ClassVar[str] = "distillery.distill.losses.pskd:PSKD"
 
     alpha: Probability = Field(0.8, description="the past's share in the last epoch; it rises from 0 linearly")
+
+    def memory(self, images: int, classes: int) -> int:
+        """The last prediction for each image."""
+        return 4 * images * classes
 
 
 class CSKDOptions(TermOptions):
