@@ -121,7 +121,7 @@ def _parties(
     network = finished.network if finished else None
     sizes = recipe.preprocess.size, (viewer or recipe.preprocess).size
     pair = pair_networks(student, network, job.spec.objective.needs(), sizes[0], names, sizes[1])
-    context = _context(job, recipe, fabric, images, pair, finished)
+    context = _context(job, fabric, images, pair, finished)
     objective = build_objective(job.spec.objective, context)
     heads = [(name, head) for name, term in objective.each() if (head := term.head(context)) is not None]
     taps, described = pair.student.taps, None
@@ -146,9 +146,8 @@ def _parties(
     return learner, Teacher(shown, job.spec.teacher_norm), described
 
 
-def _context(
-    job: Job, recipe: Recipe, fabric: Fabric, images: ArrowImages, pair: TapPair, finished: FinishedRun | None
-) -> TermContext:
+def _context(job: Job, fabric: Fabric, images: ArrowImages, pair: TapPair, finished: FinishedRun | None) -> TermContext:
+    assert job.spec.recipe is not None
     count = len(pair.sizes)
     channels = [[point.channels for point in party.points] or count * [0] for party in (pair.student, pair.teacher)]
     margins = _margins(job, fabric, pair, finished) or count * [None]
@@ -161,7 +160,7 @@ def _context(
         teacher_classifier=pair.teacher.classifier,
         labels=images.labels,
         classes=len(job.manifest.classes),
-        epochs=total_epochs(recipe),
+        epochs=total_epochs(job.spec.recipe),
         seed=job.seed,
     )
 
