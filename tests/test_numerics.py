@@ -208,6 +208,7 @@ def test_counts(name):
 # Every option that takes another way through a term.
 VARIANTS = {
     "ce": [{}, {"label_smoothing": 0.1, "weight": {"value": 2.0, "warmup": 3}}],
+    "kd": [{}, {"standardize": True}, {"temperature": "learned"}],
     "mgd": [
         *({"reducer": reducer} for reducer in ("amp", "rd", "sm", "sp")),
         {"normalize": "mean", "compat": "reference", "ignore": [0]},

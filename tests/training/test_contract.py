@@ -31,7 +31,7 @@ class Everything(Term):
     seen: list = []  # noqa: RUF012
     ended: list = []  # noqa: RUF012
 
-    def __init__(self, temperature):
+    def __init__(self, **options):
         super().__init__()
 
     def setup(self, context):
@@ -65,7 +65,7 @@ class LinearHead(Head):
 class WithHead(Term):
     """Deploys a head; beside it, nothing."""
 
-    def __init__(self, temperature):
+    def __init__(self, **options):
         super().__init__()
 
     def head(self, context):

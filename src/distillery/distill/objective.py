@@ -71,11 +71,18 @@ class WeightedTerms(nn.Module):
 
 
 def build_objective(config: Objective, context: TermContext | None = None) -> WeightedTerms:
-    """Build the terms that a run's configuration names, set up with the run's networks."""
+    """Build the terms that a run's configuration names, set up with the run's networks.
+
+    Raises:
+        UserError: a term cannot tell the run's classes apart.
+    """
+    context = context or TermContext()
+    if context.classes:
+        config.check_classes(context.classes)
     terms: dict[str, Term] = {}
     for name, options in config.terms().items():
         module, _, term = options.implementation.partition(":")
         terms[name] = getattr(import_module(module), term)(**options.model_dump(exclude={"weight"}))
-        terms[name].setup(context or TermContext())
+        terms[name].setup(context)
     by_labels = {name for name, options in config.terms().items() if options.needs.labels}
     return WeightedTerms(terms, {name: options.weight_at for name, options in config.terms().items()}, by_labels)

@@ -130,6 +130,8 @@ def _check_sampling(experiment: Experiment, run: str) -> None:
     with located(where):
         objective = experiment.config.runs[run].objective
         objective.check(recipe)
+        if experiment.dataset.classes is not None:
+            objective.check_classes(experiment.dataset.classes)
         labels = experiment.labels(run)
         if labels is not None:
             labels.check(objective, recipe)

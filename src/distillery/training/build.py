@@ -122,7 +122,8 @@ def _parties(
     sizes = recipe.preprocess.size, (viewer or recipe.preprocess).size
     pair = pair_networks(student, network, job.spec.objective.needs(), sizes[0], names, sizes[1])
     context = _context(job, fabric, images, pair, finished)
-    objective = build_objective(job.spec.objective, context)
+    with located(job.where):
+        objective = build_objective(job.spec.objective, context)
     heads = [(name, head) for name, term in objective.each() if (head := term.head(context)) is not None]
     taps, described = pair.student.taps, None
     for name, head in heads:

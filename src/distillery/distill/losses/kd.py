@@ -6,13 +6,13 @@ B batch, C classes.
 from torch import Tensor
 from torch.nn import functional as F
 
+from distillery.distill.losses.logits import LogitTerm
 from distillery.distill.precision import full_precision
 from distillery.distill.step import StepInputs
-from distillery.distill.term import Term
 
 
 @full_precision
-def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float | Tensor) -> Tensor:
     """``T^2`` times the batch mean of ``KL(softmax(z_t / T) || softmax(z_s / T))``, a scalar (Hinton et al. 2015).
 
     The factor ``T^2`` keeps the gradient's size while the temperature varies; USI's form is the one at T = 1. The
@@ -25,21 +25,16 @@ def kd_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float) 
     Args:
         student_logits: (B, C).
         teacher_logits: (B, C).
-        temperature: T > 0, on both sides.
+        temperature: T > 0, on both sides; a scalar tensor gets its gradient, through T^2 too.
     """
     student_log_BC = F.log_softmax(student_logits / temperature, dim=1)
     teacher_log_BC = F.log_softmax(teacher_logits.detach() / temperature, dim=1)
     return temperature**2 * F.kl_div(student_log_BC, teacher_log_BC, reduction="batchmean", log_target=True)
 
 
-class KD(Term):
+class KD(LogitTerm):
     """The term ``kd``."""
-
-    def __init__(self, temperature: float = 4.0) -> None:
-        super().__init__()
-        self.temperature = temperature
 
     def forward(self, inputs: StepInputs) -> Tensor:
         """Return the batch mean."""
-        assert inputs.teacher is not None
-        return kd_loss(inputs.student.logits_BC, inputs.teacher.logits_BC, self.temperature)
+        return kd_loss(*self.logits(inputs), self.temperature_at(inputs.epoch))

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import (
+    AfterValidator,
     Discriminator,
     Field,
     Tag,
@@ -17,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from distillery.errors import UserError
+from distillery.errors import UserError, located
 from distillery.experiment.schema.block import (
     Block,
     Count,
@@ -99,6 +100,31 @@ class ScheduledWeight(Block):
 Temperature = Annotated[float, Field(gt=0, le=1000)]
 
 
+class LearnedTemperature(Block):
+    """CTKD's: lowest + span x sigmoid(g), with g learned against the student: the gradient that it gets is reversed."""
+
+    name: Literal["learned"]
+    lowest: Temperature = 1.0
+    span: Temperature = Field(20.0, description="how far above `lowest` it may rise")
+    reversal: NonNegative = Field(1.0, description="factor of the reversed gradient, once whole")
+    epochs: Epochs = Field(10, description="epochs over which the factor rises to that, by a cosine")
+
+
+def _is_learned(temperature: Any) -> str:  # noqa: ANN401
+    if isinstance(temperature, str):
+        return "word" if temperature.isidentifier() else "number"
+    return "settings" if isinstance(temperature, (Mapping, LearnedTemperature)) else "number"
+
+
+# Of a term of logits: a number, the word `learned`, or that with its settings.
+Softening = Annotated[
+    Annotated[Temperature, Tag("number")]
+    | Annotated[Literal["learned"], AfterValidator(lambda word: LearnedTemperature(name=word)), Tag("word")]
+    | Annotated[LearnedTemperature, Tag("settings")],
+    Discriminator(_is_learned),
+]
+
+
 def _is_schedule(weight: Any) -> str:  # noqa: ANN401
     return "schedule" if isinstance(weight, (Mapping, ScheduledWeight)) else "number"
 
@@ -138,6 +164,13 @@ class TermOptions(Block):
             UserError: it does not; the line begins with the recipe's key.
         """
 
+    def check_classes(self, classes: int) -> None:
+        """Check that the term can tell so many classes apart.
+
+        Raises:
+            UserError: it cannot; the line begins with the option at fault.
+        """
+
     def sampling(self) -> Sampling | None:
         """The order of images that the term needs, or None if any will do."""
         return None
@@ -164,13 +197,30 @@ class CrossEntropyOptions(TermOptions):
     label_smoothing: Share = 0.0
 
 
-class KDOptions(TermOptions):
-    """Hinton's distillation: T^2 KL(teacher || student) of the softened probabilities."""
+class LogitOptions(TermOptions):
+    """What the terms that compare two networks' logits share."""
 
     needs: ClassVar[Needs] = Needs(student={"logits"}, teacher={"logits"})
+
+    standardize: Annotated[bool, Neutral(False)] = Field(
+        False, description="compare logits of mean 0 and deviation 1 over each image's classes"
+    )
+
+    def check_classes(self, classes: int) -> None:
+        """Of two standardised logits, all that is left is which is larger."""
+        if self.standardize and classes < 3:
+            raise UserError(
+                f"standardize: with {classes} classes the standardised logits of every image are the same two numbers; "
+                "remove this key"
+            )
+
+
+class KDOptions(LogitOptions):
+    """Hinton's distillation: T^2 KL(teacher || student) of the softened probabilities."""
+
     implementation: ClassVar[str] = "distillery.distill.losses.kd:KD"
 
-    temperature: Temperature = 4.0
+    temperature: Softening = 4.0
 
 
 class StageOptions(TermOptions):
@@ -432,6 +482,16 @@ class _WeightedSum(Block):
                     f"mix: {name} looks at single images and cannot learn from mixed ones; write `mix: null`"
                 )
             term.check(recipe)
+
+    def check_classes(self, classes: int) -> None:
+        """Check that every term can tell so many classes apart.
+
+        Raises:
+            UserError: one cannot; the line begins with the key at fault.
+        """
+        for name, term in self.terms().items():
+            with located(f"objective.{name}"):
+                term.check_classes(classes)
 
 
 if TYPE_CHECKING:

@@ -1,0 +1,81 @@
+"""The terms of logits against what their authors' code computed: a check for each method of tests/golden-zoo.
+
+``CHECKS[method](stored, meta)`` takes a file's arrays and its hyper-parameters.
+"""
+
+import re
+
+import torch
+
+from distillery.distill.objective import build_objective
+from distillery.distill.step import Outputs, StepInputs
+from distillery.experiment.schema.objective import Objective
+
+
+def close(found, stored, what):
+    """Assert equality to 1e-9 of the largest stored number, or of 1e-4 where all are smaller."""
+    found, stored = torch.as_tensor(found).detach().double(), stored.double()
+    assert found.shape == stored.shape, what
+    if stored.numel():
+        distance, scale = (found - stored).abs().max().item(), max(stored.abs().max().item(), 1e-4)
+        assert distance <= 1e-9 * scale, f"{what}: {distance:.1e} of {scale:.1e}"
+
+
+class Case:
+    """A term on a file's logits: its value, gradients and state; ``expect`` compares."""
+
+    def __init__(self, stored, terms, target, epoch=0.0, context=None, **student):
+        self.stored = stored
+        self.objective = build_objective(Objective.model_validate(terms), context).double()
+        self.logits = stored["logits_s"].clone().requires_grad_()
+        teacher = Outputs(stored["logits_t"]) if "logits_t" in stored else None
+        self.inputs = StepInputs(Outputs(self.logits, **student), stored.get(target), teacher, epoch=epoch)
+
+    def expect(self, key="loss", value="loss", gradient="grad.logits_s"):
+        self.logits.grad = None
+        values = self.objective(self.inputs)
+        values["loss"].backward()
+        close(values[value], self.stored[key], key)
+        close(self.logits.grad, self.stored[gradient], gradient)
+        return values
+
+    def value(self):
+        """The objective's value alone."""
+        return self.objective(self.inputs)["loss"]
+
+
+def options(meta, *names):
+    return {name: meta[name] for name in names}
+
+
+def check_kd_standardized(stored, meta):
+    Case(stored, {"kd": {"standardize": True} | options(meta, "temperature")}, "labels").expect()
+
+
+def check_ctkd(stored, meta):
+    span = {"lowest": meta["t_start"], "span": meta["t_end"]}
+    # Its schedule's end stands in for the one factor that the file was made with.
+    settings = {"name": "learned", **span, "reversal": -meta["lam"], "epochs": 1}
+    case = Case(stored, {"kd": {"temperature": settings}}, "labels")
+    temperature = case.objective.terms["kd"].temperature
+    temperature.parameter.data.copy_(stored["parameter"])
+    close(temperature(0.0), stored["temperature"].squeeze(), "temperature")
+    case.expect()
+    close(temperature.parameter.grad, stored["grad.parameter"], "grad.parameter")
+    if "lambda_by_epoch" in stored:
+        start, end, epochs = map(int, re.findall(r"CosineDecay\((-?\d+), (-?\d+), (\d+)\)", meta["source"])[0])
+        assert start == 0
+        settings |= {"reversal": -end, "epochs": epochs}
+        term = Case(stored, {"kd": {"temperature": settings}}, "labels").objective.terms["kd"].temperature
+        slopes = []
+        for epoch in range(len(stored["lambda_by_epoch"]) - 1):
+            term.parameter.data.zero_()
+            (slope,) = torch.autograd.grad(term(float(epoch)), term.parameter)
+            slopes.append(slope * 4 / meta["t_end"])  # of the sigmoid, 1/4 at 0
+        close(torch.cat(slopes), stored["lambda_by_epoch"][1:], "lambda_by_epoch")
+
+
+CHECKS = {
+    "kd+logit_standardization": check_kd_standardized,
+    "ctkd": check_ctkd,
+}
