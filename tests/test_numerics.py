@@ -209,6 +209,7 @@ def test_counts(name):
 VARIANTS = {
     "ce": [{}, {"label_smoothing": 0.1, "weight": {"value": 2.0, "warmup": 3}}],
     "kd": [{}, {"standardize": True}, {"temperature": "learned"}],
+    "dkd": [{}, {"standardize": True}],
     "mgd": [
         *({"reducer": reducer} for reducer in ("amp", "rd", "sm", "sp")),
         {"normalize": "mean", "compat": "reference", "ignore": [0]},

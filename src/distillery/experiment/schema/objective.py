@@ -223,6 +223,31 @@ class KDOptions(LogitOptions):
     temperature: Softening = 4.0
 
 
+def _check_others(key: str, weight: float, classes: int) -> None:
+    """Refuse a weight of the classes that are not an image's label where there is but one."""
+    if weight and classes < 3:
+        raise UserError(
+            f"{key}: {weight:g} weighs the shares of the classes that are not an image's label, which have no meaning "
+            f"with {classes} classes in all; write `{key}: 0`"
+        )
+
+
+class DKDOptions(LogitOptions):
+    """Decoupled distillation: of the label's probability, and of the other classes among themselves."""
+
+    needs: ClassVar[Needs] = Needs(student={"logits"}, teacher={"logits"}, labels=True)
+    implementation: ClassVar[str] = "distillery.distill.losses.dkd:DKD"
+
+    temperature: Softening = 4.0
+    alpha: NonNegative = Field(1.0, description="weight of the label's probability")
+    beta: NonNegative = Field(8.0, description="weight of the other classes")
+
+    def check_classes(self, classes: int) -> None:
+        """There must be other classes."""
+        super().check_classes(classes)
+        _check_others("beta", self.beta, classes)
+
+
 class StageOptions(TermOptions):
     """What MGD and Overhaul share: a distance at the end of every stage, before the activation."""
 
@@ -404,6 +429,7 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
     {
         "ce": CrossEntropyOptions,
         "kd": KDOptions,
+        "dkd": DKDOptions,
         "mgd": MGDOptions,
         "bake": BAKEOptions,
         "overhaul": OverhaulOptions,
