@@ -140,7 +140,17 @@ def networks(batch=4, dtype=torch.float32):
     )
 
 
-EVERY_TERM = {"ce": {}, "kd": {}, "dkd": {}, "mgd": {}, "bake": {}, "overhaul": {}, "rkd": {}, "crd": {"negatives": 2}}
+EVERY_TERM = {
+    "ce": {},
+    "kd": {},
+    "dkd": {},
+    "nkd": {},
+    "mgd": {},
+    "bake": {},
+    "overhaul": {},
+    "rkd": {},
+    "crd": {"negatives": 2},
+}
 
 
 def computed(terms, dtype=torch.float32, batch_fraction=1.0):

@@ -87,9 +87,19 @@ def check_dkd_standardized(stored, meta):
     check_dkd(stored, meta, standardize=True)
 
 
+def check_nkd(stored, meta):
+    settings = options(meta, "temperature", "gamma")
+    assert stored["target"].ndim == 1 + meta["soft_target"]
+    Case(stored, {"nkd": settings}, "target").expect()
+    if "target_term" in stored:
+        found = Case(stored, {"nkd": settings | {"gamma": 0}}, "target").value()
+        close(found, stored["target_term"], "target_term")
+
+
 CHECKS = {
     "kd+logit_standardization": check_kd_standardized,
     "ctkd": check_ctkd,
     "dkd": check_dkd,
     "dkd+logit_standardization": check_dkd_standardized,
+    "nkd": check_nkd,
 }

@@ -31,6 +31,7 @@ LABELS = torch.tensor([0, 6, 3, 3, 1])
 AT_TEMPERATURE = {
     "kd": lambda s, t, labels, T: losses.kd_loss(s, t, T),
     "dkd": losses.dkd_loss,
+    "nkd": losses.nkd_loss,
 }
 LOSSES = AT_TEMPERATURE | {}
 # Parts of these have no gradient by definition.

@@ -248,6 +248,21 @@ class DKDOptions(LogitOptions):
         _check_others("beta", self.beta, classes)
 
 
+class NKDOptions(LogitOptions):
+    """Normalised distillation: DKD's halves as cross-entropies, the label's weighted by the teacher."""
+
+    needs: ClassVar[Needs] = Needs(student={"logits"}, teacher={"logits"}, labels=True)
+    implementation: ClassVar[str] = "distillery.distill.losses.nkd:NKD"
+
+    temperature: Softening = Field(1.0, description="of the other classes; the label's probability has none")
+    gamma: NonNegative = Field(1.5, description="weight of the other classes")
+
+    def check_classes(self, classes: int) -> None:
+        """There must be other classes."""
+        super().check_classes(classes)
+        _check_others("gamma", self.gamma, classes)
+
+
 class StageOptions(TermOptions):
     """What MGD and Overhaul share: a distance at the end of every stage, before the activation."""
 
@@ -430,6 +445,7 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "ce": CrossEntropyOptions,
         "kd": KDOptions,
         "dkd": DKDOptions,
+        "nkd": NKDOptions,
         "mgd": MGDOptions,
         "bake": BAKEOptions,
         "overhaul": OverhaulOptions,
