@@ -145,6 +145,7 @@ EVERY_TERM = {
     "kd": {},
     "dkd": {},
     "nkd": {},
+    "dist": {},
     "mgd": {},
     "bake": {},
     "overhaul": {},

@@ -96,10 +96,19 @@ def check_nkd(stored, meta):
         close(found, stored["target_term"], "target_term")
 
 
+def check_dist(stored, meta):
+    settings = {"temperature": meta["tau"]} | options(meta, "beta", "gamma")
+    Case(stored, {"dist": settings}, "labels").expect()
+    for part, alone in (("inter", {"beta": 1, "gamma": 0}), ("intra", {"beta": 0, "gamma": 1})):
+        if part in stored:
+            close(Case(stored, {"dist": settings | alone}, "labels").value(), stored[part], part)
+
+
 CHECKS = {
     "kd+logit_standardization": check_kd_standardized,
     "ctkd": check_ctkd,
     "dkd": check_dkd,
     "dkd+logit_standardization": check_dkd_standardized,
     "nkd": check_nkd,
+    "dist": check_dist,
 }

@@ -32,6 +32,7 @@ AT_TEMPERATURE = {
     "kd": lambda s, t, labels, T: losses.kd_loss(s, t, T),
     "dkd": losses.dkd_loss,
     "nkd": losses.nkd_loss,
+    "dist": lambda s, t, labels, T: losses.dist_loss(s, t, T),
 }
 LOSSES = AT_TEMPERATURE | {}
 # Parts of these have no gradient by definition.

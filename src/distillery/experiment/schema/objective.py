@@ -263,6 +263,16 @@ class NKDOptions(LogitOptions):
         _check_others("gamma", self.gamma, classes)
 
 
+class DISTOptions(LogitOptions):
+    """Distillation from a stronger teacher: probabilities correlate as the teacher's do, in an image and in a class."""
+
+    implementation: ClassVar[str] = "distillery.distill.losses.dist:DIST"
+
+    temperature: Softening = 1.0
+    beta: NonNegative = Field(1.0, description="weight of the relations between an image's classes")
+    gamma: NonNegative = Field(1.0, description="weight of those within a class, over a batch's images")
+
+
 class StageOptions(TermOptions):
     """What MGD and Overhaul share: a distance at the end of every stage, before the activation."""
 
@@ -446,6 +456,7 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "kd": KDOptions,
         "dkd": DKDOptions,
         "nkd": NKDOptions,
+        "dist": DISTOptions,
         "mgd": MGDOptions,
         "bake": BAKEOptions,
         "overhaul": OverhaulOptions,
