@@ -210,6 +210,7 @@ VARIANTS = {
     "ce": [{}, {"label_smoothing": 0.1, "weight": {"value": 2.0, "warmup": 3}}],
     "kd": [{}, {"standardize": True}, {"temperature": "learned"}],
     "dkd": [{}, {"standardize": True}],
+    "wttm": [{}, {"weighted": False}],
     "mgd": [
         *({"reducer": reducer} for reducer in ("amp", "rd", "sm", "sp")),
         {"normalize": "mean", "compat": "reference", "ignore": [0]},

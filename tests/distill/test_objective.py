@@ -146,6 +146,7 @@ EVERY_TERM = {
     "dkd": {},
     "nkd": {},
     "dist": {},
+    "wttm": {},
     "mgd": {},
     "bake": {},
     "overhaul": {},

@@ -104,6 +104,12 @@ def check_dist(stored, meta):
             close(Case(stored, {"dist": settings | alone}, "labels").value(), stored[part], part)
 
 
+def check_wttm(stored, meta):
+    settings = options(meta, "gamma")
+    Case(stored, {"wttm": settings}, "labels").expect()
+    Case(stored, {"wttm": settings | {"weighted": False}}, "labels").expect("ttm", gradient="grad_ttm.logits_s")
+
+
 CHECKS = {
     "kd+logit_standardization": check_kd_standardized,
     "ctkd": check_ctkd,
@@ -111,4 +117,5 @@ CHECKS = {
     "dkd+logit_standardization": check_dkd_standardized,
     "nkd": check_nkd,
     "dist": check_dist,
+    "wttm": check_wttm,
 }

@@ -34,7 +34,10 @@ AT_TEMPERATURE = {
     "nkd": losses.nkd_loss,
     "dist": lambda s, t, labels, T: losses.dist_loss(s, t, T),
 }
-LOSSES = AT_TEMPERATURE | {}
+LOSSES = AT_TEMPERATURE | {
+    "wttm": lambda s, t, labels, T: losses.wttm_loss(s, t, 1 / T),
+    "ttm": lambda s, t, labels, T: losses.wttm_loss(s, t, 1 / T, weighted=False),
+}
 # Parts of these have no gradient by definition.
 CONSTANTS = {"wsld", "uskd"}
 

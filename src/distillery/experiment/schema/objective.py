@@ -273,6 +273,15 @@ class DISTOptions(LogitOptions):
     gamma: NonNegative = Field(1.0, description="weight of those within a class, over a batch's images")
 
 
+class WTTMOptions(LogitOptions):
+    """Weighted transformed teacher matching: the student, at temperature 1, learns a power of the teacher's answer."""
+
+    implementation: ClassVar[str] = "distillery.distill.losses.wttm:WTTM"
+
+    gamma: Temperature = Field(0.1, description="the exponent; 1 / gamma would be the teacher's temperature")
+    weighted: bool = Field(True, description="images count more where the teacher is unsure; false is TTM")
+
+
 class StageOptions(TermOptions):
     """What MGD and Overhaul share: a distance at the end of every stage, before the activation."""
 
@@ -457,6 +466,7 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "dkd": DKDOptions,
         "nkd": NKDOptions,
         "dist": DISTOptions,
+        "wttm": WTTMOptions,
         "mgd": MGDOptions,
         "bake": BAKEOptions,
         "overhaul": OverhaulOptions,
