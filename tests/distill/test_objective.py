@@ -147,6 +147,7 @@ EVERY_TERM = {
     "nkd": {},
     "dist": {},
     "wttm": {},
+    "wsld": {},
     "mgd": {},
     "bake": {},
     "overhaul": {},

@@ -110,6 +110,12 @@ def check_wttm(stored, meta):
     Case(stored, {"wttm": settings | {"weighted": False}}, "labels").expect("ttm", gradient="grad_ttm.logits_s")
 
 
+def check_wsld(stored, meta):
+    soft = {"weight": meta["alpha"]} | options(meta, "temperature")
+    case = Case(stored, {"ce": {}, "wsld": soft}, "labels")
+    close(case.expect()["ce"], stored["ce"], "ce")
+
+
 CHECKS = {
     "kd+logit_standardization": check_kd_standardized,
     "ctkd": check_ctkd,
@@ -118,4 +124,5 @@ CHECKS = {
     "nkd": check_nkd,
     "dist": check_dist,
     "wttm": check_wttm,
+    "wsld": check_wsld,
 }

@@ -33,6 +33,7 @@ AT_TEMPERATURE = {
     "dkd": losses.dkd_loss,
     "nkd": losses.nkd_loss,
     "dist": lambda s, t, labels, T: losses.dist_loss(s, t, T),
+    "wsld": losses.wsld_loss,
 }
 LOSSES = AT_TEMPERATURE | {
     "wttm": lambda s, t, labels, T: losses.wttm_loss(s, t, 1 / T),

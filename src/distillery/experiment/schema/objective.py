@@ -282,6 +282,15 @@ class WTTMOptions(LogitOptions):
     weighted: bool = Field(True, description="images count more where the teacher is unsure; false is TTM")
 
 
+class WSLDOptions(LogitOptions):
+    """Weighted soft labels: an image counts less where the student is surer than the teacher."""
+
+    needs: ClassVar[Needs] = Needs(student={"logits"}, teacher={"logits"}, labels=True)
+    implementation: ClassVar[str] = "distillery.distill.losses.wsld:WSLD"
+
+    temperature: Softening = 2.0
+
+
 class StageOptions(TermOptions):
     """What MGD and Overhaul share: a distance at the end of every stage, before the activation."""
 
@@ -467,6 +476,7 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "nkd": NKDOptions,
         "dist": DISTOptions,
         "wttm": WTTMOptions,
+        "wsld": WSLDOptions,
         "mgd": MGDOptions,
         "bake": BAKEOptions,
         "overhaul": OverhaulOptions,
