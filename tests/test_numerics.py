@@ -211,6 +211,7 @@ VARIANTS = {
     "kd": [{}, {"standardize": True}, {"temperature": "learned"}],
     "dkd": [{}, {"standardize": True}],
     "wttm": [{}, {"weighted": False}],
+    "uskd": [{}, {"compat": "reference"}],
     "mgd": [
         *({"reducer": reducer} for reducer in ("amp", "rd", "sm", "sp")),
         {"normalize": "mean", "compat": "reference", "ignore": [0]},

@@ -134,8 +134,8 @@ def networks(batch=4, dtype=torch.float32):
     pairs = (StagePair(4, 8, bn_margin(draw(8).float(), draw(8).float())), StagePair(6, 13, None))
     labels = np.array([0, 1, 2, 3, 3, 0])
     return (
-        student,
-        teacher,
+        student._replace(activations=student.stages),
+        teacher._replace(activations=teacher.stages),
         TermContext(pairs, student_features=7, teacher_features=9, labels=labels, classes=5, seed=1),
     )
 
@@ -148,6 +148,7 @@ EVERY_TERM = {
     "dist": {},
     "wttm": {},
     "wsld": {},
+    "uskd": {},
     "mgd": {},
     "bake": {},
     "overhaul": {},

@@ -9,6 +9,7 @@ import torch
 
 from distillery.distill.objective import build_objective
 from distillery.distill.step import Outputs, StepInputs
+from distillery.distill.term import StagePair, TermContext
 from distillery.experiment.schema.objective import Objective
 
 
@@ -116,6 +117,21 @@ def check_wsld(stored, meta):
     close(case.expect()["ce"], stored["ce"], "ce")
 
 
+def check_uskd(stored, meta):
+    settings = options(meta, "alpha", "beta", "mu") | {"compat": "reference", "stage": 0}
+    middle = stored["feat_mid"][:, :, None, None].clone().requires_grad_()
+    classes = stored["logits_s"].shape[1]
+    context = TermContext((StagePair(middle.shape[1], 0, None),), classes=classes)
+    case = Case(stored, {"uskd": settings}, "labels", context=context, activations=(middle,))
+    weak = case.objective.terms["uskd"].weak
+    for name, parameter in weak.named_parameters():
+        parameter.data.copy_(stored[f"p.fc.{name}"])
+    case.expect()
+    close(middle.grad[:, :, 0, 0], stored["grad.feat_mid"], "grad.feat_mid")
+    for name, parameter in weak.named_parameters():
+        close(parameter.grad, stored[f"grad.p.fc.{name}"], f"grad.p.fc.{name}")
+
+
 CHECKS = {
     "kd+logit_standardization": check_kd_standardized,
     "ctkd": check_ctkd,
@@ -125,4 +141,5 @@ CHECKS = {
     "dist": check_dist,
     "wttm": check_wttm,
     "wsld": check_wsld,
+    "uskd": check_uskd,
 }

@@ -38,6 +38,7 @@ AT_TEMPERATURE = {
 LOSSES = AT_TEMPERATURE | {
     "wttm": lambda s, t, labels, T: losses.wttm_loss(s, t, 1 / T),
     "ttm": lambda s, t, labels, T: losses.wttm_loss(s, t, 1 / T, weighted=False),
+    "uskd": lambda s, t, labels, T: losses.uskd_loss(s, t.detach(), labels),
 }
 # Parts of these have no gradient by definition.
 CONSTANTS = {"wsld", "uskd"}

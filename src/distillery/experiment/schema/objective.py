@@ -291,6 +291,27 @@ class WSLDOptions(LogitOptions):
     temperature: Softening = 2.0
 
 
+class USKDOptions(TermOptions):
+    """Universal self-distillation: targets that the student makes for itself, one by a layer on a middle stage."""
+
+    needs: ClassVar[Needs] = Needs(student={"logits", "activations"}, labels=True)
+    implementation: ClassVar[str] = "distillery.distill.losses.uskd:USKD"
+
+    alpha: NonNegative = Field(1.0, description="weight of the label")
+    beta: NonNegative = Field(0.1, description="weight of the other classes")
+    mu: NonNegative = Field(0.005, description="weight of the middle stage's own answer")
+    stage: Annotated[int, Field(ge=0, le=100)] | None = Field(
+        None, description="which stage, counted from 0; the one before the last if not given"
+    )
+    compat: Literal["fixed", "reference"] = Field(
+        "fixed", description="reference: rank the other classes by log-probabilities, as the original does by mistake"
+    )
+
+    def check_classes(self, classes: int) -> None:
+        """There must be other classes."""
+        _check_others("beta", self.beta, classes)
+
+
 class StageOptions(TermOptions):
     """What MGD and Overhaul share: a distance at the end of every stage, before the activation."""
 
@@ -477,6 +498,7 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "dist": DISTOptions,
         "wttm": WTTMOptions,
         "wsld": WSLDOptions,
+        "uskd": USKDOptions,
         "mgd": MGDOptions,
         "bake": BAKEOptions,
         "overhaul": OverhaulOptions,
