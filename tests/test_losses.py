@@ -11,7 +11,7 @@ from distillery.experiment.schema.objective import TERMS
 @pytest.mark.parametrize(
     "name",
     ["bake_loss", "bn_margin", "crd_loss", "cross_entropy_loss", "ensemble_targets", "kd_loss", "match_channels",
-     "dkd_loss", "nkd_loss", "dist_loss", "wttm_loss", "wsld_loss", "uskd_loss",
+     "dkd_loss", "nkd_loss", "dist_loss", "wttm_loss", "wsld_loss", "uskd_loss", "hard_label_loss",
      "matching_cost", "overhaul_loss", "partial_l2", "reduce_channels", "rkd_loss"],
 )  # fmt: skip
 def test_every_method_has_its_functions(name):

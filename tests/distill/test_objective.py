@@ -149,6 +149,7 @@ EVERY_TERM = {
     "wttm": {},
     "wsld": {},
     "uskd": {},
+    "hard_label": {},
     "mgd": {},
     "bake": {},
     "overhaul": {},

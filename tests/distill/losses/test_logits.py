@@ -39,6 +39,7 @@ LOSSES = AT_TEMPERATURE | {
     "wttm": lambda s, t, labels, T: losses.wttm_loss(s, t, 1 / T),
     "ttm": lambda s, t, labels, T: losses.wttm_loss(s, t, 1 / T, weighted=False),
     "uskd": lambda s, t, labels, T: losses.uskd_loss(s, t.detach(), labels),
+    "hard_label": lambda s, t, labels, T: losses.hard_label_loss(s, t),
 }
 # Parts of these have no gradient by definition.
 CONSTANTS = {"wsld", "uskd"}

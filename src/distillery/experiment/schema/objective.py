@@ -312,6 +312,15 @@ class USKDOptions(TermOptions):
         _check_others("beta", self.beta, classes)
 
 
+class HardLabelOptions(TermOptions):
+    """Hard-label distillation: cross-entropy with the class that the teacher gives an image."""
+
+    needs: ClassVar[Needs] = Needs(student={"logits"}, teacher={"logits"})
+    implementation: ClassVar[str] = "distillery.distill.losses.hard_label:HardLabel"
+
+    label_smoothing: Share = 0.0
+
+
 class StageOptions(TermOptions):
     """What MGD and Overhaul share: a distance at the end of every stage, before the activation."""
 
@@ -499,6 +508,7 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "wttm": WTTMOptions,
         "wsld": WSLDOptions,
         "uskd": USKDOptions,
+        "hard_label": HardLabelOptions,
         "mgd": MGDOptions,
         "bake": BAKEOptions,
         "overhaul": OverhaulOptions,
