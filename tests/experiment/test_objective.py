@@ -123,6 +123,12 @@ def test_large_memories_are_said(tmp_path):
     ]
 
 
+def test_a_learned_temperature_is_the_same_by_word_and_by_settings():
+    word, settings = (objective(kd={"temperature": value}) for value in ("learned", {"name": "learned"}))
+    assert word == settings
+    assert objective(kd={"temperature": {"name": "learned", "span": 5}}) != word
+
+
 def test_two_terms_cannot_each_order_the_images_or_replace_the_last_layer(monkeypatch):
     monkeypatch.setattr(TERMS["kd"], "sampling", lambda self: Sampling("partners", {"partners": 2}))
     with pytest.raises(UserError, match=r"^objective: kd and bake each want an order of images of their own"):

@@ -138,6 +138,13 @@ FAULTS = [
     (PAGE, "loss_factor: 10", "ignore: [0, 1, 2]", "leaves no stage to learn from"),
     (PAGE, "loss_factor: 10", "ignore: [true]", "ignore.0: true is not valid"),
     (PAGE, "mgd: {loss_factor: 10}", "rkd: {distance: 0, angle: 0}", "give `distance`, `angle` or both"),
+    (PAGE, KD, "kd: {temperature: lerned}", "kd.temperature: 'lerned' is not valid; did you mean 'learned'?"),
+    (PAGE, KD, "kd: {temperature: true}", "kd.temperature: true is not valid; expected a number"),
+    (PAGE, KD, "kd: {temperature: '4'}", "temperature: '4' is not valid; expected a number; write it without quotes"),
+    (PAGE, KD, "kd: {temperature: {span: 3}}", "kd.temperature.name: missing"),
+    (PAGE, KD, "kd: {temperature: {name: learned, spam: 3}}", "kd.temperature.spam: unknown key 'spam'; did you mean"),
+    (PAGE, KD, "kd: {temperature: {name: learned, span: 0}}", "kd.temperature.span: 0 is not valid"),
+    (PAGE, KD, "kd: {standardize: 1}", "kd.standardize: 1 is not valid; expected true or false"),
     # Keys that nothing reads.
     (PAGE, GIVEN, GIVEN[:-1] + ", objective: {ce: {}}}", "given.objective: imported weights are not trained"),
     (PAGE, GIVEN, GIVEN[:-1] + ", seeds: [0, 1]}", "given.seeds: imported weights are not trained; remove this key"),

@@ -29,6 +29,7 @@ OBJECTIVES = {
     "bake": "{ce: {}, bake: {}}",
     "rkd": "{ce: {}, rkd: {}}",
     "crd": "{ce: {}, crd: {negatives: 9}}",
+    "logits": "{ce: {}, kd: {temperature: learned}, dkd: {beta: 1}, nkd: {}, dist: {}, wttm: {}, wsld: {}, uskd: {}}",
     "few_labels": "{ce: {}, kd: {}}, labels: 6",
 }
 WITHOUT_TEACHER = {"ce", "bake"}

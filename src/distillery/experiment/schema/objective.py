@@ -113,14 +113,14 @@ class LearnedTemperature(Block):
 def _is_learned(temperature: Any) -> str:  # noqa: ANN401
     if isinstance(temperature, str):
         return "word" if temperature.isidentifier() else "number"
-    return "settings" if isinstance(temperature, (Mapping, LearnedTemperature)) else "number"
+    return "learned" if isinstance(temperature, (Mapping, LearnedTemperature)) else "number"
 
 
 # Of a term of logits: a number, the word `learned`, or that with its settings.
 Softening = Annotated[
     Annotated[Temperature, Tag("number")]
     | Annotated[Literal["learned"], AfterValidator(lambda word: LearnedTemperature(name=word)), Tag("word")]
-    | Annotated[LearnedTemperature, Tag("settings")],
+    | Annotated[LearnedTemperature, Tag("learned")],
     Discriminator(_is_learned),
 ]
 
