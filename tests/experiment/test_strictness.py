@@ -15,7 +15,10 @@ SHAPES = [lambda v: v, lambda v: (v,), lambda v: (v, v), lambda v: (v, v, v), la
 # Truth values, text, and what is too large for anything that a configuration says.
 NEVER = [True, False, "1", "1e-3", math.inf, -math.inf, math.nan, 1e300, -1e300, 10**40]
 # A network's own arguments are as its builder takes them, words and truth values among them.
-FREE = {("RunConfig", "model_args"): [True, False, "1", "1e-3", 1e300, -1e300, 10**40, -1]}
+FREE = {
+    ("RunConfig", "model_args"): [True, False, "1", "1e-3", 1e300, -1e300, 10**40, -1],
+    ("ExperimentConfig", "defaults"): [*NEVER, -1],  # they become keys of runs, and are read as such
+}
 
 
 def blocks(parent=Block):

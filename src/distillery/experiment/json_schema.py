@@ -34,6 +34,7 @@ def _experiment_schema() -> dict[str, Any]:
     recipe = Recipe.model_json_schema()
     for name, definition in recipe.pop("$defs").items():
         schema["$defs"].setdefault(name, definition)
+    del schema["$defs"]["RunConfig"]["required"]  # `defaults` may have it
     schema["$defs"]["RunConfig"]["properties"] |= {key: _partial(value) for key, value in recipe["properties"].items()}
     return schema
 

@@ -17,6 +17,7 @@ from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.experiment import ExperimentConfig, RunConfig
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.experiment.spec import RUN_PREFIX
+from distillery.experiment.sweep import merged, written_out
 
 # Names that stand beside experiments in the results folder.
 RESERVED = ("datasets", "tables", "figures", "rehearsal", "work")
@@ -67,8 +68,9 @@ def _read_experiment(path: Path, linked: dict[str, Experiment], rehearsal: bool 
     _check_name(name, str(path), "an experiment", experiment_names(path.parent))
     if name in RESERVED:
         raise UserError(f"{path}: {name!r} is a folder of results/ and cannot name an experiment")
-    runs, overrides = _split_runs(path, name, raw[name])
-    config = validate(ExperimentConfig, {**raw[name], "runs": runs}, path, (name,))
+    body = written_out(path, name, raw[name]) if isinstance(raw[name], dict) else raw[name]
+    runs, overrides = _split_runs(path, name, body)
+    config = validate(ExperimentConfig, {**body, "runs": runs}, path, (name,))
     dataset = load_dataset(path.parent / "datasets.yaml", config.dataset, f"{path}: {name}.dataset")
     recipes = {
         run: _merge_recipe(path, name, run, run_config.recipe, overrides[run])
@@ -147,8 +149,8 @@ def _check_name(name: str, where: str, what: str, others: Iterable[str]) -> None
 
 
 def _merge_recipe(path: Path, name: str, run: str, recipe: str, overrides: dict[str, Any]) -> Recipe:
-    merged, base = load_recipe(path.parent, recipe, f"{path}: {name}.runs.{run}.recipe")
-    return validate(Recipe, _deep_merge(base, overrides), path, (name, "runs", run)) if overrides else merged
+    whole, base = load_recipe(path.parent, recipe, f"{path}: {name}.runs.{run}.recipe")
+    return validate(Recipe, merged(base, overrides), path, (name, "runs", run)) if overrides else whole
 
 
 def load_recipe(folder: Path, name: str, asked_by: str) -> tuple[Recipe, dict[str, Any]]:
@@ -164,17 +166,6 @@ def load_recipe(folder: Path, name: str, asked_by: str) -> tuple[Recipe, dict[st
         )
     written = read_mapping(path)
     return validate(Recipe, written, path), written
-
-
-def _deep_merge(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Lay overrides over a recipe, mapping by mapping; a block that changes its `name` replaces the recipe's whole."""
-    merged = dict(base)
-    for key, value in overrides.items():
-        old = merged.get(key)
-        if isinstance(value, dict) and isinstance(old, dict) and value.get("name", old.get("name")) == old.get("name"):
-            value = _deep_merge(old, value)
-        merged[key] = value
-    return merged
 
 
 def usual_recipe(folder: Path, dataset: str) -> str | None:

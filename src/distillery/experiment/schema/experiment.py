@@ -62,12 +62,35 @@ def head_cells(heading: str) -> tuple[str, ...]:
     return tuple(cell.strip() for cell in heading.split("|"))
 
 
+def _headings(across: Any) -> Any:  # noqa: ANN401
+    """Of headings with what `*` stands for below them, the headings."""
+    if not isinstance(across, dict):
+        return across
+    for heading, word in across.items():
+        if not isinstance(word, str):
+            raise ValueError(f"{json.dumps(word)} below {heading!r} is no word; put it in quotes")
+    return tuple(across)
+
+
+def _written(row: Any) -> Any:  # noqa: ANN401
+    return row
+
+
+Across = Annotated[
+    tuple[str, ...], BeforeValidator(_headings, json_schema_input_type=tuple[str, ...] | dict[str, Name])
+]
+# Patterns are written out before they come here.
+Row = Annotated[
+    tuple[Name | None, ...], BeforeValidator(_written, json_schema_input_type=tuple[Name | None, ...] | str)
+]
+
+
 class Grid(Block):
     """Runs by two settings, as temperature down and label smoothing across; `|` splits a heading over columns."""
 
     corner: str = Field("", description="what the settings are, above the first column")
-    across: tuple[str, ...] = Field(description="headings of the columns")
-    down: dict[str, tuple[Name | None, ...]] = Field(description="heading of a row: its runs, null where there is none")
+    across: Across = Field(description="headings of the columns; or each with what `*` is in the patterns of its rows")
+    down: dict[str, Row] = Field(description="heading of a row: its runs, null where there is none; or `*-kd` for all")
 
     @model_validator(mode="after")
     def _rectangular(self) -> Self:
@@ -167,11 +190,27 @@ def _check_cells(text: str, key: str, heading: str) -> None:
         raise ValueError(f"{text!r} has {found} cells divided by |, but the {key} {heading!r} has {expected}")
 
 
+Axis = Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
+
+
+class Sweep(Block):
+    """Runs that combine settings, as students with methods: each has the keys of its settings, later over earlier."""
+
+    over: Annotated[dict[Name, Axis], Field(min_length=1)] = Field(
+        description="settings by name, each with its values: name and keys of a run; runs are named VALUE-VALUE"
+    )
+    but: dict[Name, dict[str, Any] | None] = Field({}, description="keys of single runs; null leaves one out")
+
+
 class ExperimentConfig(Block):
     """One experiment: a data set, the runs on it, and the tables over them."""
 
     dataset: Name
     seeds: Seeds = (0,)
     labels: Count | None = Field(None, description="of runs that are trained and do not say it themselves")
+    defaults: dict[str, Any] = Field(
+        {}, description="keys of every run but imported `weights`, unless it says otherwise"
+    )
     runs: Annotated[dict[Name, RunConfig], AfterValidator(apart)]
+    sweep: dict[Name, Sweep] = Field({}, description="further runs: every combination of some settings")
     tables: Annotated[dict[FileName, Table], AfterValidator(apart)] = Field({})
