@@ -24,7 +24,7 @@ from distillery.data.prepare import prepare_dataset
 from distillery.data.transforms import eval_transform, train_transform
 from distillery.distill.losses.partial_l2 import bn_margin
 from distillery.distill.objective import build_objective
-from distillery.distill.step import Outputs, StepInputs, View
+from distillery.distill.step import Maps, Outputs, StepInputs, View
 from distillery.distill.term import StagePair, TermContext
 from distillery.evaluation.metrics import evaluate_model
 from distillery.evaluation.profile import count_macs, count_parameters
@@ -264,7 +264,7 @@ def step_inputs(step):
             return (torch.sin(flat * (pace + step)) + torch.cos(flat * pace / 2)).reshape(shape)
 
         maps = tuple(values(6, width, 4, 4) for width in channels)
-        return Outputs(2 * values(6, 4), maps, values(6, features), maps, maps, maps)
+        return Outputs(2 * values(6, 4), maps, values(6, features), maps, maps, maps, Maps(maps, maps, maps))
 
     indices = torch.arange(6) * 3 + step
     student, teacher = network((3, 4), 5, 1.3), network((6, 6), 7, 0.9)

@@ -14,7 +14,7 @@ from torch import nn
 from distillery.distill.losses.overhaul import connector
 from distillery.distill.losses.partial_l2 import bn_margin
 from distillery.distill.objective import build_objective
-from distillery.distill.step import Outputs, StepInputs
+from distillery.distill.step import Maps, Outputs, StepInputs
 from distillery.distill.term import StagePair, TermContext
 from distillery.errors import UserError
 from distillery.experiment.schema.objective import TERMS, Objective
@@ -125,17 +125,18 @@ def networks(batch=4, dtype=torch.float32):
     def draw(*shape):
         return torch.randn(*shape, generator=generator).to(dtype)
 
-    student = Outputs(
-        draw(batch, 5).requires_grad_(),
-        (draw(batch, 4, 6, 6).requires_grad_(), draw(batch, 6, 3, 3).requires_grad_()),
-        draw(batch, 7),
-    )
-    teacher = Outputs(draw(batch, 5), (draw(batch, 8, 6, 6), draw(batch, 13, 3, 3)), draw(batch, 9))
-    pairs = (StagePair(4, 8, bn_margin(draw(8).float(), draw(8).float())), StagePair(6, 13, None))
+    def outputs(logits_BC, maps, embedding_BD):
+        return Outputs(logits_BC, maps, embedding_BD, maps, maps, unpooled=Maps(maps, maps, maps))
+
+    maps = draw(batch, 4, 6, 6).requires_grad_(), draw(batch, 6, 3, 3).requires_grad_()
+    student = outputs(draw(batch, 5).requires_grad_(), maps, draw(batch, 7))
+    teacher = outputs(draw(batch, 5), (draw(batch, 8, 6, 6), draw(batch, 13, 3, 3)), draw(batch, 9))
+    margin = bn_margin(draw(8).float(), draw(8).float())
+    pairs = (StagePair(4, 8, margin, *[(6, 6)] * 3), StagePair(6, 13, None, *[(3, 3)] * 3))
     labels = np.array([0, 1, 2, 3, 3, 0])
     return (
-        student._replace(activations=student.stages),
-        teacher._replace(activations=teacher.stages),
+        student,
+        teacher,
         TermContext(pairs, student_features=7, teacher_features=9, labels=labels, classes=5, seed=1),
     )
 
@@ -219,6 +220,11 @@ def test_a_weight_may_rise_over_the_first_epochs():
     for epoch, weight in ((0.0, 0.75), (0.9, 0.75), (1.0, 1.5), (3.0, 3.0), (200.5, 3.0)):
         values = objective(StepInputs(student, torch.tensor([0, 1, 2, 3]), teacher, epoch=epoch))
         torch.testing.assert_close(values["loss"], 0.5 * values["ce"] + weight * values["kd"])
+
+
+def test_a_weight_may_begin_with_none():
+    options = Objective.model_validate({"kd": {"weight": {"value": 3, "warmup": 4, "from_zero": True}}}).kd
+    assert [options.weight_at(epoch) for epoch in (0, 1, 4, 9)] == [0, 0.75, 3, 3]
 
 
 def test_margins_come_from_the_loaded_teacher_not_from_a_checkpoint():

@@ -147,7 +147,7 @@ def test_a_term_of_a_few_lines_has_every_hook():
 
     options = Options(weight={"value": 2, "warmup": 4})
     assert [options.weight_at(epoch) for epoch in (0, 1, 3, 100)] == [0.5, 1.0, 2.0, 2.0]
-    late = Options(weight={"value": 2, "warmup": 4, "first": 0})
+    late = Options(weight={"value": 2, "warmup": 4, "from_zero": True})
     assert [late.weight_at(epoch) for epoch in (0, 1, 4, 100)] == [0.0, 0.5, 2.0, 2.0]
     assert Options().weight_at(7) == 1.0
     assert options.sampling() is None

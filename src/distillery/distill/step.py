@@ -5,6 +5,7 @@ Named tuples all the way down, so that Fabric's precision and DDP pass them on a
 B batch, C classes, D features, H W pixels, N tokens.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -12,13 +13,22 @@ from torch import Tensor
 from distillery.distill.precision import at_least_float32
 
 
+class Maps(NamedTuple):
+    """A network's maps (B, channels, H, W) as it gives them; the kinds are those of ``Outputs``."""
+
+    stages: tuple[Tensor, ...] = ()
+    activations: tuple[Tensor, ...] = ()
+    raw: tuple[Tensor, ...] = ()
+
+
 class Outputs(NamedTuple):
     """What a network gave for one batch of images; all but the logits only where a term asks for it.
 
     ``stages``, ``activations`` and ``raw`` hold a map (B, channels, H, W) for the end of each paired stage: before its
     activation, after it, and as the stage hands it on (in pre-activation networks neither normed nor rectified). The
-    maps of two networks have the same H and W. ``tokens`` holds transformers' sequences (B, N, channels), with class
-    and register tokens in front. ``embedding_BD`` is what entered the last linear layer.
+    maps of two networks have the same H and W; ``unpooled`` has them at their own. ``tokens`` holds transformers'
+    sequences (B, N, channels), with class and register tokens in front. ``embedding_BD`` is what entered the last
+    linear layer.
     """
 
     logits_BC: Tensor
@@ -27,23 +37,23 @@ class Outputs(NamedTuple):
     activations: tuple[Tensor, ...] = ()
     raw: tuple[Tensor, ...] = ()
     tokens: tuple[Tensor, ...] = ()
+    unpooled: Maps = Maps()
 
     def widened(self) -> "Outputs":
         """The same in float32 at least."""
-        return Outputs(
-            at_least_float32(self.logits_BC),
-            tuple(map(at_least_float32, self.stages)),
-            None if self.embedding_BD is None else at_least_float32(self.embedding_BD),
-            *(tuple(map(at_least_float32, maps)) for maps in (self.activations, self.raw, self.tokens)),
-        )
+        return self._each(at_least_float32)
 
     def only(self, rows: Tensor) -> "Outputs":
         """The same for some images of the batch."""
+        return self._each(lambda tensor: tensor[rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Outputs":
         return Outputs(
-            self.logits_BC[rows],
-            tuple(feature[rows] for feature in self.stages),
-            None if self.embedding_BD is None else self.embedding_BD[rows],
-            *(tuple(feature[rows] for feature in maps) for maps in (self.activations, self.raw, self.tokens)),
+            change(self.logits_BC),
+            tuple(map(change, self.stages)),
+            None if self.embedding_BD is None else change(self.embedding_BD),
+            *(tuple(map(change, maps)) for maps in (self.activations, self.raw, self.tokens)),
+            Maps(*(tuple(map(change, maps)) for maps in self.unpooled)),
         )
 
 

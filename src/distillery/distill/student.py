@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distillery.distill.objective import WeightedTerms
-from distillery.distill.step import Labelled, Outputs, StepInputs, View
+from distillery.distill.step import Labelled, Maps, Outputs, StepInputs, View
 from distillery.models.taps import Size, Taps, match_size
 
 
@@ -22,12 +22,20 @@ class FeatureExtractor:
         taps: where to take features; None for objectives that look at logits only.
         sizes: the height and width to which each stage's map is pooled.
         channels_last: memory format of the images.
+        unpooled: whether the maps are wanted at their own sizes, too.
     """
 
     def __init__(
-        self, network: nn.Module, normalize: nn.Module, taps: Taps | None, sizes: Sequence[Size], channels_last: bool
+        self,
+        network: nn.Module,
+        normalize: nn.Module,
+        taps: Taps | None,
+        sizes: Sequence[Size],
+        channels_last: bool,
+        unpooled: bool = False,
     ) -> None:
         self.network, self.normalize, self.taps, self.sizes = network, normalize, taps, sizes
+        self.unpooled = unpooled
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, images: Tensor) -> Outputs:
@@ -37,10 +45,12 @@ class FeatureExtractor:
             return Outputs(self.network(pixels))
         with self.taps.record() as features:
             logits_BC = self.network(pixels)
-        stages, activations, raw = map(self._matched, (features.stages, features.activations, features.raw))
-        return Outputs(logits_BC, stages, features.embedding, activations, raw, tuple(features.tokens))
+        maps = Maps(tuple(features.stages), tuple(features.activations), tuple(features.raw))
+        stages, activations, raw = map(self._matched, maps)
+        unpooled = maps if self.unpooled else Maps()
+        return Outputs(logits_BC, stages, features.embedding, activations, raw, tuple(features.tokens), unpooled)
 
-    def _matched(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
+    def _matched(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # Empty where that kind of map is not wanted.
         return tuple(match_size(feature, size) for feature, size in zip(maps, self.sizes, strict=bool(maps)))
 

@@ -28,12 +28,16 @@ class StagePair:
         teacher_channels: of the teacher's, likewise.
         teacher_margin: (1, T, 1, 1); None unless asked for, or where no batch norm feeds the stage.
         size: height and width at which both are compared.
+        student_size: height and width of the student's map, which only ``unpooled`` has.
+        teacher_size: of the teacher's, likewise.
     """
 
     student_channels: int
     teacher_channels: int
     teacher_margin: Tensor | None
     size: tuple[int, int] = (1, 1)
+    student_size: tuple[int, int] = (1, 1)
+    teacher_size: tuple[int, int] = (1, 1)
 
 
 @dataclass(frozen=True)

@@ -135,25 +135,29 @@ def _parties(
         objective.terms = cast(nn.ModuleDict, convert_sync_batchnorm(objective.terms, fabric.device.type))
     with located(job.where):
         normalize = Normalize(*resolve_statistics(recipe.preprocess, job.manifest.statistics))
-    extractor = FeatureExtractor(student, normalize, taps, pair.sizes, recipe.channels_last)
-    learner = Learner(extractor, objective, partners=job.spec.objective.needs().partner)
+    needs = job.spec.objective.needs()
+    extractor = FeatureExtractor(student, normalize, taps, pair.sizes, recipe.channels_last, needs.unpooled)
+    learner = Learner(extractor, objective, partners=needs.partner)
     student.to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
     learner.to(fabric.device)
     if finished is None:
         return learner, None, described
     if recipe.channels_last:
         finished.network.to(memory_format=torch.channels_last)
-    shown = FeatureExtractor(finished.network, finished.normalize, pair.teacher.taps, pair.sizes, recipe.channels_last)
+    shown = FeatureExtractor(
+        finished.network, finished.normalize, pair.teacher.taps, pair.sizes, recipe.channels_last, unpooled
+    )
     return learner, Teacher(shown, job.spec.teacher_norm), described
 
 
 def _context(job: Job, fabric: Fabric, images: ArrowImages, pair: TapPair, finished: FinishedRun | None) -> TermContext:
     assert job.spec.recipe is not None
-    count = len(pair.sizes)
-    channels = [[point.channels for point in party.points] or count * [0] for party in (pair.student, pair.teacher)]
+    count, parties = len(pair.sizes), (pair.student, pair.teacher)
+    channels = [[point.channels for point in party.points] or count * [0] for party in parties]
+    own_sizes = [[(point.height, point.width) for point in party.points] or pair.sizes for party in parties]
     margins = _margins(job, fabric, pair, finished) or count * [None]
     return TermContext(
-        stages=tuple(StagePair(*stage) for stage in zip(*channels, margins, pair.sizes, strict=True)),
+        stages=tuple(StagePair(*stage) for stage in zip(*channels, margins, pair.sizes, *own_sizes, strict=True)),
         collective=_collective(fabric),
         student_features=pair.student.features,
         teacher_features=pair.teacher.features,

@@ -8,19 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from distillery.distill.collective import last_rows
+from distillery.distill.draws import hashed_bits, image_keys
 from distillery.distill.precision import full_precision
 from distillery.distill.step import StepInputs
 from distillery.distill.term import Term, TermContext
 from distillery.errors import UserError
-from distillery.randomness import address_key
 
 EPS = 1e-7
 
 # Scores of one piece of a batch that may be held at once: of its images with all training images.
 PIECE = 2**27
 
-# Odd factors and rounds of the hash that draws negatives.
-FACTORS = (0x7FB5D329728EA185, 0x2545F4914F6CDD1D)
+# Rounds of the permutation that draws negatives.
 ROUNDS = 6
 
 
@@ -89,22 +88,14 @@ def draw_distinct(keys_B: Tensor, below_B: Tensor, count: int) -> Tensor:
     def permuted(place: Tensor) -> Tensor:
         left, right = place // other, place % other
         for turn in range(0, ROUNDS, 2):
-            left = (left + _hash(keys_B, right, turn)) % side
-            right = (right + _hash(keys_B, left, turn + 1)) % other
+            left = (left + hashed_bits(keys_B, right, turn)) % side
+            right = (right + hashed_bits(keys_B, left, turn + 1)) % other
         return left * other + right
 
     drawn = permuted(torch.where(enough, counter, 0))
     while (outside := drawn >= limit).any():
         drawn = torch.where(outside, permuted(drawn), drawn)
-    return torch.where(enough, drawn, _hash(keys_B, counter, ROUNDS) % limit)
-
-
-def _hash(keys_B: Tensor, value: Tensor, turn: int) -> Tensor:
-    """31 bits of each value (B, K) under its key."""
-    mixed = (keys_B[:, None] + turn) * FACTORS[1] + value
-    for factor in FACTORS:
-        mixed = (mixed ^ (mixed >> 29)) * factor
-    return (mixed >> 32) & 0x7FFFFFFF
+    return torch.where(enough, drawn, hashed_bits(keys_B, counter, ROUNDS) % limit)
 
 
 class CRD(Term):
@@ -179,8 +170,7 @@ class CRD(Term):
 
     def draw_negatives(self, epoch: int, indices_B: Tensor) -> Tensor:
         """Images of other classes, (B, K), all distinct where there are enough."""
-        keys = [address_key(self.seed, "negatives", epoch, index) for index in indices_B.tolist()]
-        keys_B = torch.tensor(keys, dtype=torch.long, device=indices_B.device)
+        keys_B = image_keys(self.seed, "negatives", epoch, indices_B)
         class_B = self.get_buffer("class_of")[indices_B]
         start, size = self.get_buffer("starts")[class_B][:, None], self.get_buffer("sizes")[class_B][:, None]
         drawn = draw_distinct(keys_B, self.images - size[:, 0], self.negatives)

@@ -51,6 +51,7 @@ class Needs:
         partner: another image of every image's class, which only the student sees, without gradient, as its view.
         labels: the images' labels; where a run may use few, the term is shown the labelled images alone.
         all_labels: the label of every training image, also of those that are not in the batch.
+        unpooled: the maps at their own sizes, too, besides those pooled to a size that both networks share.
     """
 
     student: AbstractSet[Kind] = frozenset()
@@ -61,6 +62,7 @@ class Needs:
     partner: bool = False
     labels: bool = False
     all_labels: bool = False
+    unpooled: bool = False
 
     def __or__(self, other: "Needs") -> "Needs":
         """What both ask for together."""
@@ -73,6 +75,7 @@ class Needs:
             self.partner or other.partner,
             self.labels or other.labels,
             self.all_labels or other.all_labels,
+            self.unpooled or other.unpooled,
         )
 
 
@@ -88,16 +91,17 @@ class ScheduledWeight(Block):
 
     value: NonNegative = 1.0
     warmup: Epochs = Field(description="epochs until the weight is whole")
-    first: Annotated[Literal[0, 1], Neutral(1)] = Field(
-        1, description="0 for a first epoch without the term, as ReviewKD counts; 1 as DKD does"
+    from_zero: Annotated[bool, Neutral(False)] = Field(
+        False, description="true: value x min(epoch / warmup, 1), so that the first epoch has none"
     )
 
     def at(self, epoch: int) -> float:
         """The weight in an epoch, counted from 0."""
-        return self.value * min((epoch + self.first) / self.warmup, 1.0)
+        return self.value * min((epoch + (not self.from_zero)) / self.warmup, 1.0)
 
 
 Temperature = Annotated[float, Field(gt=0, le=1000)]
+Stage = Annotated[int, Field(ge=0, le=100)]
 
 
 class LearnedTemperature(Block):
@@ -148,6 +152,8 @@ class TermOptions(Block):
     implementation: ClassVar[str]
     head: ClassVar[str | None] = None
     default_teacher_norm: ClassVar[Literal["eval", "batch"]] = "eval"
+    # A term that wants indices looks at single images, unless it only draws by them.
+    draws_by_index: ClassVar[bool] = False
 
     weight: Weight = 1.0
 
@@ -321,14 +327,17 @@ class HardLabelOptions(TermOptions):
     label_smoothing: Share = 0.0
 
 
-class StageOptions(TermOptions):
+class EveryStageOptions(TermOptions):
+    """What terms share that are a sum over the stages."""
+
+    ignore: tuple[Stage, ...] = Field((), description="stages without a loss, counted from 0")
+
+
+class StageOptions(EveryStageOptions):
     """What MGD and Overhaul share: a distance at the end of every stage, before the activation."""
 
     needs: ClassVar[Needs] = Needs(student={"stages"}, teacher={"stages"}, margins=True)
 
-    ignore: tuple[Annotated[int, Field(ge=0, le=100)], ...] = Field(
-        (), description="stages without a loss, counted from 0"
-    )
     normalize: Literal["reference", "mean"] = Field(
         "reference", description="reference: sum / batch / loss_factor; mean: mean over channels and pixels"
     )
@@ -582,7 +591,8 @@ class _WeightedSum(Block):
         if recipe.augment_view is not None and not self.needs().view:
             raise UserError("augment_view: no term of the objective compares two views of an image; remove this key")
         for name, term in self.terms().items():
-            if (term.needs.indices or term.needs.partner) and recipe.mix is not None:
+            single = (term.needs.indices and not term.draws_by_index) or term.needs.partner
+            if single and recipe.mix is not None:
                 raise UserError(
                     f"mix: {name} looks at single images and cannot learn from mixed ones; write `mix: null`"
                 )
