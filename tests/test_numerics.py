@@ -219,6 +219,7 @@ VARIANTS = {
     "overhaul": [{}, {"normalize": "mean", "ignore": [0]}],
     "crd": [{"negatives": 5}],
     "mlkd": [{}, {"compat": "fixed", "standardize": True}],
+    "fitnet": [{}, {"compat": "reference"}],
 }
 
 

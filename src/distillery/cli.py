@@ -132,7 +132,7 @@ def check(config: Config) -> None:
     """Validate an experiment file, its models and their arguments included, and list its runs."""
     from tabulate import tabulate
 
-    from distillery.distill.losses.stages import check_ignored_stages
+    from distillery.distill.losses.stages import check_stages
     from distillery.experiment.checks import large_memories
     from distillery.models.pretrained.checkpoint import check_file
     from distillery.models.registry import check_arguments, explain_unknown, is_model
@@ -150,7 +150,7 @@ def check(config: Config) -> None:
             check_file(experiment.spec(run).weights_file)
     for teacher in sorted(experiment.teachers()):
         _check_size(experiment, teacher)
-    check_ignored_stages(experiment)
+    check_stages(experiment)
     rows = [
         (run, seed, experiment.teacher(run) or "", experiment.config.runs[run].model, experiment.spec(run, seed).digest)
         for run, seed in experiment.members()

@@ -156,6 +156,7 @@ EVERY_TERM = {
     "overhaul": {},
     "rkd": {},
     "crd": {"negatives": 2},
+    "fitnet": {},
 }
 
 

@@ -145,7 +145,7 @@ def _parties(
     if recipe.channels_last:
         finished.network.to(memory_format=torch.channels_last)
     shown = FeatureExtractor(
-        finished.network, finished.normalize, pair.teacher.taps, pair.sizes, recipe.channels_last, unpooled
+        finished.network, finished.normalize, pair.teacher.taps, pair.sizes, recipe.channels_last, needs.unpooled
     )
     return learner, Teacher(shown, job.spec.teacher_norm), described
 

@@ -1,16 +1,22 @@
-"""What MGD and Overhaul do alike at the ends of the networks' stages."""
+"""What terms do alike at the ends of the networks' stages.
 
+B batch, H W pixels.
+"""
+
+from abc import abstractmethod
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from distillery.distill.term import StagePair
+from distillery.distill.step import StepInputs
+from distillery.distill.term import StagePair, Term, TermContext
 from distillery.errors import UserError, located
-from distillery.experiment.schema.objective import StageOptions
+from distillery.experiment.schema.objective import EveryStageOptions, FitNetOptions
 from distillery.models.registry import create_model
-from distillery.models.taps import pair_stages, plan_taps
+from distillery.models.taps import match_size, pair_stages, plan_taps
 
 if TYPE_CHECKING:
     from distillery.experiment.experiment import Experiment
@@ -39,8 +45,19 @@ def distilled_stages(stages: int, ignore: frozenset[int], term: str) -> list[int
     return left
 
 
-def check_ignored_stages(experiment: "Experiment") -> None:
-    """Check that the stages which an experiment's runs leave out are there, before anything is trained.
+def chosen_stage(stages: int, stage: int, term: str) -> int:
+    """A stage that a term names.
+
+    Raises:
+        UserError: the networks have no such stage.
+    """
+    if stage >= stages:
+        raise UserError(f"objective.{term}.stage: no stage {stage}; the networks have {stages}, counted from 0")
+    return stage
+
+
+def check_stages(experiment: "Experiment") -> None:
+    """Check that the stages which an experiment's runs name are there, before anything is trained.
 
     Raises:
         UserError: one is not; the line names the run and the key.
@@ -54,9 +71,63 @@ def check_ignored_stages(experiment: "Experiment") -> None:
     for run, recipe in experiment.recipes.items():
         teacher = experiment.teacher(run)
         for name, options in experiment.config.runs[run].objective.terms().items():
-            if isinstance(options, StageOptions) and options.ignore and teacher is not None:
-                size = recipe.preprocess.size
-                with located(experiment.where(run)):
-                    distilled_stages(
-                        len(pair_stages(plan(teacher, size), plan(run, size))), frozenset(options.ignore), name
-                    )
+            ignored = frozenset(options.ignore) if isinstance(options, EveryStageOptions) else frozenset()
+            stage = options.stage if isinstance(options, FitNetOptions) else None
+            if teacher is None or (not ignored and stage is None):
+                continue
+            size = recipe.preprocess.size
+            with located(experiment.where(run)):
+                count = len(pair_stages(plan(teacher, size), plan(run, size)))
+                distilled_stages(count, ignored, name)
+                if stage is not None:
+                    chosen_stage(count, stage, name)
+
+
+def meet(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Two networks' maps at the smaller height and the smaller width of both: averages of the larger one's pixels."""
+    size = min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3])
+    return match_size(student, size), match_size(teacher, size)
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows (..., D) at length 1; those of zero stay, and give no gradient."""
+    empty = (rows.detach() == 0).all(dim=-1, keepdim=True)
+    return F.normalize(rows.masked_fill(empty, 0), dim=-1)
+
+
+def check_normalizable(feature: Tensor, module: nn.Module, term: str) -> None:
+    """Check that a batch norm of a term has statistics.
+
+    Raises:
+        UserError: there is one number a channel.
+    """
+    if module.training and len(feature) * feature[0, 0].numel() == 1:
+        raise UserError(
+            f"objective.{term}: a batch of one image gives one number a channel, which no batch norm can normalise; "
+            "raise `batch`, or set `drop_last: true`"
+        )
+
+
+class EveryStage(Term):
+    """A term that is a sum over the stages, of what the networks hand on there."""
+
+    name: ClassVar[str]
+
+    def __init__(self, ignore: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.ignore = frozenset(ignore)
+        self.stages: list[int] = []
+
+    def setup(self, context: TermContext) -> None:
+        """Find the stages that have a loss."""
+        self.stages = distilled_stages(len(context.stages), self.ignore, self.name)
+
+    def forward(self, inputs: StepInputs) -> Tensor:
+        """Return the sum over the stages."""
+        assert inputs.teacher is not None
+        maps = list(zip(inputs.student.raw, inputs.teacher.raw, strict=True))
+        return torch.stack([self.distance(stage, *maps[stage]) for stage in self.stages]).sum()
+
+    @abstractmethod
+    def distance(self, stage: int, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return one stage's loss, a scalar."""

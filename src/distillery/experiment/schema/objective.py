@@ -402,6 +402,20 @@ class OverhaulOptions(StageOptions):
     default_teacher_norm: ClassVar[Literal["eval", "batch"]] = "batch"  # as its authors do; the others freeze them
 
 
+class FitNetOptions(TermOptions):
+    """FitNet hints: the student's map of one stage, through a regressor, is the teacher's."""
+
+    needs: ClassVar[Needs] = Needs(student={"raw"}, teacher={"raw"}, unpooled=True)
+    implementation: ClassVar[str] = "distillery.distill.losses.fitnet:FitNet"
+
+    stage: Stage = Field(1, description="the stage that is compared, counted from 0")
+    compat: Literal["fixed", "reference"] = Field(
+        "fixed",
+        description="reference: as in the original, a student's map that is larger, but not twice as large, goes "
+        "through a kernel as large as the difference; fixed: it is pooled",
+    )
+
+
 class RKDOptions(TermOptions):
     """Relational knowledge distillation: the student's embeddings lie to each other as the teacher's do."""
 
@@ -529,6 +543,7 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "pskd": PSKDOptions,
         "cskd": CSKDOptions,
         "tfkd": TfKDOptions,
+        "fitnet": FitNetOptions,
     }
 )
 
