@@ -220,6 +220,7 @@ VARIANTS = {
     "crd": [{"negatives": 5}],
     "mlkd": [{}, {"compat": "fixed", "standardize": True}],
     "fitnet": [{}, {"compat": "reference"}],
+    "at": [{}, {"power": 1, "ignore": [0]}],
 }
 
 

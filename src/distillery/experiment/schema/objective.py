@@ -416,6 +416,15 @@ class FitNetOptions(TermOptions):
     )
 
 
+class ATOptions(EveryStageOptions):
+    """Attention transfer: at every stage, the maps' energies lie where the teacher's do."""
+
+    needs: ClassVar[Needs] = Needs(student={"raw"}, teacher={"raw"})
+    implementation: ClassVar[str] = "distillery.distill.losses.at:AT"
+
+    power: Annotated[int, Field(ge=1, le=16)] = Field(2, description="of the features, whose mean is the attention")
+
+
 class RKDOptions(TermOptions):
     """Relational knowledge distillation: the student's embeddings lie to each other as the teacher's do."""
 
@@ -544,6 +553,7 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "cskd": CSKDOptions,
         "tfkd": TfKDOptions,
         "fitnet": FitNetOptions,
+        "at": ATOptions,
     }
 )
 
