@@ -425,6 +425,13 @@ class ATOptions(EveryStageOptions):
     power: Annotated[int, Field(ge=1, le=16)] = Field(2, description="of the features, whose mean is the attention")
 
 
+class NSTOptions(EveryStageOptions):
+    """Neuron selectivity transfer: at every stage, the channels are distributed as the teacher's."""
+
+    needs: ClassVar[Needs] = Needs(student={"raw"}, teacher={"raw"})
+    implementation: ClassVar[str] = "distillery.distill.losses.nst:NST"
+
+
 class RKDOptions(TermOptions):
     """Relational knowledge distillation: the student's embeddings lie to each other as the teacher's do."""
 
@@ -554,6 +561,7 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "tfkd": TfKDOptions,
         "fitnet": FitNetOptions,
         "at": ATOptions,
+        "nst": NSTOptions,
     }
 )
 
