@@ -159,6 +159,7 @@ EVERY_TERM = {
     "fitnet": {},
     "at": {},
     "nst": {},
+    "vid": {},
 }
 
 
@@ -261,7 +262,7 @@ def test_the_mean_does_not_depend_on_the_resolution(term):
     torch.testing.assert_close(small, large, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("term", ["mgd", "overhaul", "at", "nst"])
+@pytest.mark.parametrize("term", ["mgd", "overhaul", "at", "nst", "vid"])
 @pytest.mark.parametrize(
     ("ignore", "message"), [((2,), "no stage 2; the networks have 2"), ((0, 1), "leaves no stage")]
 )

@@ -432,6 +432,24 @@ class NSTOptions(EveryStageOptions):
     implementation: ClassVar[str] = "distillery.distill.losses.nst:NST"
 
 
+class VIDOptions(EveryStageOptions):
+    """Variational information distillation: at every stage, the teacher's map is likely given the student's."""
+
+    needs: ClassVar[Needs] = Needs(student={"raw"}, teacher={"raw"})
+    implementation: ClassVar[str] = "distillery.distill.losses.vid:VID"
+
+    initial_variance: Positive = Field(5.0, description="of every teacher channel at first; it is learned")
+    least_variance: Annotated[float, Field(ge=1e-12, le=1)] = Field(1e-5, description="what is added to a variance")
+
+    @model_validator(mode="after")
+    def _above_the_least(self) -> Self:
+        if self.initial_variance <= self.least_variance:
+            raise ValueError(
+                f"initial_variance {self.initial_variance:g} must lie above least_variance {self.least_variance:g}"
+            )
+        return self
+
+
 class RKDOptions(TermOptions):
     """Relational knowledge distillation: the student's embeddings lie to each other as the teacher's do."""
 
@@ -562,6 +580,7 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "fitnet": FitNetOptions,
         "at": ATOptions,
         "nst": NSTOptions,
+        "vid": VIDOptions,
     }
 )
 
