@@ -221,6 +221,7 @@ VARIANTS = {
     "mlkd": [{}, {"compat": "fixed", "standardize": True}],
     "fitnet": [{}, {"compat": "reference"}],
     "at": [{}, {"power": 1, "ignore": [0]}],
+    "sp": [{}, {"compat": "reference"}],
 }
 
 

@@ -450,6 +450,17 @@ class VIDOptions(EveryStageOptions):
         return self
 
 
+class SPOptions(TermOptions):
+    """Similarity-preserving distillation: the last maps of two images are as alike as the teacher's."""
+
+    needs: ClassVar[Needs] = Needs(student={"raw"}, teacher={"raw"}, unpooled=True)
+    implementation: ClassVar[str] = "distillery.distill.losses.sp:SP"
+
+    compat: Literal["fixed", "reference"] = Field(
+        "fixed", description="reference: as in the original, an image whose map is all zero has an immense gradient"
+    )
+
+
 class RKDOptions(TermOptions):
     """Relational knowledge distillation: the student's embeddings lie to each other as the teacher's do."""
 
@@ -581,6 +592,7 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "at": ATOptions,
         "nst": NSTOptions,
         "vid": VIDOptions,
+        "sp": SPOptions,
     }
 )
 
