@@ -222,6 +222,7 @@ VARIANTS = {
     "fitnet": [{}, {"compat": "reference"}],
     "at": [{}, {"power": 1, "ignore": [0]}],
     "sp": [{}, {"compat": "reference"}],
+    "reviewkd": [{}, {"mid_channels": 3, "student": "before"}],
 }
 
 

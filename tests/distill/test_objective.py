@@ -161,6 +161,7 @@ EVERY_TERM = {
     "nst": {},
     "vid": {},
     "sp": {},
+    "reviewkd": {},
 }
 
 

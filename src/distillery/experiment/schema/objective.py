@@ -461,6 +461,22 @@ class SPOptions(TermOptions):
     )
 
 
+class ReviewKDOptions(TermOptions):
+    """ReviewKD: the student's maps, each fused with the deeper ones, are the teacher's before their activation."""
+
+    needs: ClassVar[Needs] = Needs(
+        student={"stages", "raw", "embedding"}, teacher={"stages", "embedding"}, unpooled=True
+    )
+    implementation: ClassVar[str] = "distillery.distill.losses.reviewkd:ReviewKD"
+
+    mid_channels: Annotated[int, Field(ge=1, le=65_536)] | None = Field(
+        None, description="width of the fused maps; by default min(512, width of the student's embedding)"
+    )
+    student: Literal["after", "before"] = Field(
+        "after", description="the student's maps after their activation, as on CIFAR, or before it, as on ImageNet"
+    )
+
+
 class RKDOptions(TermOptions):
     """Relational knowledge distillation: the student's embeddings lie to each other as the teacher's do."""
 
@@ -593,6 +609,7 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "nst": NSTOptions,
         "vid": VIDOptions,
         "sp": SPOptions,
+        "reviewkd": ReviewKDOptions,
     }
 )
 
