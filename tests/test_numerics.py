@@ -223,6 +223,7 @@ VARIANTS = {
     "at": [{}, {"power": 1, "ignore": [0]}],
     "sp": [{}, {"compat": "reference"}],
     "reviewkd": [{}, {"mid_channels": 3, "student": "before"}],
+    "masked_generative": [{"alpha": 1.0, "masked_share": 0.4}],
 }
 
 

@@ -162,6 +162,7 @@ EVERY_TERM = {
     "vid": {},
     "sp": {},
     "reviewkd": {},
+    "masked_generative": {},
 }
 
 

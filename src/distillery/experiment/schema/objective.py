@@ -477,6 +477,17 @@ class ReviewKDOptions(TermOptions):
     )
 
 
+class MaskedGenerativeOptions(TermOptions):
+    """Masked generative distillation: the teacher's last map is generated from what a mask leaves of the student's."""
+
+    needs: ClassVar[Needs] = Needs(student={"raw"}, teacher={"raw"}, indices=True)
+    implementation: ClassVar[str] = "distillery.distill.losses.masked_generative:MaskedGenerative"
+    draws_by_index: ClassVar[bool] = True
+
+    alpha: NonNegative = Field(7e-5, description="factor of the squared distance, a sum over channels and pixels")
+    masked_share: Share = Field(0.15, description="of channels that are masked, independently in every image")
+
+
 class RKDOptions(TermOptions):
     """Relational knowledge distillation: the student's embeddings lie to each other as the teacher's do."""
 
@@ -610,6 +621,7 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "vid": VIDOptions,
         "sp": SPOptions,
         "reviewkd": ReviewKDOptions,
+        "masked_generative": MaskedGenerativeOptions,
     }
 )
 
