@@ -59,7 +59,8 @@ class LinearHead(Head):
         self.layer = nn.Linear(features + channels, classes)
 
     def forward(self, features):
-        return self.layer(torch.cat([features.embedding, features.activations[-1].amax(dim=(2, 3))], dim=1))
+        vector = torch.cat([features.embedding, features.activations[-1].amax(dim=(2, 3))], dim=1)
+        return self.layer(vector), vector
 
 
 class WithHead(Term):

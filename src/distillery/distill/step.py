@@ -29,6 +29,10 @@ class Outputs(NamedTuple):
     maps of two networks have the same H and W; ``unpooled`` has them at their own. ``tokens`` holds transformers'
     sequences (B, N, channels), with class and register tokens in front. ``embedding_BD`` is what entered the last
     linear layer.
+
+    ``unpaired`` holds every stage of the network itself, after its activation and at its own size, a transformer's as
+    tokens. ``averaged`` is the map (B, D, H, W) whose mean is the embedding, at its own size; where there is none, the
+    embedding as one pixel. ``head`` is what the head that a term deploys with the student made its logits of.
     """
 
     logits_BC: Tensor
@@ -38,23 +42,27 @@ class Outputs(NamedTuple):
     raw: tuple[Tensor, ...] = ()
     tokens: tuple[Tensor, ...] = ()
     unpooled: Maps = Maps()
+    unpaired: tuple[Tensor, ...] = ()
+    averaged: Tensor | None = None
+    head: Tensor | None = None
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Outputs":
+        """The same with every tensor changed."""
+        single = {name: getattr(self, name) for name in ("logits_BC", "embedding_BD", "averaged", "head")}
+        several = {name: getattr(self, name) for name in ("stages", "activations", "raw", "tokens", "unpaired")}
+        return Outputs(
+            **{name: None if tensor is None else change(tensor) for name, tensor in single.items()},
+            **{name: tuple(map(change, tensors)) for name, tensors in several.items()},
+            unpooled=Maps(*(tuple(map(change, maps)) for maps in self.unpooled)),
+        )
 
     def widened(self) -> "Outputs":
         """The same in float32 at least."""
-        return self._each(at_least_float32)
+        return self.each(at_least_float32)
 
     def only(self, rows: Tensor) -> "Outputs":
         """The same for some images of the batch."""
-        return self._each(lambda tensor: tensor[rows])
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Outputs":
-        return Outputs(
-            change(self.logits_BC),
-            tuple(map(change, self.stages)),
-            None if self.embedding_BD is None else change(self.embedding_BD),
-            *(tuple(map(change, maps)) for maps in (self.activations, self.raw, self.tokens)),
-            Maps(*(tuple(map(change, maps)) for maps in self.unpooled)),
-        )
+        return self.each(lambda tensor: tensor[rows])
 
 
 class View(NamedTuple):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distillery.distill.objective import WeightedTerms
 from distillery.distill.step import Labelled, Maps, Outputs, StepInputs, View
+from distillery.models.composite import Composite
 from distillery.models.taps import Size, Taps, match_size
 
 
@@ -42,13 +43,20 @@ class FeatureExtractor:
         """Return logits, and the features that the taps give."""
         pixels = self.normalize(images).contiguous(memory_format=self.memory_format)
         if self.taps is None:
-            return Outputs(self.network(pixels))
+            logits_BC, head = self._run(pixels)
+            return Outputs(logits_BC, head=head)
         with self.taps.record() as features:
-            logits_BC = self.network(pixels)
+            logits_BC, head = self._run(pixels)
         maps = Maps(tuple(features.stages), tuple(features.activations), tuple(features.raw))
         stages, activations, raw = map(self._matched, maps)
         unpooled = maps if self.unpooled else Maps()
-        return Outputs(logits_BC, stages, features.embedding, activations, raw, tuple(features.tokens), unpooled)
+        once = tuple(features.tokens), unpooled, tuple(features.unpaired), features.averaged, head
+        return Outputs(logits_BC, stages, features.embedding, activations, raw, *once)
+
+    def _run(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        if isinstance(self.network, Composite):
+            return self.network.run(pixels)
+        return self.network(pixels), None
 
     def _matched(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # Empty where that kind of map is not wanted.

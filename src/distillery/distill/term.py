@@ -41,6 +41,21 @@ class StagePair:
 
 
 @dataclass(frozen=True)
+class OwnStage:
+    """One stage of one network as it is, whatever the other network has.
+
+    Attributes:
+        channels: of its map or tokens.
+        size: height and width of its map, or of the grid of its tokens.
+        prefix_tokens: class and register tokens in front of the grid's; None for a map.
+    """
+
+    channels: int
+    size: tuple[int, int]
+    prefix_tokens: int | None = None
+
+
+@dataclass(frozen=True)
 class TermContext:
     """What a term knows of the run before training begins.
 
@@ -53,6 +68,8 @@ class TermContext:
         teacher_features: of the teacher's, likewise.
         student_classifier: the student's last linear layer, if asked for; trained with the student.
         teacher_classifier: the teacher's, frozen.
+        student_stages: all of the student's stages, if asked for.
+        teacher_map_size: of the map that is averaged to the teacher's embedding; (1, 1) where there is none.
         labels: class of every training image.
         classes: how many classes there are.
         epochs: how many the run has.
@@ -65,6 +82,8 @@ class TermContext:
     teacher_features: int = 0
     student_classifier: nn.Module | None = None
     teacher_classifier: nn.Module | None = None
+    student_stages: tuple[OwnStage, ...] = ()
+    teacher_map_size: tuple[int, int] = (1, 1)
     labels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     classes: int = 0
     epochs: int = 1

@@ -27,8 +27,8 @@ class Head(nn.Module, ABC):
         self.arguments = arguments
 
     @abstractmethod
-    def forward(self, features: Features) -> Tensor:
-        """Return logits (B, C)."""
+    def forward(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Return logits (B, C), and what they were made of, which terms may see in training."""
 
 
 class Composite(nn.Module):
@@ -49,10 +49,14 @@ class Composite(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the head's logits (B, C) for normalised images (B, 3, H, W)."""
+        return self.run(pixels)[0]
+
+    def run(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits and what the head made them of."""
         with self.taps.record() as features:
             self.network(pixels)
-        logits_BC: Tensor = self.head(features)
-        return logits_BC
+        logits_BC, made_of = self.head(features)
+        return logits_BC, made_of
 
     def no_weight_decay(self) -> set[str]:
         """What the network itself exempts."""

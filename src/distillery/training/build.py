@@ -14,7 +14,7 @@ from distillery.distill.losses.partial_l2 import bn_margin
 from distillery.distill.objective import build_objective
 from distillery.distill.student import FeatureExtractor, Learner
 from distillery.distill.teacher import Teacher
-from distillery.distill.term import StagePair, TermContext
+from distillery.distill.term import OwnStage, StagePair, TermContext
 from distillery.errors import located
 from distillery.evaluation.restore import FinishedRun
 from distillery.experiment.schema.recipe import Preprocess, Recipe
@@ -131,6 +131,9 @@ def _parties(
         student = Composite(student, made, recipe.preprocess.size, job.spec.model)
         taps = Taps(student.network, taps.plan, taps.kinds) if taps is not None else None
         described = {"term": name, "arguments": head.arguments}
+        # A network that makes something else of its last layer than logits cannot do without it.
+        check_input(student, job.spec.model, recipe.preprocess.size, len(job.manifest.classes))
+        check_training(student, job.spec.model, recipe.preprocess.size, shared)
     if synchronised:
         objective.terms = cast(nn.ModuleDict, convert_sync_batchnorm(objective.terms, fabric.device.type))
     with located(job.where):
@@ -163,6 +166,13 @@ def _context(job: Job, fabric: Fabric, images: ArrowImages, pair: TapPair, finis
         teacher_features=pair.teacher.features,
         student_classifier=pair.student.classifier,
         teacher_classifier=pair.teacher.classifier,
+        student_stages=tuple(
+            OwnStage(
+                point.channels, (point.height, point.width), point.prefix_tokens if point.layout == "BNC" else None
+            )
+            for point in pair.student.unpaired
+        ),
+        teacher_map_size=pair.teacher.averaged,
         labels=images.labels,
         classes=len(job.manifest.classes),
         epochs=total_epochs(job.spec.recipe),

@@ -82,6 +82,69 @@ def test_tokens_come_with_those_in_front_and_maps_have_none():
         Taps(create_model("cifar_resnet8", 5), plan, frozenset({"tokens"}))
 
 
+def averaged(network, size):
+    features, outputs = recorded(network, frozenset({"averaged", "embedding"}), size)
+    torch.testing.assert_close(features.averaged.mean(dim=(2, 3)), features.embedding)
+    return features.averaged, outputs
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "module", "side"),
+    [
+        ("cifar_resnet8", 16, "layer3", 4),
+        ("torchvision:mobilenet_v2", 64, "features", 2),
+        ("torchvision:swin_t", 64, "permute", 2),
+        ("timm:test_resnet", 64, "layer4", 2),
+    ],
+)
+def test_the_averaged_map_is_what_the_pooling_takes_not_the_last_stage(name, size, module, side):
+    map_BDHW, outputs = averaged(create_model(name, 5), size)
+    assert torch.equal(map_BDHW, outputs[module])
+    assert map_BDHW.shape[2:] == (side, side)
+
+
+def test_the_averaged_map_is_activated_where_no_module_shows_it_so():
+    map_BDHW, outputs = averaged(create_model("torchvision:densenet121", 5), 64)
+    assert torch.equal(map_BDHW, outputs["features"].relu())
+
+
+def test_tokens_that_are_averaged_without_those_in_front_are_a_map():
+    network = create_model("timm:test_vit", 5, img_size=64, global_pool="avg", fc_norm=False)
+    map_BDHW, outputs = averaged(network, 64)
+    assert map_BDHW.shape == (2, 64, 4, 4)
+    assert torch.equal(map_BDHW.flatten(2).transpose(1, 2), outputs["norm"][:, network.num_prefix_tokens :])
+
+
+@pytest.mark.parametrize("name", ["timm:test_vit", "timm:test_convnext"])
+def test_an_embedding_that_is_no_mean_is_a_map_of_one_pixel(name):
+    arguments = {"img_size": 64} if name == "timm:test_vit" else {}
+    map_BDHW, _ = averaged(create_model(name, 5, **arguments), 64)
+    assert map_BDHW.shape == (2, 64, 1, 1)
+
+
+def test_unpaired_stages_are_all_there_at_their_own_size():
+    student, teacher = create_model("cifar_resnet50", 5), create_model("cifar_resnet8", 5)
+    needs = Needs(student={"activations", "unpaired"}, teacher={"activations"})
+    pair = pair_networks(student, teacher, needs, 32)
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), pair.student.taps.record() as features:
+        student.eval()(images)
+    assert len(features.activations) == 3
+    assert [tuple(feature.shape[1:]) for feature in features.unpaired] == [
+        (256, 32, 32),
+        (512, 16, 16),
+        (1024, 8, 8),
+        (2048, 4, 4),
+    ]
+    assert [(point.channels, point.height) for point in pair.student.unpaired] == [
+        (256, 32), (512, 16), (1024, 8), (2048, 4)
+    ]  # fmt: skip
+    assert torch.equal(features.unpaired[-1], features.activations[-1])
+    transformer = create_model("timm:test_vit", 5, img_size=64)
+    features, outputs = recorded(transformer, frozenset({"unpaired"}), 64)
+    assert torch.equal(features.unpaired[-1], outputs["blocks"])
+
+
 @pytest.mark.parametrize("name", ["torchvision:mobilenet_v2", "torchvision:shufflenet_v2_x0_5", "timm:densenet121"])
 def test_values_that_are_overwritten_later_are_copied(name):
     torch.manual_seed(0)

@@ -79,7 +79,7 @@ def test_the_plan_reads_as_a_table():
         teacher = plan_taps(create_model("torchvision:resnet50", 1000), 224, "resnet50")
         student = plan_taps(create_model("torchvision:mobilenet_v2", 1000), 224, "mobilenet_v2")
     lines = describe_pair(teacher, student).splitlines()
-    assert lines[0] == "teacher resnet50 at 224x224: stages by table, embedding of 2048 features"
+    assert lines[0] == "teacher resnet50 at 224x224: stages by table, embedding of 2048 features, the mean of 2048@7x7"
     assert " ".join(lines[3].split()) == (
         "stage teacher tap before shape norm student tap before shape norm compared at channels each"
     )

@@ -30,12 +30,16 @@ class Party:
         taps: None if its logits are all that is wanted.
         features: D of its embedding, 0 if neither it nor the last layer is wanted.
         classifier: its last linear layer, if wanted.
+        unpaired: its tap at each of its stages, whatever the other network has.
+        averaged: the size of the map that is averaged to the embedding; (1, 1) where there is none.
     """
 
     points: tuple[TapPoint, ...] = ()
     taps: Taps | None = None
     features: int = 0
     classifier: nn.Module | None = None
+    unpaired: tuple[TapPoint, ...] = ()
+    averaged: Size = (1, 1)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ def _party(
         classifier = network.get_submodule(plan.classifier)
     taken = kinds - {"logits", "classifier"}
     taps = Taps(network, replace(plan, points=points), taken) if taken else None
-    return Party(points, taps, plan.features, classifier)
+    averaged = (1, 1) if plan.averaged is None else (plan.averaged.height, plan.averaged.width)
+    return Party(points, taps, plan.features, classifier, plan.unpaired, averaged)
 
 
 def pair_stages(teacher: TapPlan, student: TapPlan) -> list[Pair]:
@@ -157,6 +162,7 @@ def describe_pair(teacher: TapPlan, student: TapPlan) -> str:
 
 def _title(role: str, plan: TapPlan) -> str:
     embedding = "" if plan.embedding is None else f", embedding of {plan.features} features"
+    embedding += "" if plan.averaged is None else f", the mean of {plan.averaged.shape}"
     return f"{role} {plan.model} at {plan.input_size}x{plan.input_size}: stages by {plan.found}{embedding}"
 
 

@@ -108,6 +108,8 @@ class TapPlan:
         embedding: what enters the layer that makes the logits, or None where that is not wanted.
         features: D of the embedding.
         classifier: path of the last linear layer, which takes the embedding; None if its weights are no module's.
+        averaged: the map whose mean over the pixels is the embedding; None where there is none.
+        unpaired: all of its stages' points, also where ``points`` are only those that have a partner.
     """
 
     model: str
@@ -117,6 +119,8 @@ class TapPlan:
     embedding: Source | None
     features: int
     classifier: str | None = None
+    averaged: TapPoint | None = None
+    unpaired: tuple[TapPoint, ...] = ()
 
 
 def norm_affine(model: nn.Module, point: TapPoint) -> tuple[Tensor, Tensor] | None:

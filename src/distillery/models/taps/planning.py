@@ -1,13 +1,19 @@
 """Plan the taps of any network: where its stages end, what is tapped there, and the vector before its last layer."""
 
+from math import prod
+
 from torch import Tensor, nn
 
-from distillery.models.taps.features import feature_before_activation, find_source
+from distillery.models.taps.features import activation_of, feature_before_activation, find_source
 from distillery.models.taps.plan import Source, TapError, TapPlan, TapPoint
+from distillery.models.taps.recording import PLAIN_ACTIVATIONS
 from distillery.models.taps.stages import StageEnd, find_stage_ends, map_shape
-from distillery.models.taps.trace import Op, Trace, trace_network
+from distillery.models.taps.trace import BATCH, Op, Trace, trace_network
 
 LINEAR = ("addmm", "mm", "bmm", "baddbmm", "convolution")
+MEANS = ("mean", "_adaptive_avg_pool2d", "avg_pool2d")
+VIEWS = ("view", "_unsafe_view", "squeeze", "unsqueeze", "alias", "as_strided_", "clone", "_to_copy")
+CHANNEL_DIMS = {"BCHW": 1, "BHWC": 3, "BNC": 2}
 
 
 def plan_taps(model: nn.Module, input_size: int, name: str | None = None) -> TapPlan:
@@ -40,14 +46,15 @@ def plan_taps(model: nn.Module, input_size: int, name: str | None = None) -> Tap
         raise TapError(f"{name}: no feature maps were found between its images and its logits")
     points = tuple(_point(trace, stage, end, name) for stage, end in enumerate(ends))
     assert len({point.sources for point in points}) == len(points), "two stages are one"
-    embedding, features, classifier = _embedding(trace, name)
-    return TapPlan(name, input_size, found, points, embedding, features, classifier)
+    embedding, features, classifier, value = _embedding(trace, name)
+    averaged = _averaged(trace, value, features, len(points))
+    return TapPlan(name, input_size, found, points, embedding, features, classifier, averaged, points)
 
 
 def _point(trace: Trace, stage: int, end: StageEnd, name: str) -> TapPoint:
     shape = map_shape(trace, end.value)
     assert shape is not None, end
-    channel_dim = {"BCHW": 1, "BHWC": 3, "BNC": 2}[shape.layout]
+    channel_dim = CHANNEL_DIMS[shape.layout]
     feature = feature_before_activation(trace, end.value, channel_dim, end.module)
     if feature is None:
         raise TapError(f"{name}: no module of it takes or returns the features at the end of {end.module}")
@@ -68,19 +75,50 @@ def _point(trace: Trace, stage: int, end: StageEnd, name: str) -> TapPoint:
     )
 
 
-def _embedding(trace: Trace, name: str) -> tuple[Source, int, str | None]:
-    """What enters the last layer with weights on the way to the logits, and that layer; of two heads, the first."""
+def _embedding(trace: Trace, name: str) -> tuple[Source, int, str | None, int]:
+    """What enters the last layer with weights on the way to the logits, and that layer; of two heads, the first.
+
+    The value comes last, as the layer's own matrix product takes it.
+    """
     op: Op | None = trace.maker(trace.logits)
     while op is not None and op.name not in LINEAR:
         earlier = [value for value in op.inputs if value in trace.from_images]
         op = trace.maker(earlier[0]) if earlier else None
     if op is None:
         raise TapError(f"{name}: no linear layer was found before its logits")
-    source = _input_of(trace, op, next(value for value in op.inputs if value in trace.from_images))
+    value = next(value for value in op.inputs if value in trace.from_images)
+    source = _input_of(trace, op, value)
     if source is None:
         raise TapError(f"{name}: no module of it takes or returns what enters its last linear layer")
     holds_weight = isinstance(getattr(trace.network.get_submodule(op.module), "weight", None), Tensor)
-    return source, source.channels, op.module if holds_weight else None
+    return source, source.channels, op.module if holds_weight else None, value
+
+
+def _averaged(trace: Trace, value: int, features: int, stage: int) -> TapPoint | None:
+    """The map whose mean over all pixels is the embedding ``value``, where hooks see it or what is activated to it."""
+    maker = trace.maker(value)
+    while maker is not None and maker.name in VIEWS:
+        value = maker.inputs[0]
+        maker = trace.maker(value)
+    if maker is None or maker.name not in MEANS or prod(trace.values[value].shape) != BATCH * features:
+        return None
+    value, pool = maker.inputs[0], maker.module
+    shape = map_shape(trace, value)
+    if shape is None or shape.channels != features or shape.prefix_tokens:
+        return None
+    channel_dim, activation = CHANNEL_DIMS[shape.layout], None
+    source = find_source(trace, value, channel_dim, pool)
+    maker = trace.maker(value)
+    if source is None and maker is not None and maker.name == "slice":  # tokens without those in front
+        shape = map_shape(trace, maker.inputs[0]) or shape
+        source = find_source(trace, maker.inputs[0], channel_dim, pool)
+    elif source is None and activation_of(maker) in PLAIN_ACTIVATIONS:
+        assert maker is not None
+        activation, source = activation_of(maker), find_source(trace, maker.inputs[0], channel_dim, maker.module)
+    if source is None:
+        return None
+    size = shape.channels, shape.height, shape.width
+    return TapPoint(stage, source.module, (source,), None, shape.layout, shape.prefix_tokens, *size, activation)
 
 
 def _input_of(trace: Trace, op: Op, value: int) -> Source | None:

@@ -29,6 +29,8 @@ class Features:
         activations: the same after the activation; where none follows, as before it.
         raw: the value that each stage hands on, (B, C, H, W): neither normed nor rectified in pre-activation networks.
         tokens: the same as the network holds it, (B, N, C), with class and register tokens in front.
+        unpaired: for all stages of the network, (B, C, H, W) after the activation, or a transformer's (B, N, C).
+        averaged: the map (B, D, H, W) whose mean is the embedding; where there is none, the embedding as one pixel.
         embedding: the vector (B, D) that entered the last layer.
     """
 
@@ -36,6 +38,8 @@ class Features:
     activations: list[Tensor] = field(default_factory=list)
     raw: list[Tensor] = field(default_factory=list)
     tokens: list[Tensor] = field(default_factory=list)
+    unpaired: list[Tensor] = field(default_factory=list)
+    averaged: Tensor | None = None
     embedding: Tensor | None = None
 
 
@@ -65,7 +69,12 @@ class Taps:
         self.stagewise = [
             (kind, point, _sources(plan, point, kind)) for kind in sorted(STAGEWISE & kinds) for point in plan.points
         ]
-        self.embedding = plan.embedding if "embedding" in kinds else None
+        if "unpaired" in kinds:
+            self.stagewise += [("unpaired", point, _sources(plan, point, "unpaired")) for point in plan.unpaired]
+        if "averaged" in kinds and plan.averaged is not None:
+            self.stagewise.append(("averaged", plan.averaged, plan.averaged.sources))
+        as_pixel = "averaged" in kinds and plan.averaged is None
+        self.embedding = plan.embedding if as_pixel or "embedding" in kinds else None
         self.sources = [source for _, _, sources in self.stagewise for source in sources]
         if self.embedding is not None:
             self.sources.append(self.embedding)
@@ -111,12 +120,19 @@ class Taps:
         taken = iter([self._tensor(slot, source) for slot, source in enumerate(self.sources)])
         for kind, point, sources in self.stagewise:
             feature = self._feature(kind, point, [next(taken) for _ in sources])
-            getattr(features, kind).append(feature)
+            if kind == "averaged":
+                features.averaged = feature
+            else:
+                getattr(features, kind).append(feature)
         features.embedding = None if self.embedding is None else as_embedding(next(taken))
+        if "averaged" in self.kinds and self.plan.averaged is None and features.embedding is not None:
+            features.averaged = features.embedding[:, :, None, None]
 
     def _feature(self, kind: Kind, point: TapPoint, tensors: list[Tensor]) -> Tensor:
-        if kind == "tokens":
+        if kind == "tokens" or (kind == "unpaired" and point.layout == "BNC"):
             return tensors[0]
+        if kind in ("unpaired", "averaged"):
+            kind = "activations"
         parts = [as_map(tensor, point, self.plan.model) for tensor in tensors]
         feature_BCHW = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         before = kind == "stages" or (kind == "activations" and point.activated is None)
@@ -150,6 +166,8 @@ def _sources(plan: TapPlan, point: TapPoint, kind: Kind) -> tuple[Source, ...]:
     Raises:
         TapError: nowhere.
     """
+    if kind == "unpaired":
+        kind = "tokens" if point.layout == "BNC" else "activations"
     if kind == "stages":
         return point.sources
     if kind == "activations":
