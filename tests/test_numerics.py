@@ -25,7 +25,7 @@ from distillery.data.transforms import eval_transform, train_transform
 from distillery.distill.losses.partial_l2 import bn_margin
 from distillery.distill.objective import build_objective
 from distillery.distill.step import Maps, Outputs, StepInputs, View
-from distillery.distill.term import StagePair, TermContext
+from distillery.distill.term import OwnStage, StagePair, TermContext
 from distillery.evaluation.metrics import evaluate_model
 from distillery.evaluation.profile import count_macs, count_parameters
 from distillery.experiment import ledger
@@ -36,6 +36,7 @@ from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.experiment.zoo import ZOO
 from distillery.models import create_model
 from distillery.models.pretrained.load import import_weights
+from distillery.models.taps import Features
 from distillery.models.weights import read_safetensors
 from distillery.randomness import seed_generators
 from distillery.training.optim import learning_rate, total_epochs
@@ -224,6 +225,8 @@ VARIANTS = {
     "sp": [{}, {"compat": "reference"}],
     "reviewkd": [{}, {"mid_channels": 3, "student": "before"}],
     "masked_generative": [{"alpha": 1.0, "masked_share": 0.4}],
+    "simkd": [{}, {"factor": 3, "rectify": False}],
+    "cat": [{}, {"resolution": 3, "normalize": True}, {"binarize": True, "compat": "fixed"}],
 }
 
 
@@ -240,11 +243,17 @@ def test_term(name):
     outputs = []
     for options in VARIANTS.get(name, [{}]):
         torch.manual_seed(0)
-        objective = build_objective(Objective.model_validate({name: options}), term_context())
+        context = term_context()
+        objective = build_objective(Objective.model_validate({name: options}), context)
+        head = objective.terms[name].head(context)
         objective.begin_epoch(0, lambda limit: [step_inputs(0)])
         for step in range(2):
             torch.manual_seed(step)
-            outputs.append(objective(step_inputs(step))["loss"])
+            inputs = step_inputs(step)
+            if head is not None:
+                logits_BC, made_of = head(Features(averaged=inputs.student.averaged))
+                inputs = inputs._replace(student=inputs.student._replace(logits_BC=logits_BC, head=made_of))
+            outputs += [objective(inputs)["loss"], *([] if head is None else [inputs.student.logits_BC])]
             objective.end_step()
         outputs += [buffer for _, buffer in sorted(objective.named_buffers()) if buffer.numel()]
     check(f"term {name}", TERMS[name].numerics, *outputs)
@@ -252,10 +261,21 @@ def test_term(name):
 
 def term_context():
     margin = -torch.linspace(0.1, 0.9, 6).reshape(1, -1, 1, 1)
+
+    def classifier(features):
+        layer = torch.nn.utils.skip_init(torch.nn.Linear, features, 4)
+        layer.weight.data = torch.sin(torch.arange(4.0 * features)).reshape(4, features)
+        layer.bias.data = torch.arange(4.0)
+        return layer
+
     return TermContext(
         stages=(StagePair(3, 6, margin), StagePair(4, 6, None)),
         student_features=5,
         teacher_features=7,
+        student_classifier=classifier(5),
+        teacher_classifier=classifier(7),
+        student_stages=(OwnStage(3, (4, 4)), OwnStage(8, (14, 14), 1)),
+        teacher_map_size=(2, 2),
         labels=np.arange(24) % 4,
         classes=4,
         epochs=2,
@@ -270,6 +290,8 @@ def step_inputs(step):
 
         maps = tuple(values(6, width, 4, 4) for width in channels)
         return Outputs(2 * values(6, 4), maps, values(6, features), maps, maps, maps, Maps(maps, maps, maps))
+        once = (values(6, 3, 4, 4), values(6, 197, 8)), values(6, features, 2, 4)
+        return Outputs(2 * values(6, 4), maps, values(6, features), maps, maps, maps, *once)
 
     indices = torch.arange(6) * 3 + step
     student, teacher = network((3, 4), 5, 1.3), network((6, 6), 7, 0.9)

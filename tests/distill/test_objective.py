@@ -15,9 +15,10 @@ from distillery.distill.losses.overhaul import connector
 from distillery.distill.losses.partial_l2 import bn_margin
 from distillery.distill.objective import build_objective
 from distillery.distill.step import Maps, Outputs, StepInputs
-from distillery.distill.term import StagePair, TermContext
+from distillery.distill.term import OwnStage, StagePair, TermContext
 from distillery.errors import UserError
 from distillery.experiment.schema.objective import TERMS, Objective
+from distillery.models.taps import Features
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -125,20 +126,35 @@ def networks(batch=4, dtype=torch.float32):
     def draw(*shape):
         return torch.randn(*shape, generator=generator).to(dtype)
 
-    def outputs(logits_BC, maps, embedding_BD):
-        return Outputs(logits_BC, maps, embedding_BD, maps, maps, unpooled=Maps(maps, maps, maps))
+    def outputs(logits_BC, maps, embedding_BD, **once):
+        return Outputs(logits_BC, maps, embedding_BD, maps, maps, unpooled=Maps(maps, maps, maps), **once)
 
     maps = draw(batch, 4, 6, 6).requires_grad_(), draw(batch, 6, 3, 3).requires_grad_()
-    student = outputs(draw(batch, 5).requires_grad_(), maps, draw(batch, 7))
-    teacher = outputs(draw(batch, 5), (draw(batch, 8, 6, 6), draw(batch, 13, 3, 3)), draw(batch, 9))
+    student = outputs(
+        draw(batch, 5).requires_grad_(),
+        maps,
+        draw(batch, 7),
+        unpaired=(draw(batch, 4, 8, 8), draw(batch, 6, 4, 4)),
+        averaged=draw(batch, 7, 3, 5),
+    )
+    teacher_maps = draw(batch, 8, 6, 6), draw(batch, 13, 3, 3)
+    teacher = outputs(draw(batch, 5), teacher_maps, draw(batch, 9), averaged=draw(batch, 9, 4, 2))
     margin = bn_margin(draw(8).float(), draw(8).float())
     pairs = (StagePair(4, 8, margin, *[(6, 6)] * 3), StagePair(6, 13, None, *[(3, 3)] * 3))
-    labels = np.array([0, 1, 2, 3, 3, 0])
-    return (
-        student,
-        teacher,
-        TermContext(pairs, student_features=7, teacher_features=9, labels=labels, classes=5, seed=1),
+    torch.manual_seed(2)
+    context = TermContext(
+        pairs,
+        student_features=7,
+        teacher_features=9,
+        student_classifier=nn.Linear(7, 5),
+        teacher_classifier=nn.Linear(9, 5).requires_grad_(False),
+        student_stages=(OwnStage(4, (8, 8)), OwnStage(6, (4, 4))),
+        teacher_map_size=(4, 2),
+        labels=np.array([0, 1, 2, 3, 3, 0]),
+        classes=5,
+        seed=1,
     )
+    return student, teacher, context
 
 
 EVERY_TERM = {
@@ -164,12 +180,17 @@ EVERY_TERM = {
     "reviewkd": {},
     "masked_generative": {},
 }
+EVERY_TERM |= {"simkd": {}, "cat": {"compat": "fixed"}}
 
 
 def computed(terms, dtype=torch.float32, batch_fraction=1.0):
     student, teacher, context = networks(dtype=dtype)
     torch.manual_seed(0)
     objective = objective_of(terms, context)
+    for _, term in objective.each():
+        if (head := term.head(context)) is not None:
+            with torch.no_grad(), torch.autocast("cpu", enabled=False):
+                student = student._replace(head=head(Features(averaged=student.averaged.float()))[1].to(dtype))
     target = torch.tensor([0, 1, 2, 3])
     objective.begin_epoch(0, lambda limit: [StepInputs(student, target, teacher)])
     inputs = StepInputs(student, target, teacher, batch_fraction, indices_B=torch.tensor([0, 4, 1, 2]))
@@ -181,8 +202,9 @@ def test_every_registered_term_has_its_options_and_the_other_way_round():
 
 
 def test_any_sum_of_terms_is_legal():
-    student, _, values = computed({name: {"weight": 0.5} for name in EVERY_TERM})
+    student, _, values = computed({name: options | {"weight": 0.5} for name, options in EVERY_TERM.items()})
     total = sum(0.5 * value for name, value in values.items() if name != "loss")
+    assert {name: value for name, value in values.items() if not value.isfinite()} == {}
     torch.testing.assert_close(values["loss"], total)
     values["loss"].backward()
     for tensor in (student.logits_BC, *student.stages):

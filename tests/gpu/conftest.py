@@ -30,6 +30,8 @@ OBJECTIVES = {
     "rkd": "{ce: {}, rkd: {}}",
     "crd": "{ce: {}, crd: {negatives: 9}}",
     "logits": "{ce: {}, kd: {temperature: learned}, dkd: {beta: 1}, nkd: {}, dist: {}, wttm: {}, wsld: {}, uskd: {}}",
+    "simkd": "{simkd: {}}",
+    "cat": "{ce: {}, cat: {weight: 0.1}}",
     "few_labels": "{ce: {}, kd: {}}, labels: 6",
 }
 WITHOUT_TEACHER = {"ce", "bake"}

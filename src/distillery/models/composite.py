@@ -43,7 +43,7 @@ class Composite(nn.Module):
         plan = plan_taps(network, input_size, name)
         if plan.classifier is None:
             raise TapError(f"{name}: no module of it is its last linear layer, which a head could replace")
-        network.set_submodule(plan.classifier, nn.Identity())
+        network.set_submodule(plan.classifier, _Silent(network.get_submodule(plan.classifier)))
         self.network, self.head = network, head
         self.taps = Taps(network, plan, head.kinds)
 
@@ -61,6 +61,22 @@ class Composite(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """What the network itself exempts."""
         return {f"network.{name}" for name in getattr(self.network, "no_weight_decay", set)()}
+
+
+class _Silent(nn.Module):
+    """Gives zeros for a last layer's results: networks make something of these, and some have two such layers."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        weight = classifier.weight
+        assert isinstance(weight, Tensor)
+        self.classes, self.channel_dim = len(weight), 1 if weight.ndim == 4 else -1
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return zeros."""
+        shape = list(features.shape)
+        shape[self.channel_dim] = self.classes
+        return features.new_zeros(shape)
 
 
 def with_head(network: nn.Module, record: dict[str, Any], input_size: int, name: str) -> nn.Module:

@@ -76,9 +76,9 @@ def _train(job: Job, recipe: Recipe, lock: RunLock | None, stop: StopSignal) -> 
     began = time.monotonic()
     stop.install()
     assert job.spec.objective is not None
-    # Terms that look at features alone leave the student's last layer without a gradient.
-    features_only = "logits" not in job.spec.objective.needs().student
-    fabric = start_devices(recipe, job.machine.threads, unused_parameters=features_only)
+    # Terms that look at features alone leave the student's last layer without a gradient, heads its second one.
+    unused = "logits" not in job.spec.objective.needs().student or bool(job.spec.objective.heads())
+    fabric = start_devices(recipe, job.machine.threads, unused_parameters=unused)
     stop.connect(fabric)
     if fabric.broadcast(lock is not None and lock.waited and _is_complete(job)):
         fabric.print(f"{job.name}: finished by another process while this one waited for it")

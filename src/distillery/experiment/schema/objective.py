@@ -594,6 +594,33 @@ class TfKDOptions(TermOptions):
     temperature: Temperature = Field(20.0, description="of that rule; the student's is 1")
 
 
+class SimKDOptions(TermOptions):
+    """SimKD: the student's map, projected, meets the one that the teacher's classifier averages; both are deployed."""
+
+    needs: ClassVar[Needs] = Needs(student={"averaged"}, teacher={"averaged", "classifier"})
+    implementation: ClassVar[str] = "distillery.distill.losses.simkd:SimKD"
+    head: ClassVar[str | None] = "distillery.distill.losses.simkd:SimKDHead"
+
+    factor: Annotated[int, Field(ge=1, le=64)] = Field(2, description="divides the projector's width")
+    rectify: bool = Field(True, description="end the projector in a ReLU; false for teachers whose map has no ReLU")
+
+
+class CATOptions(TermOptions):
+    """CAT-KD: the networks' class activation maps."""
+
+    needs: ClassVar[Needs] = Needs(student={"averaged", "classifier"}, teacher={"averaged", "classifier"})
+    implementation: ClassVar[str] = "distillery.distill.losses.cat:CAT"
+    head: ClassVar[str | None] = "distillery.distill.losses.cat:CATHead"
+
+    resolution: Annotated[int, Field(ge=1, le=64)] = Field(2, description="side to which the maps are pooled")
+    normalize: bool = Field(False, description="divide each map by its norm")
+    binarize: bool = Field(False, description="of the teacher's maps, only where they are above their mean size")
+    compat: Literal["reference", "fixed"] = Field(
+        "reference",
+        description="reference: as in the original, the student's last layer has no bias; fixed: it stays as it is",
+    )
+
+
 TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
     {
         "ce": CrossEntropyOptions,
@@ -623,6 +650,8 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "sp": SPOptions,
         "reviewkd": ReviewKDOptions,
         "masked_generative": MaskedGenerativeOptions,
+        "simkd": SimKDOptions,
+        "cat": CATOptions,
     }
 )
 
@@ -652,6 +681,10 @@ class _WeightedSum(Block):
             needs |= options.needs
         return needs
 
+    def heads(self) -> list[str]:
+        """The names of the terms that may deploy parts with the student."""
+        return [name for name, term in self.terms().items() if term.head is not None]
+
     def default_teacher_norm(self) -> Literal["eval", "batch"]:
         """``batch`` where a term wants it, else ``eval``."""
         return "batch" if any(term.default_teacher_norm == "batch" for term in self.terms().values()) else "eval"
@@ -671,7 +704,7 @@ class _WeightedSum(Block):
             raise UserError(
                 f"objective: {' and '.join(orders)} each want an order of images of their own; leave one out"
             )
-        heads = [name for name, term in self.terms().items() if term.head is not None]
+        heads = self.heads()
         if len(heads) > 1:
             raise UserError(f"objective: {' and '.join(heads)} each replace the student's last layer; leave one out")
         views = [
