@@ -227,6 +227,8 @@ VARIANTS = {
     "masked_generative": [{"alpha": 1.0, "masked_share": 0.4}],
     "simkd": [{}, {"factor": 3, "rectify": False}],
     "cat": [{}, {"resolution": 3, "normalize": True}, {"binarize": True, "compat": "fixed"}],
+    "srrl": [{}, {"regression": 3, "rectify": False}],
+    "ofa": [{}, {"eps": [1.5, 2], "temperature": 2, "stages": [1]}],
 }
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from distillery.distill.losses.overhaul import connector
 from distillery.distill.losses.partial_l2 import bn_margin
 from distillery.distill.objective import build_objective
-from distillery.distill.step import Maps, Outputs, StepInputs
+from distillery.distill.step import Labelled, Maps, Outputs, StepInputs
 from distillery.distill.term import OwnStage, StagePair, TermContext
 from distillery.errors import UserError
 from distillery.experiment.schema.objective import TERMS, Objective
@@ -157,30 +157,7 @@ def networks(batch=4, dtype=torch.float32):
     return student, teacher, context
 
 
-EVERY_TERM = {
-    "ce": {},
-    "kd": {},
-    "dkd": {},
-    "nkd": {},
-    "dist": {},
-    "wttm": {},
-    "wsld": {},
-    "uskd": {},
-    "hard_label": {},
-    "mgd": {},
-    "bake": {},
-    "overhaul": {},
-    "rkd": {},
-    "crd": {"negatives": 2},
-    "fitnet": {},
-    "at": {},
-    "nst": {},
-    "vid": {},
-    "sp": {},
-    "reviewkd": {},
-    "masked_generative": {},
-}
-EVERY_TERM |= {"simkd": {}, "cat": {"compat": "fixed"}}
+EVERY_TERM = {name: {} for name in TERMS} | {"crd": {"negatives": 2}, "cat": {"compat": "fixed"}}
 
 
 def computed(terms, dtype=torch.float32, batch_fraction=1.0):
@@ -240,6 +217,16 @@ def test_the_flow_is_found_when_it_is_due_and_kept_with_the_state():
     again.load_state_dict(objective.state_dict())
     assert torch.equal(again.terms["mgd"].flow0, objective.terms["mgd"].flow0)
     torch.testing.assert_close(again(inputs)["loss"], objective(inputs)["loss"])
+
+
+def test_a_process_without_labelled_images_still_has_a_gradient_for_all_that_a_term_trains():
+    student, teacher, context = networks()
+    objective = objective_of({"ofa": {}}, context)
+    none = Labelled(torch.zeros(0, dtype=torch.long), 1.0)
+    values = objective(StepInputs(student, torch.zeros(4, dtype=torch.long), teacher, labelled=none))
+    values["loss"].backward()
+    assert values["loss"] == 0
+    assert all(value.grad is not None and not value.grad.any() for value in objective.parameters())
 
 
 def test_a_weight_may_rise_over_the_first_epochs():

@@ -32,6 +32,8 @@ OBJECTIVES = {
     "logits": "{ce: {}, kd: {temperature: learned}, dkd: {beta: 1}, nkd: {}, dist: {}, wttm: {}, wsld: {}, uskd: {}}",
     "simkd": "{simkd: {}}",
     "cat": "{ce: {}, cat: {weight: 0.1}}",
+    "srrl": "{ce: {}, srrl: {}}",
+    "ofa": "{ce: {}, ofa: {eps: 1.5}}",
     "few_labels": "{ce: {}, kd: {}}, labels: 6",
 }
 WITHOUT_TEACHER = {"ce", "bake"}

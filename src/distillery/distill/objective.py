@@ -50,7 +50,8 @@ class WeightedTerms(nn.Module):
             return value
         rows, share = inputs.labelled
         if len(rows) == 0:
-            return inputs.student.logits_BC.sum() * 0
+            # Zero, with a gradient for all that is trained: other processes wait for it.
+            return torch.stack([value.sum() * 0 for value in (inputs.student.logits_BC, *term.parameters())]).sum()
         # The mean over this part's labelled images, as its share of the mean over those of the global batch.
         labelled: Tensor = term(inputs.only(rows))
         return labelled * (len(rows) / len(inputs.target) / share)

@@ -621,6 +621,41 @@ class CATOptions(TermOptions):
     )
 
 
+class SRRLOptions(TermOptions):
+    """SRRL: the student's features, in the teacher's width, and what the teacher's classifier makes of them."""
+
+    needs: ClassVar[Needs] = Needs(student={"averaged"}, teacher={"logits", "embedding", "classifier"})
+    implementation: ClassVar[str] = "distillery.distill.losses.srrl:SRRL"
+
+    regression: NonNegative = Field(1.0, description="weight of the logits beside the features")
+    rectify: bool = Field(True, description="end the connector in a ReLU; false for teachers whose features have none")
+
+
+Exponent = Annotated[float, Field(gt=0, le=10)]
+
+
+class OFAOptions(TermOptions):
+    """OFA-KD: the student's logits and logits of each of its stages learn from the teacher's, label stressed."""
+
+    needs: ClassVar[Needs] = Needs(student={"logits", "unpaired"}, teacher={"logits", "embedding"}, labels=True)
+    implementation: ClassVar[str] = "distillery.distill.losses.ofa:OFA"
+
+    eps: Exponent | Annotated[tuple[Exponent, ...], Field(min_length=2, max_length=5)] = Field(
+        1.0, description="exponent that stresses the label; or one for each stage and, last, for the logits"
+    )
+    temperature: Temperature = 1.0
+    stages: Annotated[tuple[Annotated[int, Field(ge=0, le=3)], ...], Field(max_length=4)] | None = Field(
+        None, description="stages that have logits, counted from 0; all by default"
+    )
+    heads: Annotated[int, Field(ge=1, le=64)] = Field(4, description="of the attention over a transformer's tokens")
+
+    @model_validator(mode="after")
+    def _stages_differ(self) -> Self:
+        if self.stages is not None and len(set(self.stages)) < len(self.stages):
+            raise ValueError(f"stages: {list(self.stages)} names a stage twice")
+        return self
+
+
 TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
     {
         "ce": CrossEntropyOptions,
@@ -652,6 +687,8 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "masked_generative": MaskedGenerativeOptions,
         "simkd": SimKDOptions,
         "cat": CATOptions,
+        "srrl": SRRLOptions,
+        "ofa": OFAOptions,
     }
 )
 
