@@ -291,8 +291,7 @@ def step_inputs(step):
             return (torch.sin(flat * (pace + step)) + torch.cos(flat * pace / 2)).reshape(shape)
 
         maps = tuple(values(6, width, 4, 4) for width in channels)
-        return Outputs(2 * values(6, 4), maps, values(6, features), maps, maps, maps, Maps(maps, maps, maps))
-        once = (values(6, 3, 4, 4), values(6, 197, 8)), values(6, features, 2, 4)
+        once = Maps(maps, maps, maps), (values(6, 3, 4, 4), values(6, 197, 8)), values(6, features, 2, 4)
         return Outputs(2 * values(6, 4), maps, values(6, features), maps, maps, maps, *once)
 
     indices = torch.arange(6) * 3 + step

@@ -217,8 +217,8 @@ def check_tfkd(stored, meta):
 
 def check_schedules(stored, meta):
     """Weights that rise, by epochs from 0; the file's entry 0 is the first epoch."""
-    for key, first in (("dkd_warmup20_epoch_from_1", 1), ("reviewkd_cifar_warmup20_epoch_from_0", 0)):
-        weight = KDOptions.model_validate({"weight": {"value": 1.0, "warmup": 20, "first": first}})
+    for key, late in (("dkd_warmup20_epoch_from_1", False), ("reviewkd_cifar_warmup20_epoch_from_0", True)):
+        weight = KDOptions.model_validate({"weight": {"value": 1.0, "warmup": 20, "from_zero": late}})
         close(torch.tensor([weight.weight_at(epoch) for epoch in range(240)], dtype=torch.float64), stored[key], key)
     if hasattr(losses, "reversal_at"):  # of learned temperatures
         reversals, key = [-losses.reversal_at(epoch) for epoch in range(240)], "ctkd_lambda_cos_0_-1_10"
