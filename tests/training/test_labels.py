@@ -83,7 +83,9 @@ def test_micro_batches_add_up(few):
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_result_of_one(few):
+@pytest.mark.parametrize("more", ["", ", mlkd: {weight: 0.1}, pskd: {}", ", cskd: {}, tfkd: {}"])
+def test_two_processes_give_the_result_of_one(few, more):
+    few.edit("kd: {weight: 0.5, temperature: 2}", f"kd: {{weight: 0.5, temperature: 2}}{more}")
     few.edit_recipe("sync_batchnorm: true\ndrop_last: false")
     # One labelled image in each batch: one of the processes has none.
     few.edit("labels: 6, teacher", "labels: 6, labelled_share: 0.13, teacher")

@@ -50,8 +50,11 @@ class WeightedTerms(nn.Module):
             return value
         rows, share = inputs.labelled
         if len(rows) == 0:
-            # Zero, with a gradient for all that is trained: other processes wait for it.
-            return torch.stack([value.sum() * 0 for value in (inputs.student.logits_BC, *term.parameters())]).sum()
+            # Zero, with a gradient for all that is trained: other processes wait for it, batch norms in every view.
+            trained = [inputs.student.logits_BC, *term.parameters()]
+            if inputs.view is not None:
+                trained.append(inputs.view.student.logits_BC)
+            return torch.stack([value.sum() * 0 for value in trained]).sum()
         # The mean over this part's labelled images, as its share of the mean over those of the global batch.
         labelled: Tensor = term(inputs.only(rows))
         return labelled * (len(rows) / len(inputs.target) / share)

@@ -88,7 +88,7 @@ class Sampling(NamedTuple):
 
 
 class ScheduledWeight(Block):
-    """A weight that rises over a run's first epochs: value x min((epoch + first) / warmup, 1), epochs from 0."""
+    """A weight that rises over a run's first epochs: value x min((epoch + 1) / warmup, 1), epochs counted from 0."""
 
     value: NonNegative = 1.0
     warmup: Epochs = Field(description="epochs until the weight is whole")
