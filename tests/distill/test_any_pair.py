@@ -15,7 +15,7 @@ from distillery.distill.objective import build_objective
 from distillery.distill.step import StepInputs
 from distillery.distill.student import FeatureExtractor, Learner
 from distillery.distill.teacher import Teacher
-from distillery.distill.term import StagePair, TermContext
+from distillery.distill.term import pair_context
 from distillery.errors import UserError
 from distillery.experiment.schema.objective import TERMS, Objective
 from distillery.models import create_model
@@ -101,21 +101,9 @@ def take_a_step(name, student, teacher, names):
     config = Objective.model_validate({name: OPTIONS.get(name, {})})
     needs, batch = config.needs(), 6 if config.sampling() else 5
     pair = pair_networks(student, teacher, needs, SIZE, names)
-    count, margins = len(pair.sizes), pair.norms(teacher) if needs.margins else []
-    channels = [[point.channels for point in party.points] or [0] * count for party in (pair.student, pair.teacher)]
-    sizes = [
-        [(point.height, point.width) for point in party.points] or pair.sizes for party in (pair.student, pair.teacher)
-    ]
-    margins = [None if norms is None else bn_margin(*norms) for norms in margins] or [None] * count
-    context = TermContext(
-        tuple(StagePair(*stage) for stage in zip(*channels, margins, pair.sizes, *sizes, strict=True)),
-        student_features=pair.student.features,
-        teacher_features=pair.teacher.features,
-        student_classifier=pair.student.classifier,
-        teacher_classifier=pair.teacher.classifier,
-        labels=np.arange(IMAGES) // 2 % CLASSES,
-        classes=CLASSES,
-    )
+    norms = pair.norms(teacher) if needs.margins else []
+    margins = [None if norm is None else bn_margin(*norm) for norm in norms]
+    context = pair_context(pair, margins, labels=np.arange(IMAGES) // 2 % CLASSES, classes=CLASSES, epochs=2)
     objective = build_objective(config, context)
     taps = pair.student.taps
     for _, term in objective.each():
@@ -124,7 +112,7 @@ def take_a_step(name, student, teacher, names):
             student = Composite(student, head, SIZE, names[0])
             taps = Taps(student.network, taps.plan, taps.kinds) if taps is not None else None
     extractor = FeatureExtractor(student, nn.Identity(), taps, pair.sizes, False, needs.unpooled)
-    learner = Learner(extractor, objective).train()
+    learner = Learner(extractor, objective, partners=needs.partner).train()
     answers = Teacher(
         FeatureExtractor(teacher, nn.Identity(), pair.teacher.taps, pair.sizes, False, needs.unpooled), "eval"
     )
@@ -135,7 +123,7 @@ def take_a_step(name, student, teacher, names):
         shown = StepInputs(learner.extractor(images), target, answers(images), indices_B=indices)
         objective.begin_epoch(0, lambda limit: [shown])
     answer = answers(images) if needs.teacher else None
-    view = (other, answers(other) if needs.teacher else None) if needs.view else None
+    view = (other, answers(other) if needs.teacher else None) if needs.view or needs.partner else None
     values, _ = learner(images, target, answer, 1.0, 0.0, indices, view)
     values["loss"].backward()
     objective.end_step()

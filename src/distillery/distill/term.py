@@ -6,9 +6,9 @@ B batch, C classes, S/T student/teacher channels, H W pixels.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from distillery.distill.collective import Collective
 from distillery.distill.step import StepInputs
 from distillery.models.composite import Head
+from distillery.models.taps import TapPair
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,29 @@ class TermContext:
     classes: int = 0
     epochs: int = 1
     seed: int = 0
+
+
+def pair_context(pair: TapPair, margins: Sequence[Tensor | None] = (), **of_the_run: Any) -> TermContext:  # noqa: ANN401
+    """What two networks that are paired tell a term; the margins are those of the teacher's stages."""
+    count, parties = len(pair.sizes), (pair.student, pair.teacher)
+    channels = [[point.channels for point in party.points] or count * [0] for party in parties]
+    own_sizes = [[(point.height, point.width) for point in party.points] or pair.sizes for party in parties]
+    stages = zip(*channels, margins or count * [None], pair.sizes, *own_sizes, strict=True)
+    return TermContext(
+        stages=tuple(StagePair(*stage) for stage in stages),
+        student_features=pair.student.features,
+        teacher_features=pair.teacher.features,
+        student_classifier=pair.student.classifier,
+        teacher_classifier=pair.teacher.classifier,
+        student_stages=tuple(
+            OwnStage(
+                point.channels, (point.height, point.width), point.prefix_tokens if point.layout == "BNC" else None
+            )
+            for point in pair.student.unpaired
+        ),
+        teacher_map_size=pair.teacher.averaged,
+        **of_the_run,
+    )
 
 
 # Asked for at most so many training images, it gives them as inputs: prepared as for evaluation, both networks in

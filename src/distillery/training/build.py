@@ -14,7 +14,7 @@ from distillery.distill.losses.partial_l2 import bn_margin
 from distillery.distill.objective import build_objective
 from distillery.distill.student import FeatureExtractor, Learner
 from distillery.distill.teacher import Teacher
-from distillery.distill.term import OwnStage, StagePair, TermContext
+from distillery.distill.term import TermContext, pair_context
 from distillery.errors import located
 from distillery.evaluation.restore import FinishedRun
 from distillery.experiment.schema.recipe import Preprocess, Recipe
@@ -155,24 +155,10 @@ def _parties(
 
 def _context(job: Job, fabric: Fabric, images: ArrowImages, pair: TapPair, finished: FinishedRun | None) -> TermContext:
     assert job.spec.recipe is not None
-    count, parties = len(pair.sizes), (pair.student, pair.teacher)
-    channels = [[point.channels for point in party.points] or count * [0] for party in parties]
-    own_sizes = [[(point.height, point.width) for point in party.points] or pair.sizes for party in parties]
-    margins = _margins(job, fabric, pair, finished) or count * [None]
-    return TermContext(
-        stages=tuple(StagePair(*stage) for stage in zip(*channels, margins, pair.sizes, *own_sizes, strict=True)),
+    return pair_context(
+        pair,
+        _margins(job, fabric, pair, finished),
         collective=_collective(fabric),
-        student_features=pair.student.features,
-        teacher_features=pair.teacher.features,
-        student_classifier=pair.student.classifier,
-        teacher_classifier=pair.teacher.classifier,
-        student_stages=tuple(
-            OwnStage(
-                point.channels, (point.height, point.width), point.prefix_tokens if point.layout == "BNC" else None
-            )
-            for point in pair.student.unpaired
-        ),
-        teacher_map_size=pair.teacher.averaged,
         labels=images.labels,
         classes=len(job.manifest.classes),
         epochs=total_epochs(job.spec.recipe),
