@@ -156,8 +156,8 @@ def check(config: Config) -> None:
         for run, seed in experiment.members()
     ]
     print(tabulate(rows, headers=("run", "seed", "teacher", "model", "digest"), tablefmt="github"))
-    for line in large_memories(experiment):
-        print(f"note: {line}")
+    for note in large_memories(experiment):
+        print(f"note: {note}")
 
 
 def _check_size(experiment: Experiment, run: str) -> None:

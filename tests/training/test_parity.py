@@ -55,17 +55,18 @@ def test_the_engine_equals_a_plain_loop(workplace):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", ["small", "taught", "contrasted", "matched", "refined", "paired"])
+@pytest.mark.parametrize("run", ["small", "taught", "contrasted", "matched", "refined", "paired", "headed"])
 def test_two_processes_give_the_result_of_one(workplace, run):
     workplace.edit_recipe("sync_batchnorm: true\ndrop_last: false")
     line = "{model: cifar_resnet8, recipe: tiny, teacher: big, objective: {ce: {}, crd: {negatives: 9}}}"
     # Without a term on logits, the student's last layer has no gradient.
     matched = line.replace("{ce: {}, crd: {negatives: 9}}", "{mgd: {loss_factor: 100}}")
+    headed = line.replace("{ce: {}, crd: {negatives: 9}}", "{simkd: {}, srrl: {weight: 0.1}, ofa: {weight: 0.1}}")
     alone = "{model: cifar_resnet8, recipe: tiny, objective: {pskd: {}}}"
     refined, paired = alone, alone.replace("pskd: {}", "ce: {}, cskd: {}")
-    lines = {"contrasted": line, "matched": matched, "refined": refined, "paired": paired}
+    lines = {"contrasted": line, "matched": matched, "headed": headed, "refined": refined, "paired": paired}
     workplace.edit("  tables:", "".join(f"    {name}: {line}\n" for name, line in lines.items()) + "  tables:")
-    if run in ("taught", "contrasted", "matched"):
+    if run in ("taught", "contrasted", "matched", "headed"):
         workplace.make("big")
     folder = workplace.make(run)
     alone, history = load_file(folder / "weights.safetensors"), (folder / "history.csv").read_text()

@@ -6,7 +6,7 @@ B batch, C classes, D features, H W pixels, N tokens.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -48,13 +48,14 @@ class Outputs(NamedTuple):
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Outputs":
         """The same with every tensor changed."""
-        single = {name: getattr(self, name) for name in ("logits_BC", "embedding_BD", "averaged", "head")}
-        several = {name: getattr(self, name) for name in ("stages", "activations", "raw", "tokens", "unpaired")}
-        return Outputs(
-            **{name: None if tensor is None else change(tensor) for name, tensor in single.items()},
-            **{name: tuple(map(change, tensors)) for name, tensors in several.items()},
-            unpooled=Maps(*(tuple(map(change, maps)) for maps in self.unpooled)),
-        )
+
+        def changed(value: Any) -> Any:  # noqa: ANN401
+            if value is None or isinstance(value, Tensor):
+                return None if value is None else change(value)
+            values = map(changed, value)
+            return Maps(*values) if isinstance(value, Maps) else tuple(values)
+
+        return Outputs(*map(changed, self))
 
     def widened(self) -> "Outputs":
         """The same in float32 at least."""

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from distillery.cluster.signals import Stopped
 from distillery.distill.losses.masked_generative import MaskedGenerative, masked_generative_loss
 from distillery.distill.step import Outputs, StepInputs
 from distillery.distill.term import StagePair, TermContext
@@ -53,34 +52,7 @@ def test_masked_channels_give_no_gradient():
     assert 0 < kept.sum() < 18
 
 
-RUN = """
-    student: {model: cifar_resnet8, recipe: tiny, teacher: big, objective: {ce: {}, masked_generative: {}}}
-  tables:"""
-
-
-@pytest.fixture
-def train(workplace):
-    workplace.edit_recipe("epochs: 2\ndrop_last: false")
-    workplace.edit("\n  tables:", RUN)
-
-    def run(results="results", name="student"):
-        folder = workplace.make(name, results=results)
-        return [(folder / file).read_bytes() for file in ("weights.safetensors", "history.csv")]
-
-    run(name="big")
-    return run
-
-
-def test_stopped_and_continued_ends_with_the_same_bytes(train, stop_after, monkeypatch):
-    straight = train("straight")
-    stop_after(6)
-    with pytest.raises(Stopped):
-        train()
-    monkeypatch.undo()
-    assert train() == straight
-
-
 def test_mixed_images_are_welcome(workplace):
     workplace.edit_recipe("mix: {mixup: 0.8}\ndrop_last: true")
-    workplace.edit("\n  tables:", RUN)
+    workplace.edit("kd: {weight: 0.5, temperature: 2}", "masked_generative: {}")
     load_experiment(workplace.experiment)

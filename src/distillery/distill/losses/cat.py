@@ -34,10 +34,10 @@ def cat_loss(
     teacher = teacher.detach()
     if binarize:
         teacher = (teacher > teacher.abs().mean(dim=(2, 3), keepdim=True)).to(teacher.dtype)
-    pooled = [F.adaptive_avg_pool2d(cam, resolution).flatten(2) for cam in (student, teacher)]
+    pooled_s, pooled_t = (F.adaptive_avg_pool2d(cam, resolution).flatten(2) for cam in (student, teacher))
     if normalize:
-        pooled = [_unit(cam) for cam in pooled]
-    return F.mse_loss(*pooled)
+        pooled_s, pooled_t = _unit(pooled_s), _unit(pooled_t)
+    return F.mse_loss(pooled_s, pooled_t)
 
 
 def _unit(cam_BCR: Tensor) -> Tensor:

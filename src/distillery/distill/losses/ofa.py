@@ -76,7 +76,7 @@ class Merge(nn.Module):
 
     def forward(self, tokens_BND: Tensor) -> Tensor:
         """Return a quarter of the tokens."""
-        grid_BHWD = tokens_BND.unflatten(1, self.grid)
+        grid_BHWD = tokens_BND.reshape(len(tokens_BND), *self.grid, -1)
         places = [grid_BHWD[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
         merged: Tensor = self.reduction(self.norm(torch.cat(places, dim=3).flatten(1, 2)))
         return F.gelu(merged) if self.activate else merged

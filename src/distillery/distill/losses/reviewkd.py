@@ -37,7 +37,7 @@ def reviewkd_loss(made: Tensor, teacher: Tensor) -> Tensor:
     losses, weights = [F.mse_loss(made, teacher)], [1.0]
     for side in (4, 2, 1):
         if side < min(made.shape[2:]):
-            losses.append(F.mse_loss(*(F.adaptive_avg_pool2d(feature, side) for feature in (made, teacher))))
+            losses.append(F.mse_loss(F.adaptive_avg_pool2d(made, side), F.adaptive_avg_pool2d(teacher, side)))
             weights.append(weights[-1] / 2)
     return torch.stack([weight * loss for weight, loss in zip(weights, losses, strict=True)]).sum() / sum(weights)
 
@@ -47,14 +47,12 @@ class Fusion(nn.Module):
 
     def __init__(self, student_channels: int, mid_channels: int, teacher_channels: int, deepest: bool) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(
-            nn.Conv2d(student_channels, mid_channels, 1, bias=False), nn.BatchNorm2d(mid_channels)
-        )
-        self.conv2 = nn.Sequential(
-            nn.Conv2d(mid_channels, teacher_channels, 3, padding=1, bias=False), nn.BatchNorm2d(teacher_channels)
-        )
-        for convolution in (self.conv1[0], self.conv2[0]):
+        narrowing = nn.Conv2d(student_channels, mid_channels, 1, bias=False)
+        making = nn.Conv2d(mid_channels, teacher_channels, 3, padding=1, bias=False)
+        for convolution in (narrowing, making):
             nn.init.kaiming_uniform_(convolution.weight, a=1)
+        self.conv1 = nn.Sequential(narrowing, nn.BatchNorm2d(mid_channels))
+        self.conv2 = nn.Sequential(making, nn.BatchNorm2d(teacher_channels))
         self.att_conv = None if deepest else nn.Sequential(nn.Conv2d(2 * mid_channels, 2, 1), nn.Sigmoid())
 
     def forward(self, feature: Tensor, deeper: Tensor | None, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
