@@ -44,6 +44,9 @@ PUBLISHED = [
     ("cifar_wrn_40_2", 100, {}, 2_255_156),
     ("cifar_vgg8", 100, {}, 3_965_028),
     ("cifar_vgg13", 100, {}, 9_462_180),
+    ("cifar_crd_mobilenet_v2", 100, {}, 812_836),
+    ("cifar_crd_shufflenet_v1", 100, {}, 949_258),
+    ("cifar_crd_shufflenet_v2", 100, {}, 1_355_528),
     # pytorch-cifar's, 10 classes
     ("cifar_resnet18", 10, {}, 11_173_962),
     ("cifar_resnet50", 10, {}, 23_520_842),
@@ -197,6 +200,7 @@ def test_both_heads_of_levit_768_are_its_last_layer():
 FAMILIES = [
     *("cifar_resnet8", "cifar_resnet8x4", "cifar_wrn_16_1", "cifar_vgg8", "cifar_resnet18", "cifar_preact_resnet18"),
     *("cifar_bake_resnet18", "cifar_resnext29_32x4d", "cifar_densenet40", "cifar_densenet121", "cifar_efficientnet_b0"),
+    *("cifar_crd_mobilenet_v2", "cifar_crd_shufflenet_v1", "cifar_crd_shufflenet_v2"),
     *("cifar_mobilenet_v2", "cifar_shufflenet_v2", "mobilenet_v1", "mgd_mobilenet_v2", "mgd_shufflenet_v2", "ofa_595m"),
 ]
 
@@ -206,8 +210,8 @@ def test_every_family_learns_with_every_parameter(name):
     torch.manual_seed(0)
     network = create_model(name, 10)
     size = 16 if ZOO[name].input_size == 32 else 64
-    logits = network(torch.randn(2, 3, size, size))
-    assert logits.shape == (2, 10)
+    logits = network(torch.randn(4, 3, size, size))
+    assert logits.shape == (4, 10)
     logits.logsumexp(dim=1).sum().backward()
     for key, parameter in network.named_parameters():
         assert parameter.grad is not None, key
@@ -243,6 +247,9 @@ def test_every_network_of_the_zoo_is_tapped_by_the_table(name):
         ("cifar_efficientnet_b0", ["24@16x16", "40@8x8", "112@4x4", "320@2x2"]),
         ("cifar_mobilenet_v2", ["144@16x16", "192@8x8", "384@8x8", "960@4x4"]),
         ("cifar_shufflenet_v2", ["24@32x32", "116@16x16", "232@8x8", "464@4x4"]),
+        ("cifar_crd_mobilenet_v2", ["12@16x16", "16@8x8", "48@4x4", "160@2x2"]),
+        ("cifar_crd_shufflenet_v1", ["240@16x16", "480@8x8", "960@4x4"]),
+        ("cifar_crd_shufflenet_v2", ["116@16x16", "232@8x8", "464@4x4"]),
     ],
 )
 def test_stages_end_where_the_resolution_falls(name, shapes):

@@ -63,6 +63,10 @@ TABLE = (
     # PyramidNets as Overhaul's authors tap them: in the next stage, of bottlenecks where something is activated first.
     TableRow("distillery.models.zoo.cifar_pyramid", ("layer2.0.bn2", "layer3.0.bn2", "norm"), holds="layer1.0.widen.1"),
     TableRow("distillery.models.zoo.cifar_pyramid", ("layer2.0.bn1", "layer3.0.bn1", "norm")),
+    # The light networks of the CIFAR-100 pairs as RepDistiller shows them to its methods.
+    TableRow("distillery.models.zoo.cifar_crd_mobile", tuple(f"features.{block}" for block in (3, 6, 13, 17))),
+    TableRow("distillery.models.zoo.cifar_crd_mobile", ("layer1", "layer2", "layer3")),
+    TableRow("distillery.models.zoo.cifar_crd_mobile", ("stage2", "stage3", "stage4")),
     TableRow("distillery.models.zoo.cifar_densenet", tuple(f"features.denseblock{block}" for block in (1, 2, 3))),
     TableRow("torchvision.models.resnet", ("layer1", "layer2", "layer3", "layer4")),
     TableRow("timm.models.resnet", ("layer1", "layer2", "layer3", "layer4")),  # ResNeXt, ResNeSt, SE, SK too
