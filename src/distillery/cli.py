@@ -354,7 +354,7 @@ def verify(
         files, faults = files + 1, faults + bool(fault)
         if fault:
             _fail(fault)
-    print(f"{files} files looked at, {faults} of them damaged, replaced or edited")
+    print(f"{files} files looked at, {faults} of them damaged, replaced, edited or out of date")
     return 2 if faults else 0
 
 

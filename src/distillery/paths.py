@@ -26,6 +26,14 @@ def table_folder(results: Path) -> Path:
     return results / "tables"
 
 
+def table_seal(results: Path, experiment: str, table: str | None = None) -> Path:
+    """What the files of a table, or of the whole experiment, were when they were written, and what they were made from.
+
+    No table can have the second's name.
+    """
+    return table_folder(results) / experiment / f"{table or '_experiment'}.json"
+
+
 def figure_folder(results: Path, experiment: str) -> Path:
     """Figures of an experiment, as SVG and PNG."""
     return results / "figures" / experiment

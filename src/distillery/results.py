@@ -19,7 +19,7 @@ CIRCUMSTANCES = ("sessions", "provenance", SEAL)
 
 def command(verb: str, experiment: Path, run: str, seed: int | None, results: Path) -> str:
     """The command line that makes a file of a run: ``distillery train config/digits.yaml resnet8 --seed 0``."""
-    words = ["distillery", verb, str(experiment), run]
+    words = ["distillery", verb, str(experiment), *([run] if run else [])]
     words += [] if seed is None else ["--seed", str(seed)]
     words += [] if results == RESULTS else ["--results", str(results)]
     return " ".join(words)
@@ -58,7 +58,7 @@ def read_json(path: Path, made_by: str, needed: Iterable[str] = ()) -> dict[str,
         raise unusable(path, "cannot be read: not valid JSON", made_by) from None
     if not isinstance(content, dict):
         raise unusable(path, "not a mapping of names to values", made_by)
-    if SEAL in content and text != _sealed_text(content):
+    if _is_sealed(content) and text != _sealed_text(content):
         raise unusable(path, "was edited or damaged since it was written: its seal does not fit", made_by)
     for key in needed:
         if key not in content:
@@ -74,6 +74,20 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
         UserError: the file cannot be written.
     """
     write_text(path, _sealed_text(content))
+
+
+def _is_sealed(content: Mapping[str, Any]) -> bool:
+    """Whether a file ends with a seal; one whose name was damaged is one, too."""
+    *kept, last = content.items() if content else [("", None)]
+    return SEAL in content or last[1] == hashlib.sha256(_as_text(dict(kept)).encode()).hexdigest()
+
+
+def write_seals(path: Path, files: Iterable[Path], sources: Iterable[Path], results: Path) -> None:
+    """Write beside files that hold no seal of their own what their bytes are, and those that they were made from."""
+    parts = {"files": files, "made_from": sources}
+    write_sealed(
+        path, {key: {each.relative_to(results).as_posix(): file_hash(each) for each in of} for key, of in parts.items()}
+    )
 
 
 def _sealed_text(content: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from distillery.data import manifest
 from distillery.data.arrow import ArrowImages
 from distillery.data.manifest import load_manifest
 from distillery.errors import UserError
-from distillery.results import file_hash
+from distillery.results import file_hash, write_sealed
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def change(folder, edit):
     path = folder / "manifest.json"
     content = json.loads(path.read_text())
     edit(content)
-    path.write_text(json.dumps(content))
+    write_sealed(path, content)
 
 
 def refused(folder, message):

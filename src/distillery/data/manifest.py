@@ -9,7 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from distillery.experiment.reading import validate
 from distillery.experiment.schema.block import Block, Statistics
-from distillery.results import file_hash, read_json, unusable
+from distillery.results import SEAL, file_hash, read_json, unusable
 
 FILE_NAME = "manifest.json"
 # Raise it when shards or manifest change in a way that older code or older shards cannot follow.
@@ -108,7 +108,7 @@ def load_manifest(folder: Path, *, hash_new_shards: bool = True) -> Manifest:
     content = read_json(path, made_by)
     if content.get("format") != FORMAT:
         raise unusable(path, f"format: {content.get('format')!r}, but this version reads {FORMAT}", made_by)
-    manifest = validate(Manifest, content, path)
+    manifest = validate(Manifest, {key: value for key, value in content.items() if key != SEAL}, path)
     _check_counts(manifest, path, made_by)
     for shard in (shard for split in manifest.splits.values() for shard in split.shards):
         _check_size(folder / shard.file, shard.bytes, made_by)

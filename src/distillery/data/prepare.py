@@ -5,7 +5,7 @@ import sys
 from itertools import count
 from pathlib import Path
 
-from distillery.atomic import write_json, write_text
+from distillery.atomic import write_text
 from distillery.data import shards
 from distillery.data.decode import DEEP_MODES
 from distillery.data.describe import WrittenShard, describe
@@ -21,6 +21,7 @@ from distillery.data.sources import RawImages
 from distillery.data.staging import staged_folder
 from distillery.errors import UserError
 from distillery.experiment.schema.dataset import Dataset
+from distillery.results import write_sealed
 
 # What was planned for each shard, and what came of it, by split.
 Outcome = dict[str, list[tuple[ShardTask, ShardFacts]]]
@@ -58,7 +59,7 @@ def prepare_dataset(name: str, dataset: Dataset, output: Path, workers: int) -> 
         _check_faults(name, dataset, output, faults, sum(map(len, images.splits.values())))
         _check_classes(dataset, images, outcome)
         manifest = describe(name, images, _give_names(outcome), faults)
-        write_json(staging / FILE_NAME, manifest.model_dump(mode="json"))
+        write_sealed(staging / FILE_NAME, manifest.model_dump(mode="json"))
     for line in summary(manifest, output):
         print(line, file=sys.stderr)
     return manifest

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from distillery.atomic import write_json
 from distillery.evaluation.restore import default_device, restore_run
 from distillery.experiment import Experiment
 from distillery.experiment.ledger import PROFILING
 from distillery.paths import profile_path
 from distillery.provenance import cpu_name
+from distillery.results import write_sealed
 
 # The batch for throughput: these, or fewer where a pass would take longer than PASS_SECONDS or not fit the memory.
 LARGEST_BATCH = {"cpu": 32, "cuda": 256}
@@ -64,7 +64,7 @@ def profile_run(experiment: Experiment, run: str, results: Path, device: torch.d
         "cpu": cpu_name(),
         "cpu_threads": torch.get_num_threads(),
     }
-    write_json(profile_path(results, experiment.name, run), profile)
+    write_sealed(profile_path(results, experiment.name, run), profile)
     return profile
 
 

@@ -1,17 +1,27 @@
-"""Look again at every seal of an experiment's results: shards, weights, histories, records and measurements."""
+"""Look again at every seal of an experiment's results: shards, weights, histories, records, measurements and tables."""
 
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from distillery.data.manifest import FILE_NAME, load_manifest
 from distillery.errors import UserError
 from distillery.evaluation.evaluate import measure_run
 from distillery.evaluation.restore import read_record
 from distillery.experiment import Experiment
-from distillery.paths import dataset_folder, profile_path, run_folder
+from distillery.experiment.reading import validate
+from distillery.paths import dataset_folder, profile_path, run_folder, table_seal
 from distillery.results import check_weights, command, file_hash, read_json, record_sha256, unusable
+
+
+class _Seals(BaseModel):
+    """What files were when they were written, and what they were made from: SHA-256 by path under the results."""
+
+    files: dict[str, str]
+    made_from: dict[str, str]
 
 
 def verify_experiment(experiment: Experiment, results: Path, *, rerun: bool = False) -> Iterator[tuple[Path, str]]:
@@ -28,6 +38,25 @@ def verify_experiment(experiment: Experiment, results: Path, *, rerun: bool = Fa
         path = profile_path(results, experiment.name, run)
         if path.is_file():
             yield path, _fault(read_json, path, command("profile", experiment.path, run, None, results))
+    for table in (None, *experiment.config.tables):
+        path = table_seal(results, experiment.name, table)
+        if path.is_file():
+            yield from _verify_table(path, results, command("tabulate", experiment.path, table or "", None, results))
+
+
+def _verify_table(seal: Path, results: Path, made_by: str) -> Iterator[tuple[Path, str]]:
+    """A table's files, which must be what they were, and made from what lies there now."""
+    try:
+        parts = validate(_Seals, read_json(seal, made_by), seal)
+    except UserError as error:
+        yield seal, str(error)
+        return
+    newer = [name for name, sha256 in parts.made_from.items() if _fault(_check_hash, results / name, sha256, "")]
+    older = f"older than {results / newer[0]}, which it was made from" if newer else ""
+    yield seal, ""
+    for name, sha256 in parts.files.items():
+        path = results / name
+        yield path, _fault(_check_hash, path, sha256, made_by) or (str(unusable(path, older, made_by)) if newer else "")
 
 
 def _verify_data(folder: Path) -> Iterator[tuple[Path, str]]:

@@ -10,16 +10,16 @@ from distillery.data.manifest import FILE_NAME, Manifest, load_manifest
 from distillery.errors import UserError
 from distillery.experiment import Experiment
 from distillery.experiment.reading import nearest
-from distillery.experiment.schema.columns import COLUMNS, METRICS, Column
+from distillery.experiment.schema.columns import COLUMNS, METRICS, PROFILE, Column
 from distillery.experiment.schema.experiment import Grid, head_cells
-from distillery.paths import dataset_folder, table_folder
+from distillery.paths import dataset_folder, profile_path, run_folder, table_folder, table_seal
 from distillery.reporting.content import Content, Entry, gather, read_ledger
 from distillery.reporting.legend import NOT_RUN, SELECTIONS, introduce, legend
 from distillery.reporting.markup import LATEX_HEAD, Cell, Sheet, defuse, escape_markdown, to_latex, to_markdown
-from distillery.reporting.measurements import Measured, Profile, read_measurements
+from distillery.reporting.measurements import Measured, Profile, needed_files, read_measurements
 from distillery.reporting.origins import describe_origins
 from distillery.reporting.statistics import MOST_SEEDS, Gain
-from distillery.results import remove_others
+from distillery.results import remove_others, write_seals
 
 NOTHING = "–"
 CSV_HEADER = (
@@ -54,13 +54,16 @@ def tabulate_experiment(experiment: Experiment, results: Path, published: Path, 
         folder / f"{experiment.name}.tex": _latex(experiment, stable),
         folder / f"{experiment.name}.csv": _csv(stable),
     }
+    parts: dict[str | None, dict[Path, str]] = {None: files}
     for content in contents:
-        files |= _alone(experiment, content, introduce(experiment, manifest, runs, [content.name]), results)
-    _write(files)
-    # Snakemake declares the folder as an output, so it has to exist even for an experiment without tables.
-    (folder / experiment.name).mkdir(parents=True, exist_ok=True)
-    remove_others(folder / experiment.name, (".md", ".tex", ".csv"), keep=files)
-    return list(files)
+        introduction = introduce(experiment, manifest, runs, [content.name])
+        parts[content.name] = _alone(experiment, content, introduction, results)
+    # Snakemake declares the folder as an output: a seal makes it even for an experiment without tables.
+    made_of = {name: [content.name for content in stable] if name is None else [name] for name in parts}
+    seals = [_write(experiment, name, part, made_of[name], results) for name, part in parts.items()]
+    written = [path for part in parts.values() for path in part]
+    remove_others(folder / experiment.name, (".md", ".tex", ".csv", ".json"), keep=[*written, *seals])
+    return written
 
 
 def tabulate_table(
@@ -79,7 +82,8 @@ def tabulate_table(
     runs = read_measurements(experiment, results, [name], partial=partial, origins=True)
     content = gather(experiment, name, experiment.config.tables[name], runs, ledger)
     files = _alone(experiment, content, introduce(experiment, manifest, runs, [name]), results)
-    return _write(files)
+    _write(experiment, name, files, [name], results)
+    return list(files)
 
 
 def lay_out(content: Content) -> Sheet:
@@ -245,10 +249,25 @@ def _read_manifest(experiment: Experiment, results: Path, partial: bool) -> Mani
     return None if partial and not (folder / FILE_NAME).exists() else load_manifest(folder)
 
 
-def _write(files: dict[Path, str]) -> list[Path]:
+def _write(
+    experiment: Experiment, table: str | None, files: dict[Path, str], made_of: list[str], results: Path
+) -> Path:
+    """Write files and, beside them, what they are and which tables' results they were made of; return that."""
     for path, text in files.items():
         write_text(path, text)
-    return list(files)
+    seal = table_seal(results, experiment.name, table)
+    write_seals(seal, files, _sources(experiment, made_of, results), results)
+    return seal
+
+
+def _sources(experiment: Experiment, tables: list[str], results: Path) -> list[Path]:
+    """The results that there are of those that tables are made from."""
+    paths = [dataset_folder(results, experiment.config.dataset) / FILE_NAME]
+    for run, names in needed_files(experiment, tables).items():
+        folders = [run_folder(results, experiment.name, run, seed) for seed in experiment.seeds(run)]
+        paths += [folder / name for name in sorted(names - {PROFILE}) for folder in folders]
+        paths += [profile_path(results, experiment.name, run)] if PROFILE in names else []
+    return [path for path in paths if path.is_file()]
 
 
 def _alone(experiment: Experiment, content: Content, introduction: str, results: Path) -> dict[Path, str]:
