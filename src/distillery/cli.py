@@ -343,18 +343,32 @@ def evaluate(
 def verify(
     config: Config,
     rerun: Annotated[bool, Option("--rerun", help="Measure the networks again, too.")] = False,
+    replay: Annotated[bool, Option("--replay", help="Take each run's first steps again, too.")] = False,
     results: Results = RESULTS,
+    workers: Workers = 2,
     rehearsal: Rehearsal = False,
 ) -> int:
     """Look again at every checksum of an experiment's results, and name each file that is not what was written."""
     from distillery.evaluation.verify import verify_experiment
+    from distillery.paths import run_folder
 
+    experiment = load_experiment(config, rehearsal=rehearsal)
     files = faults = 0
-    for _, fault in verify_experiment(load_experiment(config, rehearsal=rehearsal), results, rerun=rerun):
+    for _, fault in verify_experiment(experiment, results, rerun=rerun):
         files, faults = files + 1, faults + bool(fault)
         if fault:
             _fail(fault)
     print(f"{files} files looked at, {faults} of them damaged, replaced, edited or out of date")
+    for run, seed in experiment.members() if replay else ():
+        if (run_folder(results, experiment.name, run, seed) / "run.json").is_file():
+            _import_fabric()
+            from distillery.training.replay import replay_run
+
+            try:
+                print(replay_run(experiment, run, seed, results, workers), flush=True)
+            except UserError as error:
+                faults += 1
+                _fail(str(error))
     return 2 if faults else 0
 
 

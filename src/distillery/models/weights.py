@@ -3,6 +3,7 @@
 `distillery.models.pretrained.load` reads what others wrote.
 """
 
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -24,11 +25,21 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
     Equal weights give equal bytes, on any device and in any memory format.
     """
-    # A copy of each: safetensors refuses tensors that share memory, as tied weights do.
-    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
     # Written here, because safetensors' own writer makes files that only their owner may read.
     with replace_file(path) as temporary:
-        temporary.write_bytes(save(state, metadata={"format": "pt"}))
+        temporary.write_bytes(_as_bytes(model))
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """The SHA-256 of the file that `save_weights` would write, 64 hex digits."""
+    return sha256(_as_bytes(model)).hexdigest()
+
+
+def _as_bytes(model: nn.Module) -> bytes:
+    # A copy of each: safetensors refuses tensors that share memory, as tied weights do.
+    state = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    content: bytes = save(state, metadata={"format": "pt"})
+    return content
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

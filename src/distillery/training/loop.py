@@ -25,7 +25,7 @@ from distillery.distill.teacher import Teacher
 from distillery.distill.term import CalibrationBatches
 from distillery.errors import UserError
 from distillery.experiment.schema.recipe import Recipe
-from distillery.models.weights import save_weights
+from distillery.models.weights import save_weights, weights_sha256
 from distillery.randomness import seed_generators
 from distillery.training.checkpoint import CheckpointFolder, TrainState
 from distillery.training.epoch_sums import EpochSums, added, totals_of_rank, totals_of_ranks
@@ -35,6 +35,8 @@ from distillery.training.optim import learning_rate, total_epochs
 
 # Every look waits for the device.
 STEPS_BETWEEN_LOOKS = 50
+# After so many, or one epoch, run.json says what the weights are, so that these steps can be taken again and compared.
+FIRST_STEPS = 20
 
 
 @dataclass
@@ -83,8 +85,20 @@ def fit(training: Training) -> None:
     training.metric_logger.end()
 
 
-def _train_epoch(training: Training, saved_at: float) -> float:
-    """Take the optimizer steps that are left of the current epoch."""
+def first_steps(training: Training) -> int:
+    """How many of a run's steps can be taken again and compared."""
+    return min(FIRST_STEPS, training.batches.steps)
+
+
+def take_first_steps(training: Training) -> None:
+    """Take them, at a run's beginning; what came out stands in the run's session."""
+    training.metric_logger.begin(training.name, 1, first_steps(training), training.train_state)
+    _train_epoch(training, time.monotonic(), first_steps(training))
+    training.metric_logger.end()
+
+
+def _train_epoch(training: Training, saved_at: float, last: int | None = None) -> float:
+    """Take the optimizer steps that are left of the current epoch, or of its first ``last``."""
     train_state = training.train_state
     sums = EpochSums(training.fabric.device, totals_of_rank(training.fabric, train_state.sums))
     if train_state.step == 0:
@@ -93,13 +107,16 @@ def _train_epoch(training: Training, saved_at: float) -> float:
     training.learner.train()
     training.batches.start(train_state.epoch, train_state.step)
     batches = iter(training.train_loader)
-    for step in range(train_state.step, training.batches.steps):
+    for step in range(train_state.step, last or training.batches.steps):
         try:
             _train_step(training, step, batches, sums)
         except Interrupted:
             end_children()
             _save_if_due(training, saved_at, sums)
         train_state.step = step + 1
+        if train_state.epoch == 0 and train_state.step == first_steps(training):
+            weights = weights_sha256(training.bare.student) if training.fabric.is_global_zero else None
+            train_state.sessions[-1]["first_steps"] = {"steps": train_state.step, "weights_sha256": weights}
         training.metric_logger.step(training.batches.step_images(step), sums.means)
         if train_state.step % STEPS_BETWEEN_LOOKS == 0 or train_state.step == training.batches.steps:
             _check_finite(training, sums)

@@ -75,10 +75,7 @@ def _import_weights(job: Job) -> None:
 def _train(job: Job, recipe: Recipe, lock: RunLock | None, stop: StopSignal) -> None:
     began = time.monotonic()
     stop.install()
-    assert job.spec.objective is not None
-    # Terms that look at features alone leave the student's last layer without a gradient, heads its second one.
-    unused = "logits" not in job.spec.objective.needs().student or bool(job.spec.objective.heads())
-    fabric = start_devices(recipe, job.machine.threads, unused_parameters=unused)
+    fabric = start(job, recipe)
     stop.connect(fabric)
     if fabric.broadcast(lock is not None and lock.waited and _is_complete(job)):
         fabric.print(f"{job.name}: finished by another process while this one waited for it")
@@ -89,7 +86,7 @@ def _train(job: Job, recipe: Recipe, lock: RunLock | None, stop: StopSignal) -> 
         restore(training, *found)
         train_state = training.train_state
         fabric.print(f"{job.name}: continuing after epoch {train_state.epoch}, step {train_state.step}")
-    training.train_state.sessions.append(_session(job, training, fabric))
+    training.train_state.sessions.append(session_of(job, training, fabric))
     fit(training)
     note_session(training)
     if fabric.is_global_zero:
@@ -97,6 +94,14 @@ def _train(job: Job, recipe: Recipe, lock: RunLock | None, stop: StopSignal) -> 
         lock.check()
         _write_results(job, recipe, training)
     fabric.barrier()
+
+
+def start(job: Job, recipe: Recipe) -> Fabric:
+    """Join the run's devices."""
+    assert job.spec.objective is not None
+    # Terms that look at features alone leave the student's last layer without a gradient, heads its second one.
+    unused = "logits" not in job.spec.objective.needs().student or bool(job.spec.objective.heads())
+    return start_devices(recipe, job.machine.threads, unused_parameters=unused)
 
 
 def _is_complete(job: Job) -> bool:
@@ -111,7 +116,7 @@ def _is_complete(job: Job) -> bool:
     )
 
 
-def _session(job: Job, training: Training, fabric: Fabric) -> dict[str, Any]:
+def session_of(job: Job, training: Training, fabric: Fabric) -> dict[str, Any]:
     """What one session of a run was made with; a run that was stopped has several."""
     return {
         "from_epoch": training.train_state.epoch,
