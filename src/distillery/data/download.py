@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,38 @@ class _Unfinished(Exception):
     """The connection ended before the file did; the text says why."""
 
 
+@dataclass(frozen=True)
+class Remote:
+    """A file to be fetched.
+
+    Attributes:
+        name: how it is called while it comes.
+        checksum: ``md5:<hex>``, or another algorithm's.
+        size: its bytes, where they are known.
+        largest: a file of more bytes is refused.
+        cures: what to do, as the end of a line, where it cannot be fetched, is another file, or has an unknown size.
+    """
+
+    name: str
+    url: str
+    checksum: str
+    size: int | None
+    largest: int | None
+    cures: tuple[str, str, str]
+
+
 def download(name: str, url: str, target: Path, checksum: str, size: int | None = None) -> None:
-    """Fetch ``url`` to ``target``, which appears when all of it is there and has the ``checksum`` (``md5:<hex>``).
+    """Fetch a data set's archive, as datasets.yaml names it, to ``target``; see ``fetch_file``."""
+    cures = (
+        f"run `distillery download {name}` where there is a network",
+        f"look at the address and `checksum` of {name!r} in datasets.yaml",
+        f"write `size:` of {name!r} in datasets.yaml",
+    )
+    fetch_file(Remote(name, url, checksum, size, None, cures), target)
+
+
+def fetch_file(remote: Remote, target: Path) -> None:
+    """Fetch a file to ``target``, which appears when all of it is there and has the checksum.
 
     No more than ``size`` bytes are taken, or than the server says before it sends them, or than the disk has room for.
 
@@ -45,18 +76,17 @@ def download(name: str, url: str, target: Path, checksum: str, size: int | None 
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(partial):
             if target.exists():
-                return check_checksum(target, checksum)
+                return check_checksum(target, remote.checksum)
             resumed = _size(partial) > 0
-            _fetch(name, url, target, partial, size)
-            if resumed and not _has_checksum(partial, checksum):
+            _fetch(remote, target, partial)
+            if resumed and not _has_checksum(partial, remote.checksum):
                 # The beginning may be another version's; all of it again, once.
                 partial.write_bytes(b"")
-                _fetch(name, url, target, partial, size)
-            if not _has_checksum(partial, checksum):
+                _fetch(remote, target, partial)
+            if not _has_checksum(partial, remote.checksum):
                 partial.write_bytes(b"")
                 raise UserError(
-                    f"{url}: what came does not have the checksum {checksum}; look at the address and `checksum` of "
-                    f"{name!r} in datasets.yaml"
+                    f"{remote.url}: what came does not have the checksum {remote.checksum}; {remote.cures[1]}"
                 )
             flush_to_disk(partial)
             partial.rename(target)
@@ -82,27 +112,27 @@ def check_checksum(path: Path, checksum: str) -> None:
         )
 
 
-def _fetch(name: str, url: str, target: Path, partial: Path, size: int | None) -> None:
+def _fetch(remote: Remote, target: Path, partial: Path) -> None:
     """Append to ``partial`` until all is there; as long as something comes, broken connections are taken up again."""
     failures = 0
     while True:
         before = _size(partial)
         try:
-            return _request(name, url, partial, size)
+            return _request(remote, partial)
         except _Unfinished as reason:
             failures = 1 if _size(partial) > before else failures + 1
             if failures == _ATTEMPTS or before == _size(partial) == 0:
                 raise UserError(
-                    f"{url}: cannot be downloaded: {reason}; run `distillery download {name}` where there is a "
-                    f"network, or put the file at {target} by hand"
+                    f"{remote.url}: cannot be downloaded: {reason}; {remote.cures[0]}, or put the file at {target} by "
+                    "hand"
                 ) from None
         time.sleep(_PAUSE)
 
 
-def _request(name: str, url: str, partial: Path, size: int | None) -> None:
+def _request(remote: Remote, partial: Path) -> None:
     begin = _size(partial)
     headers = {"User-Agent": "distillery", "Accept-Encoding": "identity"}
-    request = urllib.request.Request(url, headers=headers | ({"Range": f"bytes={begin}-"} if begin else {}))
+    request = urllib.request.Request(remote.url, headers=headers | ({"Range": f"bytes={begin}-"} if begin else {}))
     try:
         response = urllib.request.urlopen(request, timeout=_PATIENCE)
     except urllib.error.HTTPError as error:
@@ -122,7 +152,7 @@ def _request(name: str, url: str, partial: Path, size: int | None) -> None:
         done = begin if continued else 0
         file.seek(done)
         file.truncate()
-        _copy(name, response, file, done, _total(name, url, response, partial, done, size))
+        _copy(remote.name, response, file, done, _total(remote, response, partial, done))
 
 
 def _range_begin(response: Any) -> int | None:  # noqa: ANN401
@@ -131,18 +161,18 @@ def _range_begin(response: Any) -> int | None:  # noqa: ANN401
     return int(begin) if begin.isdigit() else None
 
 
-def _total(name: str, url: str, response: Any, partial: Path, done: int, size: int | None) -> int:  # noqa: ANN401
+def _total(remote: Remote, response: Any, partial: Path, done: int) -> int:  # noqa: ANN401
     """How many bytes the whole file has, ``done`` of which are there: an endless answer must not fill the disk."""
     length = response.headers.get("Content-Length", "")
-    said = done + int(length) if length.isdigit() else None
+    said, size, url = done + int(length) if length.isdigit() else None, remote.size, remote.url
     if said is None and size is None:
-        raise UserError(
-            f"{url}: the server does not say how large the file is; write `size:` of {name!r} in datasets.yaml"
-        )
+        raise UserError(f"{url}: the server does not say how large the file is; {remote.cures[2]}")
     if said is not None and size is not None and said != size:
-        raise UserError(f"{url}: has {said:,} bytes, but {name}.download.size in datasets.yaml expects {size:,}")
+        raise UserError(f"{url}: has {said:,} bytes, but {remote.name}.download.size in datasets.yaml expects {size:,}")
     total = size if said is None else said
     assert total is not None
+    if remote.largest is not None and total > remote.largest:
+        raise UserError(f"{url}: has {total:,} bytes; the limit is {remote.largest:,}")
     free = shutil.disk_usage(partial.parent).free
     if total - done > free:
         raise UserError(f"{url}: has {total:,} bytes, but {partial.parent} has room for {free:,} only")

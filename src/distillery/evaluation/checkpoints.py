@@ -10,6 +10,7 @@ import torch
 
 from distillery.data.arrow import ArrowImages
 from distillery.data.manifest import Manifest, load_manifest
+from distillery.data.weights import fetched
 from distillery.errors import UserError
 from distillery.evaluation.evaluate import SPLIT, measure
 from distillery.evaluation.metrics import METRICS
@@ -134,6 +135,7 @@ def load_checkpoint(
         raise UserError(
             f"{item}: expected MODEL=WEIGHTS, as cifar_resnet56=weights.pth, or the folder of a finished run"
         )
+    weights = fetched(weights)
     check_classes(record_beside(weights), manifest, weights)
     network = create_model(model, len(manifest.classes), **model_args)
     preprocess = import_weights(network, weights, model, model_args) or preprocess

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from distillery.errors import UserError
+from distillery.experiment.address import Address, parse_address
 from distillery.experiment.ledger import (
     DECAY_PATTERNS,
     ENGINE,
@@ -55,9 +56,14 @@ class RunSpec(Block):
     labels: Annotated[FewLabels | None, Neutral(None)] = None
 
     @property
+    def address(self) -> Address | None:
+        """Where `weights` are fetched from, if they are."""
+        return None if self.weights is None else parse_address(self.weights)
+
+    @property
     def weights_file(self) -> Path | None:
-        """The file that `weights` names; None for tags and for runs without."""
-        if self.weights is None or self.weights.startswith(TAG_PREFIXES):
+        """The file that `weights` names; None for addresses, for tags and for runs without."""
+        if self.weights is None or self.weights.startswith(TAG_PREFIXES) or self.address is not None:
             return None
         return Path(self.weights).expanduser()
 
@@ -92,6 +98,9 @@ class RunSpec(Block):
                     f"weights: {self.weights_file} cannot be read, and its bytes decide the run and all that descends "
                     "from it; put the file back, or name another"
                 )
+        if self.address is not None:
+            # Like a file's: from wherever they come, here or from a mirror, the same bytes are the same weights.
+            content["weights"] = {"sha256": self.address.sha256}
         if self.weights is not None or self.initial is not None:
             content["importing"] = IMPORTING
         if self.initial is not None:

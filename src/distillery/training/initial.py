@@ -8,6 +8,7 @@ from typing import Any
 from lightning_fabric import Fabric
 from torch import nn
 
+from distillery.data.weights import fetched
 from distillery.errors import UserError, located
 from distillery.evaluation.restore import (
     FinishedRun,
@@ -65,7 +66,7 @@ def initial_weights(job: Job) -> InitialWeights | None:
     origin = job.experiment.origin(job.run)
     if origin is None:
         named = job.spec.weights
-        return None if named is None else InitialWeights(named, record=record_beside(named))
+        return None if named is None else InitialWeights(fetched(named), record=record_beside(named))
     experiment, run = origin
     seed = experiment.seeds(run)[0]
     record = finished_record(experiment, run, seed, job.results)

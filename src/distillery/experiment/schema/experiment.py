@@ -5,10 +5,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from distillery.experiment.address import parse_address
 from distillery.experiment.schema.block import Block, FileName, Name, Neutral, Seeds, apart
 from distillery.experiment.schema.columns import COLUMNS
 from distillery.experiment.schema.labels import Count, Images, LabelledShare
 from distillery.experiment.schema.objective import PLAIN, Objective
+
+
+def _check_address(weights: str) -> str:
+    parse_address(weights)
+    return weights
 
 
 class RunConfig(Block):
@@ -17,10 +23,10 @@ class RunConfig(Block):
     model: str = Field(description="cifar_*, or any timm or torchvision name")
     model_args: dict[str, bool | int | float | str] = Field({})
     recipe: Name | None = Field(None, description="recipes/<recipe>.yaml to train by")
-    weights: Annotated[str, Field(min_length=1)] | None = Field(
+    weights: Annotated[str, Field(min_length=1), AfterValidator(_check_address)] | None = Field(
         None,
-        description="alone: import; beside `recipe`: train from these. A file, torchvision:TAG, timm:TAG, run:RUN or "
-        "run:EXPERIMENT/RUN",
+        description="alone: import; beside `recipe`: train from these. A file, https://...#sha256=<64 hex digits>, "
+        "torchvision:TAG, timm:TAG, run:RUN or run:EXPERIMENT/RUN",
     )
     nest: Annotated[str | None, Neutral(None)] = Field(
         None, description="of a file with several weights, the key of those to take, e.g. model_ema"
