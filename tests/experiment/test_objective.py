@@ -41,9 +41,7 @@ def test_every_term_has_a_row_on_the_pages(page, row):
 
 def test_an_objective_needs_what_its_terms_need_together():
     needs = objective(ce={}, bake={}, crd={}).needs()
-    assert needs == Needs(
-        student={"logits", "embedding"}, teacher={"embedding"}, indices=True, labels=True, all_labels=True
-    )
+    assert needs == Needs(student={"logits", "embedding"}, teacher={"embedding"}, indices=True, labels=True)
     assert objective(kd={}).needs() == Needs(student={"logits"}, teacher={"logits"})
 
 

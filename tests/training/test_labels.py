@@ -108,14 +108,22 @@ def test_two_processes_give_the_result_of_one(few, more):
     ("keys", "message"),
     [
         ("labels: true", "expected a number of images"),
-        ("labels: 0", "expected a number of images"),
+        ("labels: -1", "expected a number of images"),
+        ("labels: 0.0", "expected a number of images"),
+        ("labels: 0", "labels: 0 leaves ce nothing to learn from; remove ce or give it some labels"),
+        ("labels: 0, objective: {kd: {}}, labelled_share: 0.5", "labelled_share: 0.5 has no effect with `labels: 0`"),
+        ("labels: 0, objective: {kd: {}}, images: labelled", "images: labelled has no effect with `labels: 0`"),
+        (
+            "labels: 0, objective: {kd: {}, bake: {}}",
+            r"needs all labels \(BAKE's partners\); remove it",
+        ),
         ("labels: 1.5", "expected a number of images"),
         ("labels: some", "expected a number of images"),
         ("images: labelled", "images: labelled has no effect without `labels`"),
         ("labels: 6, images: labelled, labelled_share: 0.5", "labelled_share: 0.5 has no effect"),
         ("labels: 6, labelled_share: 1", "labelled_share"),
         ("labels: 6, objective: {kd: {}}", "no term of the objective learns from labels"),
-        ("labels: 6, objective: {ce: {}, crd: {}}", "crd needs the label of every image"),
+        ("labels: 6, images: labelled, objective: {ce: {}, crd: {}}", "crd remembers every training image"),
         ("labels: 6, objective: {ce: {}, kd: {}, bake: {}}", "write images: labelled"),
         ("labels: 6, mix: {mixup: 1.0}", "cannot be mixed"),
         ("labels: 6, repeats: 2", "repeats: 2 cannot go with `labels`"),
@@ -174,3 +182,55 @@ def test_partners_of_labelled_images_are_labelled(workplace):
         "    few: {model: cifar_resnet8, recipe: tiny, labels: 6, objective: {ce: {}, bake: {}}}\n  tables:",
     )
     assert "train_bake" in last_row(workplace.make("few"))
+
+
+@pytest.fixture
+def without(few):
+    """`taught` learns from its teacher alone."""
+    few.edit(FEW, "taught: {model: cifar_resnet8, recipe: tiny, labels: 0, teacher: big,")
+    few.edit("{ce: {weight: 0.5}, kd: {weight: 0.5, temperature: 2}}", "{kd: {}}")
+    return few
+
+
+@pytest.mark.parametrize("mix", ["null", "{mixup: 0.8}"])
+def test_a_run_without_labels_is_that_of_its_other_terms_with_all(without, mix):
+    without.edit_recipe(f"mix: {mix}")
+    without.make("big")
+    folder = without.make("taught")
+    assert "train_top1" not in last_row(folder)
+    assert float(last_row(folder)["val_top1"]) > 0
+    without.edit("labels: 0,", "labels: all,")
+    same = without.make("taught", results="all")
+    assert (same / "weights.safetensors").read_bytes() == (folder / "weights.safetensors").read_bytes()
+    assert "train_top1" in last_row(same)
+
+
+def test_no_label_reaches_a_run_without_labels(without, monkeypatch):
+    honest = written(without.make("taught"))
+    original = ArrowImages.with_labels_of
+
+    def lying(self, ids):
+        self.labels = (self.labels + 1) % 3
+        return original(self, ids)
+
+    monkeypatch.setattr(ArrowImages, "with_labels_of", lying)
+    assert written(without.make("taught", results="lies")) == honest
+
+
+def test_a_table_says_that_a_run_had_no_labels(without):
+    assert load_experiment(without.experiment).labels("taught").shown == "0"
+
+
+def test_crd_takes_no_hidden_label(few, monkeypatch):
+    few.edit("{ce: {weight: 0.5}, kd: {weight: 0.5, temperature: 2}}", "{ce: {}, crd: {negatives: 9}}")
+    honest = written(few.make("taught"))
+    original = ArrowImages.with_labels_of
+
+    def lying(self, ids):
+        others = [index for index in range(len(self)) if index not in set(ids.tolist())]
+        self.labels = self.labels.copy()
+        self.labels[others] = (self.labels[others] + 1) % 3
+        return original(self, ids)
+
+    monkeypatch.setattr(ArrowImages, "with_labels_of", lying)
+    assert written(few.make("taught", results="lies")) == honest

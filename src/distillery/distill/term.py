@@ -71,7 +71,7 @@ class TermContext:
         teacher_classifier: the teacher's, frozen.
         student_stages: all of the student's stages, if asked for.
         teacher_map_size: of the map that is averaged to the teacher's embedding; (1, 1) where there is none.
-        labels: class of every training image.
+        labels: class of every training image; below 0 where the run may not know it.
         classes: how many classes there are.
         epochs: how many the run has.
         seed: the run's seed, for addressed draws.

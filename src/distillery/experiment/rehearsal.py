@@ -41,7 +41,8 @@ def rehearsed(experiment: Experiment) -> Experiment:
     recipes: dict[str, Recipe] = {}
     for run, config in experiment.config.runs.items():
         elsewhere = config.weights is not None and not config.weights.startswith(RUN_PREFIX)
-        labels = {} if experiment.labels(run) is None else {"labels": TRAINING_IMAGES // 2}
+        few = experiment.labels(run)
+        labels = {} if few is None else {"labels": few.labels and TRAINING_IMAGES // 2}
         runs[run] = config.model_copy(update={"seeds": None, "nest": None, "prefix": None, "ignore": (), **labels})
         if config.recipe is not None:
             recipes[run] = rehearsed_recipe(experiment.recipes[run], config.objective, config.model)

@@ -75,11 +75,9 @@ class EpochSums:
         return counts | {name: value.item() for name, value in self.sums.items()}
 
     def means(self) -> dict[str, float]:
-        """The epoch's means so far."""
-        return {
-            "loss": self.sums["loss"].item() / self.images,
-            "top1": 100 * self.sums["correct"].item() / self.labelled if self.labelled else math.nan,
-        }
+        """The epoch's means so far; ``top1`` of the images that have labels, if any has."""
+        top1 = {"top1": 100 * self.sums["correct"].item() / self.labelled} if self.labelled else {}
+        return {"loss": self.sums["loss"].item() / self.images, **top1}
 
 
 def totals_of_ranks(fabric: Fabric, totals: dict[str, float]) -> list[dict[str, float]]:

@@ -59,7 +59,7 @@ def training_images(job: Job) -> ArrowImages:
         return images
     with located(job.where):
         count = job.spec.labels.count(len(images))
-    return images.with_labels_of(choose_labelled(images.labels, count, job.seed))
+    return images.with_labels_of(choose_labelled(images.labels, count, job.seed) if count else np.arange(0))
 
 
 def _used(job: Job, images: ArrowImages) -> Ids:
@@ -97,7 +97,7 @@ def build_batches(job: Job, recipe: Recipe, fabric: Fabric, images: ArrowImages,
 def _order(job: Job, recipe: Recipe, images: ArrowImages) -> Order:
     """An epoch's order. With few labels it is as long as with all, so that all runs of a recipe take the same steps."""
     few = job.spec.labels
-    if few is None:
+    if few is None or few.labels == 0:
         return _whole_order(job, recipe, images.labels)
     is_labelled = images.labels != HIDDEN
     labelled = np.flatnonzero(is_labelled)

@@ -180,7 +180,8 @@ def _mixed(training: Training, images: Tensor, labels: Tensor, step: int, micro:
     if training.mix is None:
         return images, labels
     _seed_mix(training, step, micro)
-    return training.mix(images, labels)
+    # Without labels nothing looks at the target, but what makes it takes classes only.
+    return training.mix(images, labels.clamp(min=0))
 
 
 def _mixed_alike(training: Training, images: Tensor | None, size: int, step: int, micro: int) -> Tensor | None:
@@ -230,9 +231,10 @@ def _close_epoch(training: Training) -> dict[str, float]:
     train_state, recipe = training.train_state, training.recipe
     counted = added(train_state.sums)
     images = counted.pop("images")
-    top1 = 100 * counted.pop("correct") / counted.pop("labelled")
+    correct, labelled = counted.pop("correct"), counted.pop("labelled")
     row = {"epoch": train_state.epoch + 1, "lr": learning_rate(recipe, train_state.epoch, 0, training.batches.steps)}
-    row |= {f"train_{name}": value / images for name, value in counted.items()} | {"train_top1": top1}
+    row |= {f"train_{name}": value / images for name, value in counted.items()}
+    row |= {"train_top1": 100 * correct / labelled} if labelled else {}
     check_weights_finite(training)
     with training.metric_logger.timed("validation"):
         measured = training.validate(training.bare.student)

@@ -87,7 +87,8 @@ class MetricLogger:
 
     def _now(self, means: dict[str, float]) -> str:
         epoch = f"epoch {len(self.rows) + 1}/{self.epochs}"
-        return f"{epoch}, loss {means['loss']:.3f}, top-1 {means['top1']:.1f}, {self._speed()}"
+        top1 = f"top-1 {means['top1']:.1f}, " if "top1" in means else ""
+        return f"{epoch}, loss {means['loss']:.3f}, {top1}{self._speed()}"
 
     def epoch(self, row: dict[str, float]) -> None:
         """Record a finished epoch."""
@@ -161,10 +162,11 @@ class MetricLogger:
     def _line(self, row: dict[str, float]) -> str:
         done = max(self.done_steps - self.first_step, 1)
         left = (time.monotonic() - self.started) / done * (self.all_steps - self.done_steps)
+        train = f"{row['train_top1']:.2f} train, " if "train_top1" in row else ""
         ema = f" (EMA {row['ema_val_top1']:.2f})" if "ema_val_top1" in row else ""
         return (
             f"{self.name}: epoch {row['epoch']:.0f}/{self.epochs}, loss {row['train_loss']:.4f}, "
-            f"top-1 {row['train_top1']:.2f} train, {row['val_top1']:.2f}{ema} val, {self._speed()}, "
+            f"top-1 {train}{row['val_top1']:.2f}{ema} val, {self._speed()}, "
             f"ETA {tqdm.format_interval(left)}"
         )
 

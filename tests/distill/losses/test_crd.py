@@ -31,6 +31,18 @@ def test_negatives_are_distinct_images_of_other_classes_and_a_function_of_their_
         assert (other == drawn).float().mean() < 0.05
 
 
+def test_an_image_without_a_label_has_all_others_as_negatives():
+    labels = np.array([0, 0, 1, -1, -1, 1])
+    allowed = {0: {2, 3, 4, 5}, 2: {0, 1, 3, 4}, 3: {0, 1, 2, 4, 5}, 4: {0, 1, 2, 3, 5}}
+    for count in (4, 5):
+        term = CRD(negatives=count)
+        term.setup(TermContext(student_features=4, teacher_features=4, labels=labels, classes=2))
+        drawn = term.draw_negatives(0, torch.tensor(list(allowed)))
+        for row, others in zip(drawn.tolist(), allowed.values(), strict=True):
+            assert set(row) <= others
+            assert len(set(row)) == count or len(others) < count
+
+
 def test_all_images_are_drawn_equally_often_and_independently():
     keys, below, count = torch.arange(3000) * 7919, torch.full((3000,), 90), 30
     drawn = draw_distinct(keys, below, count)

@@ -117,9 +117,14 @@ class CRD(Term):
         self.normalized = False
 
     def setup(self, context: TermContext) -> None:
-        """Make the linear layers, the memories (rows uniform in +-1 / sqrt(E / 3)) and the list of images by class."""
-        sizes = np.bincount(context.labels, minlength=context.classes)
-        if (sizes == len(context.labels)).any():
+        """Make the linear layers, the memories (rows uniform in +-1 / sqrt(E / 3)) and the list of images by class.
+
+        An image whose label is not known (below 0) is of a class of its own: only itself is surely of that class.
+        """
+        labels, unknown = context.labels.copy(), context.labels < 0
+        labels[unknown] = context.classes + np.arange(unknown.sum())
+        sizes = np.bincount(labels, minlength=context.classes)
+        if (sizes == len(labels)).any():
             raise UserError("objective.crd: all training images are of one class, none can be a negative")
         self.collective, self.seed, self.images = context.collective, context.seed, len(context.labels)
         self.embed_s = nn.Linear(context.student_features, self.features)
@@ -131,8 +136,8 @@ class CRD(Term):
             self.register_buffer(f"Z_{side}", torch.zeros(()))
         # Positions of the classes in the list of images sorted by class.
         starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        lists = {"by_class": np.argsort(context.labels, kind="stable"), "starts": starts, "sizes": sizes}
-        for name, values in (lists | {"class_of": context.labels}).items():
+        lists = {"by_class": np.argsort(labels, kind="stable"), "starts": starts, "sizes": sizes}
+        for name, values in (lists | {"class_of": labels}).items():
             self.register_buffer(name, torch.from_numpy(np.array(values, dtype=np.int64)), persistent=False)
 
     def forward(self, inputs: StepInputs) -> Tensor:
@@ -169,7 +174,7 @@ class CRD(Term):
             self.get_buffer(f"Z_{side}").copy_(self.images * total[0] / total[1])
 
     def draw_negatives(self, epoch: int, indices_B: Tensor) -> Tensor:
-        """Images of other classes, (B, K), all distinct where there are enough."""
+        """Images that are not known to be of the same class, (B, K), all distinct where there are enough."""
         keys_B = image_keys(self.seed, "negatives", epoch, indices_B)
         class_B = self.get_buffer("class_of")[indices_B]
         start, size = self.get_buffer("starts")[class_B][:, None], self.get_buffer("sizes")[class_B][:, None]

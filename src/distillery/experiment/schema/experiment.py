@@ -50,7 +50,9 @@ class RunConfig(Block):
     )
     objective: Objective = PLAIN
     seeds: Seeds | None = Field(None, description="instead of the experiment's seeds")
-    labels: Count | None = Field(None, description="so many, or this share, of the training images have a label")
+    labels: Count | None = Field(
+        None, description="so many (0: none), or this share, of the training images have a label"
+    )
     images: Images | None = Field(
         None, description="with `labels`: train on all images (default with a teacher) or on the labelled ones alone"
     )

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeInt
 
 from distillery.errors import UserError
 from distillery.experiment.schema.block import Block
@@ -14,16 +14,16 @@ LABELLED_SHARE = 0.5
 
 
 def _count_or_share(value: Any) -> Any:  # noqa: ANN401
-    if value == "all" or (type(value) is int and 1 <= value <= 10**9) or (type(value) is float and 0 < value < 1):
+    if value == "all" or (type(value) is int and 0 <= value <= 10**9) or (type(value) is float and 0 < value < 1):
         return value
-    raise ValueError("expected a number of images, as 100, a share between 0 and 1, as 0.1, or all")
+    raise ValueError("expected a number of images, as 100 (0: no labels), a share between 0 and 1, as 0.1, or all")
 
 
 Count = Annotated[
     int | float | Literal["all"],
     BeforeValidator(
         _count_or_share,
-        json_schema_input_type=PositiveInt | Annotated[float, Field(gt=0, lt=1)] | Literal["all"],
+        json_schema_input_type=NonNegativeInt | Annotated[float, Field(gt=0, lt=1)] | Literal["all"],
     ),
 ]
 Images = Literal["all", "labelled"]
@@ -34,7 +34,7 @@ class FewLabels(Block):
     """What a run may know of its training images' classes.
 
     Attributes:
-        labels: so many labels, or this share of them.
+        labels: so many labels, or this share of them; 0 for a run that learns from no label.
         images: train on ``all`` images, whose labels are unknown but for these, or on the ``labelled`` ones alone.
         labelled_share: the labelled images' part of each batch, where there are others in it.
     """
@@ -47,16 +47,18 @@ class FewLabels(Block):
 
     @property
     def shown(self) -> str:
-        """What a table says of them: ``50``, ``10 %``, and ``50 + unlabelled`` where the other images are used too."""
+        """What a table says of them: ``0``, ``50``, ``10 %``; ``50 + unlabelled`` where other images are used too."""
         labels = str(self.labels) if isinstance(self.labels, int) else f"{100 * self.labels:g} %"
-        return labels if self.images == "labelled" else f"{labels} + unlabelled"
+        return labels if self.images == "labelled" or self.labels == 0 else f"{labels} + unlabelled"
 
     def count(self, images: int) -> int:
         """How many of so many training images are labelled.
 
         Raises:
-            UserError: none of them, or all.
+            UserError: a share that is none of them, or all.
         """
+        if self.labels == 0:
+            return 0
         count = self.labels if isinstance(self.labels, int) else round(self.labels * images)
         if not 0 < count < images:
             raise UserError(
@@ -75,7 +77,19 @@ class FewLabels(Block):
         for name, options in terms.items():
             if options.needs.all_labels:
                 raise UserError(f"labels: {name} needs the label of every image; remove {name} or write labels: all")
+            if self.labels == 0 and options.needs.labels:
+                raise UserError(f"labels: 0 leaves {name} nothing to learn from; remove {name} or give it some labels")
+            if self.images == "labelled" and options.needs.indices:
+                raise UserError(
+                    f"images: {name} remembers every training image, and would never see those without a label; write "
+                    "images: all"
+                )
         if self.images == "labelled":
+            return
+        if objective.sampling() is not None:
+            cure = "remove it" if self.labels == 0 else "write images: labelled"
+            raise UserError(f"images: the order of images needs all labels (BAKE's partners); {cure}")
+        if self.labels == 0:
             return
         if not any(options.needs.labels for options in terms.values()):
             raise UserError(
@@ -86,8 +100,6 @@ class FewLabels(Block):
             raise UserError(
                 "images: no term of the objective learns from images without a label; write images: labelled"
             )
-        if objective.sampling() is not None:
-            raise UserError("images: the order of images needs all labels (BAKE's partners); write images: labelled")
         if recipe.mix is not None:
             raise UserError("mix: images with and without a label cannot be mixed; write mix: null or images: labelled")
         if recipe.repeats > 1:
@@ -112,6 +124,11 @@ def resolve_labels(
             if value is not None:
                 raise UserError(f"{key}: {value} has no effect without `labels`; remove it, or add e.g. labels: 100")
         return None
+    if labels == 0:
+        for key, value in (("images", images if images == "labelled" else None), ("labelled_share", labelled_share)):
+            if value is not None:
+                raise UserError(f"{key}: {value} has no effect with `labels: 0`, for no image has a label; remove it")
+        return FewLabels(labels=0, images="all")
     if images is None:
         images = "all" if any(options.needs.teacher for options in objective.terms().values()) else "labelled"
     if images == "labelled":

@@ -524,10 +524,10 @@ class CCOptions(TermOptions):
 class CRDOptions(TermOptions):
     """Contrastive representation distillation: an image's two embeddings are told apart from those of others."""
 
-    needs: ClassVar[Needs] = Needs(student={"embedding"}, teacher={"embedding"}, indices=True, all_labels=True)
+    needs: ClassVar[Needs] = Needs(student={"embedding"}, teacher={"embedding"}, indices=True)
     implementation: ClassVar[str] = "distillery.distill.losses.crd:CRD"
 
-    negatives: Count = Field(16_384, description="images of other classes that each image is compared with")
+    negatives: Count = Field(16_384, description="images not known to be of its class that each image is compared with")
     temperature: Annotated[float, Field(ge=0.012, le=1000)] = Field(
         0.07, description="below 0.012, scores overflow float32"
     )
