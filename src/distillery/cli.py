@@ -128,14 +128,15 @@ def _root(version: Annotated[bool, Option("--version", callback=_show_version, i
 
 
 @app.command()
-def check(config: Config) -> None:
-    """Validate an experiment file, its models and their arguments included, and list its runs."""
+def check(config: Config, results: Results = RESULTS, workers: Workers = 2) -> None:
+    """Validate an experiment file with its models, list its runs, and say what they will need of this machine."""
     from tabulate import tabulate
 
     from distillery.distill.losses.stages import check_stages
     from distillery.experiment.checks import large_memories
     from distillery.models.pretrained.checkpoint import check_file
     from distillery.models.registry import check_arguments, explain_unknown, is_model
+    from distillery.training.forecast import Forecast
     from distillery.training.optim import check_optimizer
 
     experiment = load_experiment(config)
@@ -156,8 +157,12 @@ def check(config: Config) -> None:
         for run, seed in experiment.members()
     ]
     print(tabulate(rows, headers=("run", "seed", "teacher", "model", "digest"), tablefmt="github"))
+    forecast = Forecast(experiment, results, workers)
+    print(f"\n{forecast.line()}")
     for note in large_memories(experiment):
         print(f"note: {note}")
+    for warning in forecast.warnings():
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _check_size(experiment: Experiment, run: str) -> None:

@@ -1,0 +1,174 @@
+"""What an experiment's runs will take of a machine, and what is odd about their data, said before hours are paid."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from distillery.data.loader import SHARED_MEMORY
+from distillery.data.manifest import FILE_NAME, Manifest, load_manifest
+from distillery.experiment import Experiment, RunSpec
+from distillery.models import create_model
+from distillery.paths import dataset_folder
+
+# Batches that each worker of torch's loader prepares ahead.
+PREFETCHED = 2
+FLOAT = 4
+# Where nothing says how many classes there are.
+CLASSES = 1000
+
+
+class Forecast:
+    """Estimates for an experiment, in bytes; activations, which no estimate short of a step tells, are not in them."""
+
+    def __init__(self, experiment: Experiment, results: Path, workers: int) -> None:
+        self.experiment, self.results, self.workers = experiment, results, workers
+        self.folder = dataset_folder(results, experiment.config.dataset)
+        prepared = (self.folder / FILE_NAME).is_file()
+        self.manifest = load_manifest(self.folder, hash_new_shards=False) if prepared else None
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are, as far as it is known."""
+        return len(self.manifest.classes) if self.manifest else self.experiment.dataset.classes or CLASSES
+
+    @property
+    def images(self) -> int:
+        """How many training images there are; 0 if it is not known yet."""
+        if self.manifest is None:
+            return self.experiment.dataset.images.get("train", 0)
+        return self.manifest.splits["train"].images if "train" in self.manifest.splits else 0
+
+    def batches(self, run: str) -> int:
+        """What a run's workers hold in shared memory."""
+        spec = self.experiment.spec(run)
+        assert spec.recipe is not None
+        assert spec.objective is not None
+        sizes = [spec.recipe.preprocess.size]
+        shown = spec.teacher.prepared_for if spec.teacher else None
+        if shown is not None and spec.recipe.trains_apart(shown):
+            sizes.append(shown.size)
+        views = 2 if spec.objective.needs().view else 1
+        return self.workers * PREFETCHED * spec.recipe.batch * views * sum(3 * size**2 for size in sizes)
+
+    def network(self, spec: RunSpec) -> int:
+        """A run's weights, as on disk."""
+        return _network_bytes(spec.model, self.classes, tuple(sorted(spec.model_args.items())))
+
+    def terms(self, spec: RunSpec) -> dict[str, int]:
+        """What the terms of its objective remember."""
+        terms = spec.objective.terms() if spec.objective else {}
+        return {name: options.memory(self.images, self.classes) for name, options in terms.items()}
+
+    def state(self, spec: RunSpec) -> int:
+        """What a checkpoint of a run holds."""
+        if spec.recipe is None:
+            return 0
+        optimizer = spec.recipe.optimizer
+        states = (1 if getattr(optimizer, "momentum", 0) else 0) if optimizer.name == "sgd" else 2
+        copies = 1 + states + (spec.recipe.ema is not None)
+        return copies * self.network(spec) + sum(self.terms(spec).values())
+
+    def memory(self, spec: RunSpec) -> int:
+        """A run's state, gradients and teacher."""
+        return self.state(spec) + self.network(spec) + (self.network(spec.teacher) if spec.teacher else 0)
+
+    def disk(self) -> tuple[int, int]:
+        """What all runs leave, and the most that one has beside it: two checkpoints, the best weights."""
+        members = [self.experiment.spec(run, seed) for run, seed in self.experiment.members()]
+        return sum(map(self.network, members)), max(2 * self.state(spec) + self.network(spec) for spec in members)
+
+    def line(self) -> str:
+        """The estimates in words."""
+        left, beside = self.disk()
+        needed = max(self.memory(self.experiment.spec(run)) for run in self.experiment.config.runs)
+        return (
+            f"On disk the runs leave about {_shown(left)}, and each has up to {_shown(beside)} of checkpoints while it "
+            f"trains; in memory a run has up to {_shown(needed)}, beside what its images take on the way."
+        )
+
+    def warnings(self) -> Iterator[str]:
+        """What will not go well on this machine or with these data, a line each."""
+        yield from self._shared_memory()
+        yield from self._memory()
+        left, beside = self.disk()
+        place = next(path for path in (self.results, *self.results.absolute().parents) if path.exists())
+        free = shutil.disk_usage(place).free
+        if left + beside > free:
+            yield (
+                f"{self.results}: the runs of {self.experiment.path} leave about {_shown(left)} and have up to "
+                f"{_shown(beside)} beside it while they train, but its disk has {_shown(free)} free; make room, or "
+                "give another --results"
+            )
+        if self.manifest is not None:
+            yield from _copies(self.manifest, self.folder / FILE_NAME)
+
+    def _shared_memory(self) -> Iterator[str]:
+        if not self.experiment.recipes or not self.workers or not SHARED_MEMORY.is_dir():
+            return
+        run = max(self.experiment.recipes, key=self.batches)
+        wanted, free = self.batches(run), shutil.disk_usage(SHARED_MEMORY).free
+        if wanted > free:
+            yield (
+                f"{self.experiment.where(run)}.batch: {self.experiment.recipes[run].batch}: {self.workers} workers "
+                f"hold {_shown(wanted)} of batches in {SHARED_MEMORY}, which has {_shown(free)} free; use fewer "
+                f"--workers, or give a container more by --shm-size={-(-wanted // 2**30)}g"
+            )
+
+    def _memory(self) -> Iterator[str]:
+        there = _machine_memory()
+        for run in self.experiment.recipes:
+            spec = self.experiment.spec(run)
+            wanted = self.memory(spec)
+            if wanted > there:
+                name, size = max(self.terms(spec).items(), key=lambda term: term[1])
+                most = f"objective.{name}" if size > wanted // 2 else "model"
+                yield (
+                    f"{self.experiment.where(run)}.{most}: the run has {_shown(wanted)} beside what its images take, "
+                    f"but this machine {_shown(there)}; use a larger one, or a smaller network or term"
+                )
+
+
+def _copies(manifest: Manifest, path: Path) -> Iterator[str]:
+    copies = manifest.duplicates
+    for key, pairs, what, cure in (
+        (
+            "contradicting",
+            copies.contradicting,
+            "copies of images have another label",
+            "correct one of the labels",
+        ),
+        (
+            "across_splits",
+            copies.across_splits,
+            "validation images are training images",
+            "remove them from either",
+        ),
+    ):
+        if pairs:
+            first = " = ".join(pairs[0])
+            yield f"{path}: duplicates.{key}: {len(pairs)} {what}, as {first}; {cure}, or measure with that in mind"
+
+
+def _machine_memory() -> int:
+    """Of the GPU where there is one, else of the machine."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@lru_cache(maxsize=256)
+def _network_bytes(model: str, classes: int, arguments: tuple[tuple[str, bool | int | float | str], ...]) -> int:
+    try:
+        with torch.device("meta"):  # shapes alone: nothing is drawn
+            network = create_model(model, classes, **dict(arguments))
+    except (RuntimeError, NotImplementedError):
+        network = create_model(model, classes, **dict(arguments))
+    return FLOAT * sum(value.numel() for value in network.state_dict().values())
+
+
+def _shown(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
