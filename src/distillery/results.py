@@ -14,7 +14,7 @@ from distillery.paths import RESULTS
 # wants to deceive can compute it anew.
 SEAL = "seal"
 # What says when and on what a run was made, and not what it is.
-CIRCUMSTANCES = ("sessions", "provenance", SEAL)
+CIRCUMSTANCES = ("sessions", "alarms", "provenance", SEAL)
 
 
 def command(verb: str, experiment: Path, run: str, seed: int | None, results: Path) -> str:

@@ -24,6 +24,7 @@ from distillery.models.normalize import Normalize, resolve_statistics
 from distillery.models.sync_batchnorm import convert_sync_batchnorm
 from distillery.models.taps import TapPair, Taps, pair_networks
 from distillery.randomness import seed_generators
+from distillery.training.alarms import Alarms
 from distillery.training.checkpoint import CheckpointFolder, TrainState
 from distillery.training.devices import accumulation_steps
 from distillery.training.initial import begin_network, finished_teacher
@@ -66,6 +67,20 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
         learner, own
     )
+    train_state = TrainState()
+    metric_logger = MetricLogger(job.folder, active=fabric.is_global_zero)
+    alarms = Alarms(
+        job.name,
+        fabric,
+        learner,
+        teacher,
+        len(job.manifest.classes),
+        batches.steps,
+        train_state,
+        metric_logger.say,
+        # A rehearsal's teacher has hardly been trained.
+        knows_labels=not job.experiment.rehearsal,
+    )
     wrapped, optimizer = fabric.setup(learner, optimizer)
     return Training(
         name=job.name,
@@ -86,10 +101,11 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         train_loader=build_train_loader(job, recipe, fabric, images, batches, viewer),
         calibration_batches=build_calibration(job, recipe, fabric, images, learner, teacher, viewer),
         validate=validate_student(validate, learner, recipe, _collective(fabric)),
-        train_state=TrainState(),
+        train_state=train_state,
         checkpoints=CheckpointFolder(job.work_folder),
         checkpoint_seconds=job.machine.checkpoint_seconds,
-        metric_logger=MetricLogger(job.folder, active=fabric.is_global_zero),
+        metric_logger=metric_logger,
+        alarms=alarms,
         stop=stop,
         began=began,
     )

@@ -27,6 +27,7 @@ class TrainState:
     best_epoch: int = 0
     best_top1: float = -1.0
     sessions: list[dict[str, Any]] = field(default_factory=list)
+    alarms: list[dict[str, Any]] = field(default_factory=list)  # what was said, for run.json
 
 
 class CheckpointFolder:

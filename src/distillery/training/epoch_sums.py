@@ -19,11 +19,39 @@ class StepValues(NamedTuple):
     indices_B: Tensor
 
 
+class Recent:
+    """The micro-batches since the last look; as many on every rank."""
+
+    def __init__(self, seen: list[StepValues]) -> None:
+        self.seen = seen
+
+    def values(self) -> Tensor:
+        """What each micro-batch gave: float64 (micro-batches, names), on the device."""
+        flat = torch.stack([value.float() for each in self.seen for value in each.values.values()])
+        return flat.double().view(len(self.seen), -1)
+
+    def first_broken(self) -> str:
+        """The first step with a value that is no finite number, in words; "" if all are."""
+        broken = next((each for each in self.seen if not all(map(_is_finite, each.values.values()))), None)
+        if broken is None:
+            return ""
+        terms = [f"{name} {value.item()}" for name, value in broken.values.items() if not _is_finite(value)]
+        # The sum says no more than the terms of which it is the sum.
+        terms = [text for text in terms if not text.startswith("loss ")] or terms
+        ids = ", ".join(map(str, broken.indices_B[:8].tolist()))
+        more = f" and {len(broken.indices_B) - 8} more" if len(broken.indices_B) > 8 else ""
+        return f"step {broken.step + 1}: {', '.join(terms)}; sample ids {ids}{more}"
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool(value.isfinite())
+
+
 class EpochSums:
     """Sums over an epoch's images, kept on the device so that no step waits for them."""
 
     def __init__(self, device: torch.device, totals: dict[str, float]) -> None:
-        self.recent: list[StepValues] = []  # since it was last asked whether all are finite
+        self.recent: list[StepValues] = []  # since they were last looked at
         self.images = totals.get("images", 0.0)
         self.labelled = totals.get("labelled", self.images)
         self.sums = {
@@ -55,19 +83,10 @@ class EpochSums:
         value = value.to(torch.float64)
         self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def first_broken(self) -> str:
-        """The first step since the last call with a value that is no finite number, in words; "" if all are."""
+    def take_recent(self) -> "Recent":
+        """What was counted since the last call."""
         recent, self.recent = self.recent, []
-        values = [value.float() for seen in recent for value in seen.values.values()]
-        if not values or bool(torch.stack(values).isfinite().all()):
-            return ""
-        broken = next(seen for seen in recent if not all(bool(value.isfinite()) for value in seen.values.values()))
-        terms = [f"{name} {value.item()}" for name, value in broken.values.items() if not bool(value.isfinite())]
-        # The sum says no more than the terms of which it is the sum.
-        terms = [text for text in terms if not text.startswith("loss ")] or terms
-        ids = ", ".join(map(str, broken.indices_B[:8].tolist()))
-        more = f" and {len(broken.indices_B) - 8} more" if len(broken.indices_B) > 8 else ""
-        return f"step {broken.step + 1}: {', '.join(terms)}; sample ids {ids}{more}"
+        return Recent(recent)
 
     def totals(self) -> dict[str, float]:
         """The sums as exact Python numbers."""

@@ -27,6 +27,7 @@ from distillery.errors import UserError
 from distillery.experiment.schema.recipe import Recipe
 from distillery.models.weights import save_weights, weights_sha256
 from distillery.randomness import seed_generators
+from distillery.training.alarms import Alarms
 from distillery.training.checkpoint import CheckpointFolder, TrainState
 from distillery.training.epoch_sums import EpochSums, added, totals_of_rank, totals_of_ranks
 from distillery.training.inputs import Mix, mixed_alike
@@ -65,6 +66,7 @@ class Training:
     checkpoints: CheckpointFolder
     checkpoint_seconds: float
     metric_logger: MetricLogger
+    alarms: Alarms
     stop: StopSignal
     began: float  # time.monotonic() when this session began
 
@@ -119,9 +121,10 @@ def _train_epoch(training: Training, saved_at: float, last: int | None = None) -
             train_state.sessions[-1]["first_steps"] = {"steps": train_state.step, "weights_sha256": weights}
         training.metric_logger.step(training.batches.step_images(step), sums.means)
         if train_state.step % STEPS_BETWEEN_LOOKS == 0 or train_state.step == training.batches.steps:
-            _check_finite(training, sums)
+            _look(training, sums)
         saved_at = _save_if_due(training, saved_at, sums)
     train_state.sums = totals_of_ranks(training.fabric, sums.totals())
+    training.alarms.close_epoch()
     return saved_at
 
 
@@ -131,11 +134,14 @@ def _train_step(training: Training, step: int, batches: Iterator[Batch], sums: E
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(recipe, epoch, step, training.batches.steps)
     images_in_step = training.batches.step_images(step)
+    training.alarms.begin_step(step)
     for micro in range(training.accumulation):
         # Later micro-batches belong to a step that has begun to move running statistics.
         waiting = training.stop.interrupting() if micro == 0 else nullcontext()
+        asked = time.monotonic()
         with training.metric_logger.timed("data_wait"), said_every_minute(), waiting:
             batch = next(batches).to(fabric.device, non_blocking=True)
+        training.alarms.waited(time.monotonic() - asked)
         images, target = _mixed(training, batch.images, batch.labels, step, micro)
         second = None if batch.view is None else _mixed(training, batch.view, batch.labels, step, micro)[0]
         size = batch.images.shape[-1]
@@ -154,10 +160,12 @@ def _train_step(training: Training, step: int, batches: Iterator[Batch], sums: E
             fraction, now = images_in_step / recipe.batch, epoch + step / training.batches.steps
             labelled = _labelled(training, batch, images_in_step)
             values, logits_BC = training.learner(images, target, teacher, fraction, now, batch.indices, view, labelled)
+            training.alarms.heard(teacher, target, batch.labelled)
             # DDP averages gradients over ranks; the share turns that mean into the mean over the global batch.
             share = len(images) * fabric.world_size / images_in_step
             fabric.backward(values["loss"] * share)
         sums.add(step, values, logits_BC, target, batch.indices, batch.labelled)
+    training.alarms.end_step()
     if recipe.clip_norm is not None:
         fabric.clip_gradients(training.learner, training.optimizer, max_norm=recipe.clip_norm)
     training.optimizer.step()
@@ -196,13 +204,25 @@ def _seed_mix(training: Training, step: int, micro: int) -> None:
     seed_generators(training.seed, "mix", training.train_state.epoch, step, micro, training.fabric.global_rank)
 
 
-def _check_finite(training: Training, sums: EpochSums) -> None:
-    """End in all processes when the loss of a step since the last look is NaN or infinite in one."""
-    train_state, broken = training.train_state, sums.first_broken()
-    flag = torch.tensor(float(bool(broken)), device=training.fabric.device)
-    if training.fabric.all_reduce(flag, reduce_op="sum"):
-        where = broken or f"step {train_state.step} or before, in another process"
+def _look(training: Training, sums: EpochSums) -> None:
+    """Look at the steps since the last look; end in all processes when a loss is NaN or infinite in one."""
+    recent, fabric = sums.take_recent(), training.fabric
+    if not recent.seen:
+        return
+    values = recent.values()
+    waits = torch.full_like(values[:1], training.alarms.wait)
+    # All that is asked of the device, at once: (ranks, micro-batches and the wait, names).
+    gathered = fabric.all_gather(torch.cat([values, waits])) if fabric.world_size > 1 else torch.cat([values, waits])
+    assert isinstance(gathered, Tensor)
+    everywhere = gathered.cpu().view(fabric.world_size, len(values) + 1, -1)
+    summed = everywhere[:, :-1].sum(dim=0)
+    if not bool(summed.isfinite().all()):
+        where = recent.first_broken() or f"step {recent.seen[-1].step + 1} or before, in another process"
         raise _diverged(training, f"the loss is NaN or infinite ({where})")
+    steps = [each.step for each in recent.seen[:: training.accumulation]]
+    by_step = summed.view(len(steps), training.accumulation, -1).sum(dim=1).T.tolist()
+    terms = {name: by_step[place] for place, name in enumerate(recent.seen[0].values) if name != "loss"}
+    training.alarms.look(steps, terms, float(everywhere[:, -1].max()))
 
 
 def _diverged(training: Training, what: str) -> UserError:
@@ -264,7 +284,7 @@ def _save_if_due(training: Training, saved_at: float, sums: EpochSums | None = N
     if not training.stop.should_save(due=time.monotonic() - saved_at >= training.checkpoint_seconds):
         return saved_at
     if sums is not None:
-        _check_finite(training, sums)
+        _look(training, sums)
         training.train_state.sums = totals_of_ranks(training.fabric, sums.totals())
     if training.fabric.is_global_zero:
         with training.metric_logger.timed("saving"):

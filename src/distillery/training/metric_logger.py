@@ -90,6 +90,12 @@ class MetricLogger:
         top1 = f"top-1 {means['top1']:.1f}, " if "top1" in means else ""
         return f"{epoch}, loss {means['loss']:.3f}, {top1}{self._speed()}"
 
+    def say(self, line: str) -> None:
+        """Show a line above the bar."""
+        if self.active:
+            tqdm.write(line, file=sys.stderr)
+            sys.stderr.flush()
+
     def epoch(self, row: dict[str, float]) -> None:
         """Record a finished epoch."""
         if self.active:

@@ -164,6 +164,7 @@ def _write_results(job: Job, recipe: Recipe, training: Training) -> None:
                 "optimizer": hyper_parameters(training.optimizer),
             },
             "sessions": train_state.sessions,
+            "alarms": train_state.alarms,
         },
     )
     training.checkpoints.remove()
