@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import torch.multiprocessing as mp
 from torch.multiprocessing import ProcessExitedException
 
 from distillery.cluster.signals import Stopped
+from distillery.distill.losses.cross_entropy import CrossEntropy
 from distillery.training.metric_logger import MetricLogger
 from distillery.training.run import make_run
 
@@ -99,3 +101,22 @@ def test_continued_by_another_number_of_processes_an_epoch_counts_every_image_on
     # Batch norm sees half the images on each of two processes, so the numbers themselves differ a little.
     assert float(first_row["train_loss"]) == pytest.approx(float(straight_row["train_loss"]), rel=0.2)
     assert (float(first_row["train_top1"]) * 32 / 100).is_integer()  # 4 steps of 8 images
+
+
+def test_one_process_with_nan_leaves_a_step_out_of_all(workplace, monkeypatch):
+    original = CrossEntropy.forward
+
+    def forward(self, inputs):
+        struck = os.environ["RANK"] == "1" and inputs.epoch in (0.5, 1.0)
+        return original(self, inputs) * (float("nan") if struck else 1.0)
+
+    monkeypatch.setattr(CrossEntropy, "forward", forward)
+    workplace.edit_recipe("on_nan: skip")
+    job, stopped = workplace.job(), workplace.job(results="stopped")
+    make_in_processes(job, 2)
+    skipped = json.loads((job.folder / "run.json").read_text())["skipped"]
+    assert [(each["epoch"], each["step"]) for each in skipped] == [(1, 3), (2, 1)]
+    assert "in another process" in skipped[0]["what"]
+    make_in_processes(stopped, 2, warn_all_at(3))
+    make_in_processes(stopped, 2)
+    assert written(stopped) == written(job)

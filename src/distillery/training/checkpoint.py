@@ -28,6 +28,8 @@ class TrainState:
     best_top1: float = -1.0
     sessions: list[dict[str, Any]] = field(default_factory=list)
     alarms: list[dict[str, Any]] = field(default_factory=list)  # what was said, for run.json
+    skipped: list[dict[str, Any]] = field(default_factory=list)  # steps that were left out, likewise
+    skipped_in_row: int = 0
 
 
 class CheckpointFolder:

@@ -20,7 +20,7 @@ class StepValues(NamedTuple):
 
 
 class Recent:
-    """The micro-batches since the last look; as many on every rank."""
+    """Some micro-batches, those since the last look for instance; as many on every rank."""
 
     def __init__(self, seen: list[StepValues]) -> None:
         self.seen = seen
@@ -94,9 +94,9 @@ class EpochSums:
         return counts | {name: value.item() for name, value in self.sums.items()}
 
     def means(self) -> dict[str, float]:
-        """The epoch's means so far; ``top1`` of the images that have labels, if any has."""
+        """The epoch's means so far; NaN before the first step, ``top1`` only if any of its images has a label."""
         top1 = {"top1": 100 * self.sums["correct"].item() / self.labelled} if self.labelled else {}
-        return {"loss": self.sums["loss"].item() / self.images, **top1}
+        return {"loss": self.sums["loss"].item() / self.images if self.images else math.nan, **top1}
 
 
 def totals_of_ranks(fabric: Fabric, totals: dict[str, float]) -> list[dict[str, float]]:

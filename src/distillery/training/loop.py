@@ -29,7 +29,7 @@ from distillery.models.weights import save_weights, weights_sha256
 from distillery.randomness import seed_generators
 from distillery.training.alarms import Alarms
 from distillery.training.checkpoint import CheckpointFolder, TrainState
-from distillery.training.epoch_sums import EpochSums, added, totals_of_rank, totals_of_ranks
+from distillery.training.epoch_sums import EpochSums, Recent, StepValues, added, totals_of_rank, totals_of_ranks
 from distillery.training.inputs import Mix, mixed_alike
 from distillery.training.metric_logger import MetricLogger
 from distillery.training.optim import learning_rate, total_epochs
@@ -38,6 +38,8 @@ from distillery.training.optim import learning_rate, total_epochs
 STEPS_BETWEEN_LOOKS = 50
 # After so many, or one epoch, run.json says what the weights are, so that these steps can be taken again and compared.
 FIRST_STEPS = 20
+# With `on_nan: skip`, so many steps in a row that were left out end a run.
+MOST_SKIPPED = 10
 
 
 @dataclass
@@ -134,6 +136,8 @@ def _train_step(training: Training, step: int, batches: Iterator[Batch], sums: E
     for group in training.optimizer.param_groups:
         group["lr"] = learning_rate(recipe, epoch, step, training.batches.steps)
     images_in_step = training.batches.step_images(step)
+    before = _moving_state(training) if recipe.on_nan == "skip" else []
+    counted = []
     training.alarms.begin_step(step)
     for micro in range(training.accumulation):
         # Later micro-batches belong to a step that has begun to move running statistics.
@@ -164,8 +168,14 @@ def _train_step(training: Training, step: int, batches: Iterator[Batch], sums: E
             # DDP averages gradients over ranks; the share turns that mean into the mean over the global batch.
             share = len(images) * fabric.world_size / images_in_step
             fabric.backward(values["loss"] * share)
-        sums.add(step, values, logits_BC, target, batch.indices, batch.labelled)
+        counted.append((values, logits_BC, target, batch.indices, batch.labelled))
     training.alarms.end_step()
+    if recipe.on_nan == "skip" and _is_broken(training, [values for values, *_ in counted]):
+        _leave_out(training, [StepValues(step, values, ids) for values, _, _, ids, _ in counted], before)
+        return
+    training.train_state.skipped_in_row = 0
+    for part in counted:
+        sums.add(step, *part)
     if recipe.clip_norm is not None:
         fabric.clip_gradients(training.learner, training.optimizer, max_norm=recipe.clip_norm)
     training.optimizer.step()
@@ -173,6 +183,46 @@ def _train_step(training: Training, step: int, batches: Iterator[Batch], sums: E
     training.bare.objective.end_step()
     if training.ema is not None:
         training.ema.update(training.bare.student)
+
+
+def _moving_state(training: Training) -> list[tuple[Tensor, Tensor]]:
+    """Whatever a forward pass may move, the statistics of batch norms above all, with copies of it as it is."""
+    own = {f"objective.{name}" for name in training.bare.objective.own_buffers()}
+    return [(buffer, buffer.clone()) for name, buffer in training.bare.named_buffers() if name not in own]
+
+
+@torch.no_grad()
+def _is_broken(training: Training, values: list[dict[str, Tensor]]) -> bool:
+    """Whether a step's loss or gradient is NaN or infinite, in any process."""
+    parts = [part for each in values for part in each.values()]
+    if getattr(training.fabric.strategy.precision, "scaler", None) is None:
+        # A scaler looks at gradients itself, and expects infinite ones now and then.
+        parts += [parameter.grad for parameter in training.bare.parameters() if parameter.grad is not None]
+    largest = torch.stack([norm.float() for norm in torch._foreach_norm(parts, float("inf"))])
+    broken = training.fabric.all_reduce((~largest.isfinite().all()).float(), reduce_op="sum")
+    assert isinstance(broken, Tensor)
+    return bool(broken)
+
+
+def _leave_out(training: Training, seen: list[StepValues], before: list[tuple[Tensor, Tensor]]) -> None:
+    """Leave a step out: its update, its sums, and what its forward pass has moved.
+
+    Raises:
+        UserError: it is one too many in a row.
+    """
+    train_state, step = training.train_state, seen[0].step + 1
+    training.optimizer.zero_grad(set_to_none=True)
+    training.bare.objective.end_step()
+    for buffer, saved in before:
+        buffer.copy_(saved)
+    what = Recent(seen).first_broken() or f"step {step}: the gradient, or the loss in another process"
+    train_state.skipped.append({"epoch": train_state.epoch + 1, "step": step, "what": what})
+    train_state.skipped_in_row += 1
+    training.metric_logger.say(
+        f"{training.name}: warning: epoch {train_state.epoch + 1}, left out because of NaN or infinity: {what}"
+    )
+    if train_state.skipped_in_row >= MOST_SKIPPED:
+        raise _diverged(training, f"{MOST_SKIPPED} steps in a row were left out, the last of them ({what})")
 
 
 def _labelled(training: Training, batch: Batch, images_in_step: int) -> Labelled | None:
@@ -241,7 +291,8 @@ def check_weights_finite(training: Training) -> None:
     """
     networks = [training.bare] + ([] if training.ema is None else [training.ema.module])
     for network in networks:
-        for name, value in network.named_parameters():
+        statistics = [(name, value) for name, value in network.named_buffers() if "running_" in name]
+        for name, value in (*network.named_parameters(), *statistics):
             if not bool(value.isfinite().all()):
                 raise _diverged(training, f"weight {name} is NaN or infinite after step {training.train_state.step}")
 
@@ -251,6 +302,8 @@ def _close_epoch(training: Training) -> dict[str, float]:
     train_state, recipe = training.train_state, training.recipe
     counted = added(train_state.sums)
     images = counted.pop("images")
+    if not images:
+        raise _diverged(training, "all steps were left out")
     correct, labelled = counted.pop("correct"), counted.pop("labelled")
     row = {"epoch": train_state.epoch + 1, "lr": learning_rate(recipe, train_state.epoch, 0, training.batches.steps)}
     row |= {f"train_{name}": value / images for name, value in counted.items()}

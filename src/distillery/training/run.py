@@ -165,7 +165,8 @@ def _write_results(job: Job, recipe: Recipe, training: Training) -> None:
             },
             "sessions": train_state.sessions,
             "alarms": train_state.alarms,
-        },
+        }
+        | ({"skipped": train_state.skipped} if recipe.on_nan == "skip" else {}),
     )
     training.checkpoints.remove()
 

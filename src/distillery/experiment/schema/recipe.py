@@ -286,6 +286,9 @@ class Recipe(Block):
     drop_last: bool = Field(True, description="leave out the last, smaller batch of an epoch")
     selection: Literal["last", "best"] = Field("last", description="which epoch's weights the run ends with")
     deterministic: bool = Field(True, description="bit-reproducible kernels; false is a little faster on GPUs")
+    on_nan: Annotated[Literal["stop", "skip"], Neutral("stop")] = Field(
+        "stop", description="a step with a loss or gradient that is NaN or infinite ends the run, or is left out"
+    )
 
     @field_validator("schedule")
     @classmethod
