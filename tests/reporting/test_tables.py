@@ -172,6 +172,19 @@ def test_a_table_made_alone_is_the_same_and_needs_its_own_runs_only(judged):
         tabulate_table(judged.experiment, "alon", judged.results, judged.ledger)
 
 
+def test_a_row_that_takes_more_steps_than_its_neighbours_is_named(desk):
+    bake = "{model: cifar_resnet8, recipe: toy, %sobjective: {ce: {}, bake: {partners: 1}}}"
+    lines = f"    baked: {bake % ''}\n    fair: {bake % 'batch: 16, '}\n"
+    text = desk.text.replace("  tables:", lines + "  tables:").replace("[big, small, small-kd]", "[small, baked, fair]")
+    desk.write_experiment(text.replace("[top1, nll, agreement, params, size]", "[top1]").partition("    speed:")[0])
+    for run in ("small", "baked", "fair"):
+        for seed in (0, 1, 2):
+            desk.write_metrics(run, seed)
+    text = tabulate(desk)
+    assert "baked takes 2 times the steps of the other rows: an epoch of it shows images more than once." in text
+    assert "fair takes" not in text
+
+
 def test_a_partial_experiment_marks_what_is_missing_or_stale(judged):
     (run_folder(judged.results, "toy", "small", 1) / "metrics.json").unlink()
     judged.write_metrics("big", 0, digest="0" * 16)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 
 from distillery.errors import UserError
 from distillery.experiment import Experiment
@@ -13,6 +14,9 @@ from distillery.reporting.measurements import Measured
 from distillery.reporting.published import Published, load_published
 from distillery.reporting.statistics import Gain, compare
 from distillery.reporting.verdict import Verdict, judge
+
+# So many times the steps of its neighbours are said of a row.
+LONGER = 1.25
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,9 @@ class Content:
     teachers: dict[str, str | None]
     runs: Mapping[str, Measured]
     labels: Mapping[str, str] = field(default_factory=dict)  # of the runs that may use few
+    longer: Mapping[str, float] = field(
+        default_factory=dict
+    )  # of runs whose order shows images more often, how many times the steps
 
     @property
     def timed(self) -> bool:
@@ -62,9 +69,13 @@ class Content:
 
     @property
     def judged(self) -> list[str]:
-        """The metrics with published numbers, in the order of the columns."""
+        """The metrics with published numbers, in the order of the columns; of an accuracy and its error, the first."""
         found = {entry.metric for entry in self.entries.values() if entry.published is not None}
-        return [metric for metric in self.table.columns if metric in found]
+        judged: list[str] = []
+        for metric in self.table.columns:
+            if metric in found and COLUMNS[metric].complement not in judged:
+                judged.append(metric)
+        return judged
 
 
 # Published numbers by (table, run, metric); a number for every table has the empty name.
@@ -121,7 +132,23 @@ def gather(experiment: Experiment, name: str, table: Table, runs: Mapping[str, M
             gap = summary is None and not without and not measured.holds(metric)
             entries[run, metric] = Entry(run, metric, summary, is_best, gap, number, verdict)
     labels = {run: few.shown for run in table.runs() if (few := experiment.labels(run)) is not None}
-    return Content(name, table, entries, teachers, runs, labels)
+    return Content(name, table, entries, teachers, runs, labels, _longer(experiment, table))
+
+
+def _longer(experiment: Experiment, table: Table) -> dict[str, float]:
+    """The rows that take more steps than the others because an epoch of theirs shows images several times.
+
+    By run, how many times the steps that the other trained rows take (their median).
+    """
+    trained = [run for run in dict.fromkeys(table.runs()) if run in experiment.recipes]
+    terms = {run: experiment.config.runs[run].objective.terms().values() for run in trained}
+    passes = {run: max(options.passes() for options in found) for run, found in terms.items()}
+    steps = {run: passes[run] * experiment.recipes[run].epochs / experiment.recipes[run].batch for run in trained}
+    others = [steps[run] for run in trained if passes[run] == 1]
+    if not others:
+        return {}
+    ratios = {run: steps[run] / median(others) for run in trained if passes[run] > 1}
+    return {run: ratio for run, ratio in ratios.items() if ratio >= LONGER}
 
 
 def _compare(

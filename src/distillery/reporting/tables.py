@@ -206,11 +206,15 @@ def _verdict_cells(entry: Entry) -> list[Cell]:
 
 
 def _notes(content: Content) -> tuple[str, ...]:
-    """What gains are over; where the runs come from several commits or versions; on what machine times were taken."""
+    """What gains are over, which rows take more steps, what the runs were made by, and on what they were timed."""
     baseline = content.table.baseline
     notes = [f"Gains are over {baseline}, paired by seed."] if baseline else []
     if content.table.grid is not None and content.labels:
         notes.append(f"Labels used: {'; '.join(f'{run} {labels}' for run, labels in content.labels.items())}.")
+    notes += [
+        f"{run} takes {ratio:.2g} times the steps of the other rows: an epoch of it shows images more than once."
+        for run, ratio in content.longer.items()
+    ]
     shown = [content.runs[run] for run in content.table.runs() if run in content.runs]
     compared = () if baseline in (None, *content.table.runs()) else content.runs.get(baseline or "", Measured()).origins
     origins = describe_origins([*(origin for measured in shown for origin in measured.origins), *compared])

@@ -182,6 +182,10 @@ class TermOptions(Block):
         """The order of images that the term needs, or None if any will do."""
         return None
 
+    def passes(self) -> int:
+        """How often an epoch of the term's order shows each image."""
+        return 1
+
     def rehearsal_batch(self, batch: int) -> int:
         """The batch, at least ``batch`` / 2 images, with which a rehearsal tries the term."""
         return batch
@@ -390,6 +394,10 @@ class BAKEOptions(TermOptions):
     def sampling(self) -> Sampling | None:
         """Anchors, each followed by its partners."""
         return Sampling("partners", {"partners": self.partners}) if self.partners else None
+
+    def passes(self) -> int:
+        """As an anchor, and as often again as others have it for a partner, in the mean."""
+        return self.partners + 1
 
     def rehearsal_batch(self, batch: int) -> int:
         """Half as many anchors, with their partners."""
