@@ -47,3 +47,8 @@ def contact_sheet_path(results: Path, dataset: str) -> Path:
 def work_folder(results: Path, experiment: str, run: str, seed: int) -> Path:
     """Lock and checkpoints of a run that is not complete; removed when it is. Outside every declared output."""
     return results / "work" / experiment / run / f"seed{seed}"
+
+
+def diverged_folder(results: Path, experiment: str, run: str, seed: int) -> Path:
+    """Curves of a run that diverged, kept beside its logs: Snakemake removes what a failed job has made."""
+    return results.parent / "logs" / experiment / run / f"seed{seed}" / "diverged"

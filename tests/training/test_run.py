@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from distillery.cluster.run_lock import RunLock
 from distillery.cluster.signals import Stopped
 from distillery.data.prepare import prepare_dataset
+from distillery.distill.losses.cross_entropy import CrossEntropy
 from distillery.distill.losses.partial_l2 import bn_margin
 from distillery.errors import UserError
 from distillery.evaluation.evaluate import evaluate_run
@@ -145,6 +146,20 @@ def test_divergence_is_said_in_one_line(workplace):
     with pytest.raises(UserError, match=r"small/seed0: the loss is .* in epoch 1; lower optimizer\.lr") as said:
         workplace.make()
     assert re.search(r"\(step \d: ce (nan|inf); sample ids (\d+, ){7}\d+\)", str(said.value))
+
+
+def test_the_curves_of_a_run_that_diverged_are_kept_beside_its_logs(workplace, monkeypatch):
+    """Snakemake removes those in the results, for its job has failed."""
+    original = CrossEntropy.forward
+    monkeypatch.setattr(
+        CrossEntropy, "forward", lambda self, inputs: original(self, inputs) * (1.0 if inputs.epoch < 1 else torch.nan)
+    )
+    with pytest.raises(UserError, match="; its curves are kept in ") as said:
+        workplace.make()
+    kept = Path(str(said.value).rpartition(" kept in ")[2])
+    assert kept == workplace.folder / "logs/tiny/small/seed0/diverged"
+    assert [row["epoch"] for row in csv.DictReader((kept / "history.csv").open())] == ["1"]
+    assert list((kept / "tensorboard").glob("events.*"))
 
 
 def test_a_weight_that_is_nan_is_never_saved(workplace, monkeypatch):

@@ -275,9 +275,13 @@ def _look(training: Training, sums: EpochSums) -> None:
     training.alarms.look(steps, terms, float(everywhere[:, -1].max()))
 
 
-def _diverged(training: Training, what: str) -> UserError:
+class Diverged(UserError):
+    """A loss or weight that is NaN or infinite ended a run."""
+
+
+def _diverged(training: Training, what: str) -> Diverged:
     recipe = training.recipe
-    return UserError(
+    return Diverged(
         f"{training.name}: {what} in epoch {training.train_state.epoch + 1}; "
         f"lower optimizer.lr (now {recipe.optimizer.lr:g}), set clip_norm, or use precision 32-true"
     )

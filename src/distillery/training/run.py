@@ -1,7 +1,9 @@
 """Make one run of an experiment: train it, or import its weights, and leave the results whole."""
 
+import shutil
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -15,13 +17,14 @@ from distillery.models import create_model
 from distillery.models.normalize import resolve_statistics
 from distillery.models.pretrained.load import take_weights
 from distillery.models.weights import load_weights, save_weights
+from distillery.paths import diverged_folder
 from distillery.provenance import provenance
 from distillery.results import file_hash, try_json, write_sealed
 from distillery.training.build import build_training
 from distillery.training.devices import start_devices
 from distillery.training.initial import initial_weights
 from distillery.training.job import Job
-from distillery.training.loop import Training, chosen_weights, fit, note_session, restore
+from distillery.training.loop import Diverged, Training, chosen_weights, fit, note_session, restore
 from distillery.training.optim import hyper_parameters, learning_rate, total_epochs
 
 
@@ -87,7 +90,12 @@ def _train(job: Job, recipe: Recipe, lock: RunLock | None, stop: StopSignal) -> 
         train_state = training.train_state
         fabric.print(f"{job.name}: continuing after epoch {train_state.epoch}, step {train_state.step}")
     training.train_state.sessions.append(session_of(job, training, fabric))
-    fit(training)
+    try:
+        fit(training)
+    except Diverged as error:
+        training.metric_logger.end()
+        kept = _keep_curves(job) if fabric.is_global_zero else ""
+        raise UserError(f"{error}{kept}") from None
     note_session(training)
     if fabric.is_global_zero:
         assert lock is not None
@@ -102,6 +110,17 @@ def start(job: Job, recipe: Recipe) -> Fabric:
     # Terms that look at features alone leave the student's last layer without a gradient, heads its second one.
     unused = "logits" not in job.spec.objective.needs().student or bool(job.spec.objective.heads())
     return start_devices(recipe, job.machine.threads, unused_parameters=unused)
+
+
+def _keep_curves(job: Job) -> str:
+    """Copy a diverged run's history and TensorBoard to where nothing removes them, and say where; "" where it fails."""
+    kept = diverged_folder(job.results, job.experiment.name, job.run, job.seed)
+    with suppress(OSError):
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(job.folder / "tensorboard", kept / "tensorboard")
+        shutil.copy(job.folder / "history.csv", kept)
+        return f"; its curves are kept in {kept}"
+    return ""
 
 
 def _is_complete(job: Job) -> bool:
