@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from distillery.cli import main
+from distillery.data.arrow import ArrowImages
 from distillery.errors import UserError
 from distillery.evaluation.checkpoints import evaluate_checkpoints, table_of
 from distillery.evaluation.evaluate import evaluate_run
@@ -53,6 +54,20 @@ def test_files_and_runs_are_measured_as_the_runs_themselves(place):
         assert all(row[key] == expected[run][key] for key in ("images", "top1", "top5", "nll", "ece"))
     assert [row["agreement"] for row in rows] == [None, 100.0, expected["taught"]["agreement"]]
     assert rows[0]["parameters"] == sum(p.numel() for p in create_model("cifar_resnet14", 3).parameters())
+
+
+def test_images_are_decoded_once_for_all_that_see_them_alike(place, monkeypatch):
+    decoded, original = [], ArrowImages.encoded
+    monkeypatch.setattr(ArrowImages, "encoded", lambda self, index: decoded.append(index) or original(self, index))
+    items = [external(place), run_folder(place, "taught"), run_folder(place, "big")]
+    larger = Preprocess(size=8, resize=16, normalize="none")
+    evaluate_checkpoints(items[1:], None, place.data, SMALL)
+    once = len(decoded)
+    alone = [evaluate_checkpoints([item], None, place.data, larger)[0] for item in items]
+    decoded.clear()
+    together = evaluate_checkpoints(items, None, place.data, larger)
+    assert len(decoded) == 2 * once  # one of them sees another square
+    assert together == alone
 
 
 def test_without_a_teacher_nothing_is_said_of_agreement(place):

@@ -14,7 +14,9 @@ from distillery.data.decode import decode_rgb
 from distillery.data.manifest import load_manifest
 from distillery.data.transforms import eval_transform
 from distillery.errors import UserError
+from distillery.evaluation import predict
 from distillery.evaluation.evaluate import evaluate_run
+from distillery.evaluation.restore import ReadyNetwork
 from distillery.experiment import load_experiment
 from distillery.experiment.schema.recipe import Preprocess
 from distillery.models import create_model
@@ -143,6 +145,67 @@ def undecided_network(pixels):
     with torch.no_grad():
         network.fc.bias -= network.eval()(pixels / 255).mean(dim=0)
     return network
+
+
+@pytest.fixture
+def teachers_images(monkeypatch):
+    """Count the images that the teacher is shown."""
+    shown, original = [], ReadyNetwork.predict
+
+    def predict(self, images):
+        if len([name for name, _ in self.network.named_parameters()]) > 40:  # of a ResNet-14
+            shown.append(len(images))
+        return original(self, images)
+
+    monkeypatch.setattr(ReadyNetwork, "predict", predict)
+    return shown
+
+
+def test_a_teacher_is_asked_once_for_all_its_students(workplace, teachers_images):
+    make(workplace, "big")
+    for seed in (0, 1):
+        make(workplace, "taught", seed)
+    teachers_images.clear()
+    evaluate(workplace, "big")
+    assert sum(teachers_images) == 12
+    first = evaluate(workplace, "taught")["agreement"]
+    evaluate(workplace, "taught", 1)
+    assert sum(teachers_images) == 12
+    # Where it was not evaluated itself, the first student asks it for all.
+    predictions = folder(workplace, "big") / "predictions.json"
+    predictions.unlink()
+    assert evaluate(workplace, "taught")["agreement"] == first
+    evaluate(workplace, "taught", 1)
+    assert sum(teachers_images) == 24
+    assert predictions.is_file()
+
+
+@pytest.mark.parametrize("spoil", ["edited", "of other weights", "of other images"])
+def test_what_is_kept_of_a_teacher_is_used_only_where_it_fits(workplace, teachers_images, spoil):
+    make(workplace, "big")
+    make(workplace, "taught")
+    teachers_images.clear()
+    evaluate(workplace, "big")
+    right = evaluate(workplace, "taught")["agreement"]
+    predictions = folder(workplace, "big") / "predictions.json"
+    kept = json.loads(predictions.read_text())
+    wrong = " ".join(str((int(number) + 1) % 3) for number in kept["classes"].split())
+    if spoil == "edited":
+        predictions.write_text(predictions.read_text().replace(kept["classes"], wrong))
+    else:
+        key = {"of other weights": "weights_sha256", "of other images": "manifest_digest"}[spoil]
+        write_sealed(predictions, kept | {"classes": wrong, key: "0" * 64})
+    assert evaluate(workplace, "taught")["agreement"] == right
+    assert sum(teachers_images) == 24
+    assert json.loads(predictions.read_text()) == kept
+
+
+def test_progress_is_said_where_there_is_no_terminal(trained, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(predict, "BATCH", 5)
+    evaluate(trained, "big")
+    said = [line for line in capsys.readouterr().err.splitlines() if "images" in line]
+    assert said == [f"big/seed0: {done} of 12 images" for done in (5, 10, 12)]
 
 
 # --- what stops it -----------------------------------------------------------------------------------------------

@@ -105,18 +105,6 @@ def test_agreement_is_with_the_teachers_choice_not_with_the_label():
     assert itself["agreement"] == 100
 
 
-def test_a_teacher_may_see_the_images_prepared_otherwise():
-    scores, labels = random_scores(30, 4)
-    teacher, _ = random_scores(30, 4, seed=1)
-    loader, teachers = batches(scores, labels, [20, 10]), batches(teacher, labels, [20, 10])
-    same = {"teacher_predict": lambda images: images, "teacher_loader": teachers}
-    measured = evaluate_model(lambda images: images, loader, 4, CPU, **same)
-    assert measured["agreement"] == pytest.approx(100 * (scores.argmax(1) == teacher.argmax(1)).double().mean().item())
-    teachers[1] = teachers[1]._replace(indices=teachers[1].indices.flip(0))
-    with pytest.raises(AssertionError, match="different images"):
-        evaluate_model(lambda images: images, loader, 4, CPU, **same)
-
-
 def test_scores_of_half_precision_are_measured_in_full():
     scores, labels = random_scores(200, 10)
     half = scores.bfloat16()

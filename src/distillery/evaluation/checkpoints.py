@@ -12,8 +12,8 @@ from distillery.data.arrow import ArrowImages
 from distillery.data.manifest import Manifest, load_manifest
 from distillery.data.weights import fetched
 from distillery.errors import UserError
-from distillery.evaluation.evaluate import SPLIT, measure
 from distillery.evaluation.metrics import METRICS
+from distillery.evaluation.predict import SPLIT, Answers, answer
 from distillery.evaluation.profile import count_parameters
 from distillery.evaluation.restore import (
     ReadyNetwork,
@@ -77,26 +77,37 @@ def evaluate_checkpoints(
     def load(item: str) -> Checkpoint:
         return load_checkpoint(item, manifest, device, preprocess, model_args or {})
 
-    def row(checkpoint: Checkpoint, compared_with: Checkpoint | None) -> dict[str, Any]:
-        measured = measure(
-            checkpoint, compared_with, images, len(manifest.classes), workers, device, Path(checkpoint.source).name
-        )
-        if not math.isfinite(measured["nll"]):
-            raise UserError(f"{checkpoint.source}: the network's scores are NaN or infinite")
-        known = {name: measured.get(name) for name, metric in METRICS.items() if teacher or not metric.needs_teacher}
-        return {
-            "model": checkpoint.model,
-            "weights": checkpoint.source,
-            "parameters": count_parameters(checkpoint.network),
-            "images": int(measured["images"]),
-            **known,
-        }
-
-    loaded = None if teacher is None else load(teacher)
     # Every file is read before the first is measured: a mistake in the last shows at once.
-    checkpoints = [load(item) for item in students]
-    first = [] if loaded is None else [row(loaded, None)]
-    return first + [row(checkpoint, loaded) for checkpoint in checkpoints]
+    loaded = [load(item) for item in ([] if teacher is None else [teacher])] + [load(item) for item in students]
+    answers: dict[int, Answers] = {}
+    teacher_best_N = None
+    if teacher is not None:
+        (answers[0],) = answer(loaded[:1], images, len(manifest.classes), workers, device, _label(loaded[:1]))
+        teacher_best_N = answers[0].best_N
+    # Each way of preparing images is gone through once, for all that want it.
+    while left := [place for place in range(len(loaded)) if place not in answers]:
+        alike = [place for place in left if loaded[place].preprocess.pixels == loaded[left[0]].preprocess.pixels]
+        group = [loaded[place] for place in alike]
+        found = answer(group, images, len(manifest.classes), workers, device, _label(group), teacher_best_N)
+        answers |= zip(alike, found, strict=True)
+    return [_row(checkpoint, answers[place].metrics, teacher is not None) for place, checkpoint in enumerate(loaded)]
+
+
+def _label(group: Sequence[Checkpoint]) -> str:
+    return ", ".join(Path(checkpoint.source).name for checkpoint in group)
+
+
+def _row(checkpoint: Checkpoint, measured: Mapping[str, float], with_teacher: bool) -> dict[str, Any]:
+    if not math.isfinite(measured["nll"]):
+        raise UserError(f"{checkpoint.source}: the network's scores are NaN or infinite")
+    known = {name: measured.get(name) for name, metric in METRICS.items() if with_teacher or not metric.needs_teacher}
+    return {
+        "model": checkpoint.model,
+        "weights": checkpoint.source,
+        "parameters": count_parameters(checkpoint.network),
+        "images": int(measured["images"]),
+        **known,
+    }
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -3,27 +3,21 @@
 import math
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from distillery.data.arrow import ArrowImages
-from distillery.data.loader import eval_loader
 from distillery.data.manifest import load_manifest
-from distillery.data.transforms import eval_transform
 from distillery.errors import UserError
-from distillery.evaluation.metrics import METRICS, evaluate_model
-from distillery.evaluation.restore import ReadyNetwork, default_device, restore_run
+from distillery.evaluation.metrics import METRICS
+from distillery.evaluation.predict import SPLIT, answer, keep_classes, teachers_classes
+from distillery.evaluation.restore import default_device, restore_run
 from distillery.experiment import Experiment
 from distillery.experiment.ledger import MEASURED
-from distillery.experiment.schema.recipe import Preprocess
 from distillery.paths import dataset_folder, run_folder
 from distillery.reporting.verdict import missed_top1
 from distillery.results import record_sha256, write_sealed
-
-SPLIT: Final = "val"
-BATCH = 256
 
 
 def evaluate_run(
@@ -31,21 +25,29 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Evaluate a trained or imported run, and its agreement with its teacher, and write metrics.json beside it.
 
-    Each network sees the images prepared as its own run.json says.
+    Each network sees the images prepared as its own run.json says. What a teacher says of them is kept beside its
+    metrics.json, by its own evaluation or the first of a student, so that it is asked once.
 
     Raises:
         UserError: the run, its teacher or the data set is missing, damaged or stale; or the network's scores are not
             finite.
     """
-    metrics = measure_run(experiment, run, seed, results, workers, device)
+    metrics = measure_run(experiment, run, seed, results, workers, device, keep=True)
     write_sealed(run_folder(results, experiment.name, run, seed) / "metrics.json", metrics)
     return metrics
 
 
 def measure_run(
-    experiment: Experiment, run: str, seed: int, results: Path, workers: int = 0, device: torch.device | None = None
+    experiment: Experiment,
+    run: str,
+    seed: int,
+    results: Path,
+    workers: int = 0,
+    device: torch.device | None = None,
+    *,
+    keep: bool = False,
 ) -> dict[str, Any]:
-    """What `evaluate_run` writes.
+    """What `evaluate_run` writes into metrics.json; with ``keep``, classes by a teacher are kept.
 
     Raises:
         UserError: as there.
@@ -54,14 +56,18 @@ def measure_run(
     data_folder = dataset_folder(results, experiment.config.dataset)
     manifest = load_manifest(data_folder)
     finished = restore_run(experiment, run, seed, results, device, manifest)
-    teacher, teacher_name = None, experiment.teacher(run)
-    if teacher_name is not None:
-        teacher = restore_run(experiment, teacher_name, experiment.seeds(teacher_name)[0], results, device, manifest)
-
     images = ArrowImages(data_folder, manifest, SPLIT)
-    measured = measure(finished, teacher, images, len(manifest.classes), workers, device, f"{run}/seed{seed}")
+    teacher_name, teacher_best_N = experiment.teacher(run), None
+    if teacher_name is not None:
+        teacher_best_N = teachers_classes(
+            experiment, teacher_name, results, manifest, images, workers, device, keep=keep
+        )
+    label = f"{run}/seed{seed}"
+    ((measured, best_N),) = answer([finished], images, len(manifest.classes), workers, device, label, teacher_best_N)
     if not math.isfinite(measured["nll"]):
         raise UserError(f"{finished.weights}: the network's scores are NaN or infinite; train it again")
+    if keep and run in experiment.teachers() and seed == experiment.seeds(run)[0]:
+        keep_classes(experiment, run, seed, results, finished.record, best_N)
     if finished.record["selection"] == "imported" and not experiment.rehearsal:
         images_seen = int(measured["images"])
         missed = missed_top1(experiment.published, run, measured["top1"], images_seen, finished.record)
@@ -82,40 +88,3 @@ def measure_run(
         "weights_sha256": finished.weights_sha256,
         "record_sha256": record_sha256(finished.record),
     }
-
-
-def measure(
-    student: ReadyNetwork,
-    teacher: ReadyNetwork | None,
-    images: ArrowImages,
-    num_classes: int,
-    workers: int,
-    device: torch.device,
-    label: str,
-) -> dict[str, float]:
-    """Measure a network, and its agreement with a teacher, on images that each sees prepared as it wants them."""
-    loader = loader_of(images, student.preprocess, workers, device)
-    return evaluate_model(
-        student.predict,
-        tqdm(loader, desc=label, unit="batch", disable=None, leave=False),
-        num_classes,
-        device,
-        teacher_predict=None if teacher is None else teacher.predict,
-        # The images are decoded a second time only where the teacher wants another size or crop than the student.
-        teacher_loader=None
-        if teacher is None or teacher.preprocess.pixels == student.preprocess.pixels
-        else loader_of(images, teacher.preprocess, workers, device),
-    )
-
-
-def loader_of(images: ArrowImages, preprocess: Preprocess, workers: int, device: torch.device) -> Any:  # noqa: ANN401
-    """Load validation images as one network wants them prepared."""
-    return eval_loader(
-        images,
-        eval_transform(preprocess),
-        batch=BATCH,
-        workers=workers,
-        world_size=1,
-        rank=0,
-        pin_memory=device.type == "cuda",
-    )

@@ -40,12 +40,15 @@ class LabelledImages(Protocol):
 
 
 class Predictions(NamedTuple):
-    """What a network says of a batch, and what is right; ``best_BK`` are the classes of its highest scores."""
+    """What a network says of a batch, and what is right.
+
+    ``best_BK`` are the classes of its highest scores, ``teacher_best_B`` those of its teacher's highest.
+    """
 
     logits_BC: Tensor
     labels_B: Tensor
     best_BK: Tensor
-    teacher_logits_BC: Tensor | None
+    teacher_best_B: Tensor | None
 
 
 class Metric(NamedTuple):
@@ -70,8 +73,8 @@ def _mean(total: Tensor, images: float) -> float:
 
 
 def _add_agreements(total: Tensor, batch: Predictions) -> None:
-    assert batch.teacher_logits_BC is not None
-    total += (batch.best_BK[:, 0] == batch.teacher_logits_BC.argmax(dim=1)).sum()
+    assert batch.teacher_best_B is not None
+    total += (batch.best_BK[:, 0] == batch.teacher_best_B).sum()
 
 
 def _add_to_bins(total_3M: Tensor, batch: Predictions) -> None:
@@ -100,6 +103,34 @@ METRICS = {
 }
 
 
+class Tally:
+    """The metrics of one network, as they are counted batch by batch; those that need a teacher only with one."""
+
+    def __init__(self, num_classes: int, device: torch.device, with_teacher: bool) -> None:
+        self.metrics = {name: metric for name, metric in METRICS.items() if with_teacher or not metric.needs_teacher}
+        self.sums = {name: _zeros(metric.shape, device) for name, metric in self.metrics.items()}
+        self.images = _zeros((), device)
+        self.best = min(TOP, num_classes)
+
+    def add(self, logits_BC: Tensor, labels_B: Tensor, teacher_best_B: Tensor | None = None) -> Tensor:
+        """Count a batch, and return the most probable class of each image (B,)."""
+        logits_BC = logits_BC.float()
+        best_BK = logits_BC.topk(self.best, dim=1).indices
+        predictions = Predictions(logits_BC, labels_B, best_BK, teacher_best_B)
+        self.images += len(best_BK)
+        for name, metric in self.metrics.items():
+            metric.add(self.sums[name], predictions)
+        return best_BK[:, 0]
+
+    def result(self) -> dict[str, float]:
+        """The metrics over the images of all processes; ``images`` says how many."""
+        total, *totals = _over_processes([self.images, *self.sums.values()])
+        count: float = total.item()
+        assert count > 0, "nothing to evaluate"
+        pairs = zip(self.metrics.items(), totals, strict=True)
+        return {"images": count, **{name: metric.result(sums, count) for (name, metric), sums in pairs}}
+
+
 @torch.no_grad()
 def evaluate_model(
     predict: Predict,
@@ -107,13 +138,11 @@ def evaluate_model(
     num_classes: int,
     device: torch.device,
     teacher_predict: Predict | None = None,
-    teacher_loader: Iterable[LabelledImages] | None = None,
 ) -> dict[str, float]:
     """Measure a network on every image of a loader; on those of all processes where there are several.
 
     ``predict`` and ``teacher_predict`` map uint8 images (B, 3, H, W) on ``device`` to logits (B, C). ``loader`` has
-    this process's share of the images; ``teacher_loader`` has the same in the same batches, prepared for the teacher,
-    which by default sees what the network sees.
+    this process's share of the images.
 
     Returns:
         ``images``: how many. ``top1``, ``top5``: images whose label is among the 1 and the min(5, C) highest scores,
@@ -121,24 +150,17 @@ def evaluate_model(
         Calibration of Modern Neural Networks, equation 3) over 15 bins of equal width, in percent. ``agreement``, with
         a teacher: images on which both predict the same class, in percent.
     """
-    metrics = {name: metric for name, metric in METRICS.items() if teacher_predict or not metric.needs_teacher}
-    sums = {name: torch.zeros(metric.shape, dtype=torch.float64, device=device) for name, metric in metrics.items()}
-    images = torch.zeros((), dtype=torch.float64, device=device)
-    for batch, teacher_batch in _pairs(loader, teacher_loader):
-        logits_BC = predict(_on(batch.images, device)).float()
-        teacher_logits_BC = None
-        if teacher_predict is not None:
-            teacher_logits_BC = teacher_predict(_on(teacher_batch.images, device)).float()
-        best_BK = logits_BC.topk(min(TOP, num_classes), dim=1).indices
-        predictions = Predictions(logits_BC, _on(batch.labels, device), best_BK, teacher_logits_BC)
-        images += len(best_BK)
-        for name, metric in metrics.items():
-            metric.add(sums[name], predictions)
-    total, *totals = _over_processes([images, *sums.values()])
-    count: float = total.item()
-    assert count > 0, "nothing to evaluate"
-    found = {name: metric.result(sums, count) for (name, metric), sums in zip(metrics.items(), totals, strict=True)}
-    return {"images": count, **found}
+    tally = Tally(num_classes, device, teacher_predict is not None)
+    for batch in loader:
+        images = on(batch.images, device)
+        logits_BC = predict(images)
+        teacher_best_B = None if teacher_predict is None else teacher_predict(images).float().argmax(dim=1)
+        tally.add(logits_BC, on(batch.labels, device), teacher_best_B)
+    return tally.result()
+
+
+def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float64, device=device)
 
 
 def _over_processes(sums: list[Tensor]) -> list[Tensor]:
@@ -150,17 +172,6 @@ def _over_processes(sums: list[Tensor]) -> list[Tensor]:
     return [part.view(like.shape) for part, like in zip(parts, sums, strict=True)]
 
 
-def _pairs(
-    loader: Iterable[LabelledImages], teacher_loader: Iterable[LabelledImages] | None
-) -> Iterable[tuple[LabelledImages, LabelledImages]]:
-    if teacher_loader is None:
-        for batch in loader:
-            yield batch, batch
-        return
-    for batch, teacher_batch in zip(loader, teacher_loader, strict=True):
-        assert torch.equal(batch.indices, teacher_batch.indices), "the loaders give different images"
-        yield batch, teacher_batch
-
-
-def _on(tensor: Tensor, device: torch.device) -> Tensor:
+def on(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; copied without waiting where it lies in pinned memory."""
     return tensor.to(device, non_blocking=True)

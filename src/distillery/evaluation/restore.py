@@ -60,15 +60,7 @@ def restore_run(
     """
     spec = experiment.spec(run, seed)
     folder = run_folder(results, experiment.name, run, seed)
-    record = finished_record(experiment, run, seed, results)
-    if manifest is not None and record["manifest_digest"] != manifest.digest:
-        raise unusable(
-            folder / "run.json",
-            f"made from other images than {spec.dataset} now holds (manifest digest "
-            f"{record['manifest_digest'][:16]}, now {manifest.digest[:16]})",
-            command("train", experiment.path, run, seed, results),
-        )
-    check_weights(folder / "weights.safetensors", record, command("train", experiment.path, run, seed, results))
+    record = checked_record(experiment, run, seed, results, manifest)
     preprocess = Preprocess.model_validate(record["preprocess"])
     network = create_model(spec.model, record["classes"], **spec.model_args)
     network = with_head(network, record, preprocess.size, spec.model)
@@ -82,6 +74,27 @@ def restore_run(
         record=record,
         weights=folder / "weights.safetensors",
     )
+
+
+def checked_record(
+    experiment: Experiment, run: str, seed: int, results: Path, manifest: Manifest | None = None
+) -> dict[str, Any]:
+    """Read run.json of a run, and see that its weights are those that it is about; with ``manifest``, its data too.
+
+    Raises:
+        UserError: as for ``restore_run``.
+    """
+    folder = run_folder(results, experiment.name, run, seed)
+    record = finished_record(experiment, run, seed, results)
+    if manifest is not None and record["manifest_digest"] != manifest.digest:
+        raise unusable(
+            folder / "run.json",
+            f"made from other images than {manifest.name} now holds (manifest digest "
+            f"{record['manifest_digest'][:16]}, now {manifest.digest[:16]})",
+            command("train", experiment.path, run, seed, results),
+        )
+    check_weights(folder / "weights.safetensors", record, command("train", experiment.path, run, seed, results))
+    return record
 
 
 def finished_record(experiment: Experiment, run: str, seed: int, results: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from distillery.data.manifest import FILE_NAME, load_manifest
 from distillery.errors import UserError
 from distillery.evaluation.evaluate import measure_run
+from distillery.evaluation.predict import PREDICTIONS
 from distillery.evaluation.restore import read_record
 from distillery.experiment import Experiment
 from distillery.experiment.reading import validate
@@ -87,6 +88,9 @@ def _verify_run(
     yield weights, _fault(_check_hash, weights, record.get("weights_sha256"), made_by)
     if "history_sha256" in record:
         yield history, _fault(_check_hash, history, record["history_sha256"], made_by)
+    if (folder / PREDICTIONS).is_file():
+        evaluated_by = command("evaluate", experiment.path, run, seed, results)
+        yield folder / PREDICTIONS, _fault(read_json, folder / PREDICTIONS, evaluated_by)
     if metrics.is_file():
         yield metrics, _fault(_check_metrics, experiment, run, seed, results, metrics, record, rerun)
 
