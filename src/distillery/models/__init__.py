@@ -3,6 +3,13 @@
 Nothing heavy is imported here, so that names can be checked without torch.
 """
 
-from distillery.models.registry import check_input, check_training, create_model, is_model, model_names
+from distillery.models.registry import (
+    check_input,
+    check_training,
+    create_model,
+    is_model,
+    model_names,
+    weights_without_gradient,
+)
 
-__all__ = ["check_input", "check_training", "create_model", "is_model", "model_names"]
+__all__ = ["check_input", "check_training", "create_model", "is_model", "model_names", "weights_without_gradient"]

@@ -158,6 +158,16 @@ def check_training(network: "nn.Module", name: str, size: int, images: int) -> N
         )
 
 
+def weights_without_gradient(network: "nn.Module", size: int, images: int) -> list[str]:
+    """Names of the parameters on which class scores in training do not depend; as ``check_training``, on a copy."""
+    import torch
+
+    copied = deepcopy(network).train()
+    with torch.random.fork_rng():
+        copied(torch.zeros(min(images, 2), 3, size, size)).sum().backward()
+    return [name for name, value in copied.named_parameters() if value.requires_grad and value.grad is None]
+
+
 def bare_name(name: str) -> str:
     """A name without the prefix that chooses its library."""
     return name.removeprefix("timm:").removeprefix("torchvision:")

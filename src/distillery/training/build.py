@@ -4,6 +4,7 @@ from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,7 +19,7 @@ from distillery.distill.term import TermContext, pair_context
 from distillery.errors import located
 from distillery.evaluation.restore import FinishedRun
 from distillery.experiment.schema.recipe import Preprocess, Recipe
-from distillery.models import check_input, check_training
+from distillery.models import check_input, check_training, weights_without_gradient
 from distillery.models.composite import Composite, Head, with_head
 from distillery.models.normalize import Normalize, resolve_statistics
 from distillery.models.sync_batchnorm import convert_sync_batchnorm
@@ -130,6 +131,15 @@ def _parties(
     check_input(student, job.spec.model, recipe.preprocess.size, len(job.manifest.classes))
     shared = smallest * fabric.world_size if synchronised else smallest
     check_training(student, job.spec.model, recipe.preprocess.size, shared)
+    if isinstance(fabric.strategy, DDPStrategy):
+        unused = weights_without_gradient(student, recipe.preprocess.size, shared)
+        if unused:
+            fabric.print(
+                f"{job.name}: {len(unused)} parameters of {job.spec.model} never get a gradient, {unused[0]} for "
+                "instance; they stay as they begin"
+            )
+            # DDP would wait for their gradients, and end with a traceback.
+            fabric.strategy._ddp_kwargs["find_unused_parameters"] = True
     if synchronised:
         with located(job.where):
             student = convert_sync_batchnorm(student, fabric.device.type)
