@@ -255,7 +255,7 @@ def train(
 
     stop = StopSignal()
     if requeue:
-        # A warning may come while torch is still being imported: the run then takes one step and saves it.
+        # A warning may come while torch is still being imported: the run then saves itself before its next step.
         stop.install(signal.SIGTERM, signal.SIGUSR1)
     experiment = load_experiment(config, rehearsal=rehearsal)
     seed = experiment.seeds(run)[0] if seed is None else seed

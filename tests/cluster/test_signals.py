@@ -60,10 +60,11 @@ def test_a_signal_ends_a_wait_for_data_and_nothing_else():
     stop = StopSignal()
     stop.install(signal.SIGUSR1)
     try:
-        signal.raise_signal(signal.SIGUSR1)
         with pytest.raises(Interrupted), stop.interrupting():
             signal.raise_signal(signal.SIGUSR1)
         signal.raise_signal(signal.SIGUSR1)
+        with pytest.raises(Interrupted), stop.interrupting():
+            pytest.fail("what has come before ends the next wait, too")
         assert stop.should_save(due=False)
     finally:
         stop.remove()

@@ -3,19 +3,24 @@
 import csv
 import io
 import json
+import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 from torch.multiprocessing import ProcessExitedException
 
 from distillery.cluster.signals import Stopped
 from distillery.distill.losses.cross_entropy import CrossEntropy
+from distillery.training import build
+from distillery.training.checkpoint import CheckpointFolder
 from distillery.training.metric_logger import MetricLogger
 from distillery.training.run import make_run
 
@@ -120,3 +125,61 @@ def test_one_process_with_nan_leaves_a_step_out_of_all(workplace, monkeypatch):
     make_in_processes(stopped, 2, warn_all_at(3))
     make_in_processes(stopped, 2)
     assert written(stopped) == written(job)
+
+
+def stop_workers_of_one_at(step):
+    """The worker that loads for the second process hangs, as on a dead disk; soon all are asked to stop."""
+
+    def event(rank, taken):
+        if taken == step:
+            for worker in multiprocessing.active_children() if rank == 1 else []:
+                os.kill(worker.pid, signal.SIGSTOP)
+            threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+
+    return event
+
+
+def test_a_signal_ends_the_wait_for_data_of_one_of_two_processes(workplace, straight):
+    # Once the worker is stopped, what it had loaded ahead is still there: two batches.
+    workplace.edit_recipe("epochs: 2")
+    job = workplace.job(results="hanging", workers=1)
+    begun = time.monotonic()
+    make_in_processes(job, 2, stop_workers_of_one_at(1))
+    assert time.monotonic() - begun < 30
+    (checkpoint,) = (job.results / "work").rglob("checkpoint.pt")
+    state, _ = CheckpointFolder(checkpoint.parent).load()
+    assert 1 <= state["train_state"]["step"] <= 3
+    make_in_processes(job, 2)
+    assert written(job) == straight
+
+
+LINE = "{model: cifar_resnet8, recipe: tiny, teacher: big, objective: %s}"
+NEVER_USED = "layer3.0.never_used.weight"
+
+
+@pytest.mark.parametrize(
+    "objective",
+    ["{mgd: {ignore: [1, 2], loss_factor: 100}}", "{overhaul: {ignore: [2]}}", "{crd: {negatives: 9}}", "{ce: {}}"],
+)
+def test_weights_without_gradient_stay_as_they_began_on_any_number_of_processes(workplace, monkeypatch, objective):
+    original = build.begin_network
+
+    def begin(job):
+        network = original(job)
+        if objective == "{ce: {}}":
+            network.layer3[0].never_used = torch.nn.Linear(3, 3)
+        return network
+
+    line = LINE % objective if "ce" not in objective else LINE.replace("teacher: big, ", "") % objective
+    workplace.edit("  tables:", f"    half: {line}\n  tables:")
+    workplace.edit_recipe("sync_batchnorm: false")
+    workplace.make("big")
+    monkeypatch.setattr(build, "begin_network", begin)
+    alone, together = workplace.job("half"), workplace.job("half", results="together")
+    make_in_processes(alone, 1)
+    make_in_processes(together, 2)
+    weights = [load_file(job.folder / "weights.safetensors") for job in (alone, together)]
+    still = [name for name in weights[0] if torch.equal(weights[0][name], weights[1][name])]
+    gone = {"{mgd": "layer2.0.conv1.weight", "{ove": "layer3.0.conv1.weight", "{crd": "fc.weight"}
+    assert gone.get(objective[:4], NEVER_USED) in still
+    assert "conv1.weight" not in still

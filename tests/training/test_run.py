@@ -17,6 +17,7 @@ from distillery.cluster.run_lock import RunLock
 from distillery.cluster.signals import Stopped
 from distillery.data.prepare import prepare_dataset
 from distillery.distill.losses.cross_entropy import CrossEntropy
+from distillery.distill.losses.mgd import MGD
 from distillery.distill.losses.partial_l2 import bn_margin
 from distillery.errors import UserError
 from distillery.evaluation.evaluate import evaluate_run
@@ -83,6 +84,32 @@ def test_stopped_at_any_step_and_continued_ends_with_the_same_bytes(workplace, s
     sessions = json.loads((folder / "run.json").read_text())["sessions"]
     assert len(sessions) == 2
     assert sessions[1]["from_epoch"] * (4 + (extra == "drop_last: false")) + sessions[1]["from_step"] == steps
+
+
+def test_a_run_that_is_stopped_before_an_epochs_first_step_ends_with_the_same_bytes(workplace, monkeypatch):
+    """It has matched the epoch's channels by then, and matches them again."""
+    objective = "{ce: {}, mgd: {loss_factor: 100, update_every: 1, update_images: 36}}"
+    workplace.edit(
+        "  tables:",
+        f"    matched: {{model: cifar_resnet8, recipe: tiny, teacher: big, objective: {objective}}}\n  tables:",
+    )
+    workplace.make("big")
+    straight = written(workplace.make("matched", results="straight"))
+    original = MGD.begin_epoch
+
+    def begin_epoch(self, epoch, batches):
+        original(self, epoch, batches)
+        if epoch == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(MGD, "begin_epoch", begin_epoch)
+    with pytest.raises(Stopped):
+        workplace.make("matched")
+    monkeypatch.undo()
+    folder = workplace.make("matched")
+    assert written(folder) == straight
+    sessions = json.loads((folder / "run.json").read_text())["sessions"]
+    assert [(session["from_epoch"], session["from_step"]) for session in sessions] == [(0, 0), (1, 0)]
 
 
 def test_a_frequent_checkpoint_changes_nothing(workplace):

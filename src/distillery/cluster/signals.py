@@ -61,7 +61,7 @@ class StopSignal:
     def should_save(self, due: bool = False) -> bool:
         """Whether to save now: to stop then, or because that is ``due`` in any process.
 
-        All processes of a run ask after every step, and all get the same answer: one that stopped a step before the
+        All processes of a run ask before every step, and all get the same answer: one that stopped a step before the
         others would leave them waiting for its gradients, and what is saved is gathered from all.
         """
         self._agreed = self._received
@@ -89,9 +89,14 @@ class StopSignal:
 
     @contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Let a signal end a wait in here by Interrupted; several processes must stop together, and wait on."""
-        self._waiting = self._process_group is None
+        """Let a signal end a wait in here by Interrupted, also one that has come before.
+
+        Of several processes, each ends its own wait, and then all meet in ``should_save``.
+        """
+        self._waiting = True
         try:
+            if self._received is not None:
+                raise Interrupted
             yield
         finally:
             self._waiting = False

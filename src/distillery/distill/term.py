@@ -150,7 +150,10 @@ class Term(nn.Module, ABC):
         """
 
     def begin_epoch(self, epoch: int, calibration_batches: CalibrationBatches) -> None:
-        """Act before an epoch's first step, on calibration batches where they are needed."""
+        """Act before an epoch's first step, on calibration batches where they are needed.
+
+        A run that is stopped between here and that step calls it again, and must be none the worse for it.
+        """
 
     def end_step(self) -> None:
         """Act after an optimizer step, whose micro-batches ``forward`` has seen: here a term updates its memory."""

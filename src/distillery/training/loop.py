@@ -5,7 +5,6 @@ It knows no method by name: whatever a run is trained for is inside its learner.
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,12 +110,13 @@ def _train_epoch(training: Training, saved_at: float, last: int | None = None) -
     training.learner.train()
     training.batches.start(train_state.epoch, train_state.step)
     batches = iter(training.train_loader)
-    for step in range(train_state.step, last or training.batches.steps):
-        try:
-            _train_step(training, step, batches, sums)
-        except Interrupted:
-            end_children()
-            _save_if_due(training, saved_at, sums)
+    first = train_state.step
+    for step in range(first, last or training.batches.steps):
+        batch = _first_batch(training, batches)
+        # Asked where all processes have their images and nothing of the step is done: they stop together, at once. What
+        # stands before the first step was saved before, unless by the end of the epoch before it.
+        saved_at = _save_if_due(training, saved_at, sums, may_be_due=step > first)
+        _train_step(training, step, batch, batches, sums)
         train_state.step = step + 1
         if train_state.epoch == 0 and train_state.step == first_steps(training):
             weights = weights_sha256(training.bare.student) if training.fabric.is_global_zero else None
@@ -124,13 +124,31 @@ def _train_epoch(training: Training, saved_at: float, last: int | None = None) -
         training.metric_logger.step(training.batches.step_images(step), sums.means)
         if train_state.step % STEPS_BETWEEN_LOOKS == 0 or train_state.step == training.batches.steps:
             _look(training, sums)
-        saved_at = _save_if_due(training, saved_at, sums)
+    saved_at = _save_if_due(training, saved_at, sums)
     train_state.sums = totals_of_ranks(training.fabric, sums.totals())
     training.alarms.close_epoch()
     return saved_at
 
 
-def _train_step(training: Training, step: int, batches: Iterator[Batch], sums: EpochSums) -> None:
+def _first_batch(training: Training, batches: Iterator[Batch]) -> Batch | None:
+    """A step's first micro-batch; None where a signal came, for this ends the wait, and then the run."""
+    try:
+        with training.stop.interrupting():
+            return _next_batch(training, batches)
+    except Interrupted:
+        end_children()
+        return None
+
+
+def _next_batch(training: Training, batches: Iterator[Batch]) -> Batch:
+    asked = time.monotonic()
+    with training.metric_logger.timed("data_wait"), said_every_minute():
+        batch = next(batches).to(training.fabric.device, non_blocking=True)
+    training.alarms.waited(time.monotonic() - asked)
+    return batch
+
+
+def _train_step(training: Training, step: int, first: Batch | None, batches: Iterator[Batch], sums: EpochSums) -> None:
     """One optimizer step over one global batch, in as many micro-batches as the devices need."""
     fabric, recipe, epoch = training.fabric, training.recipe, training.train_state.epoch
     for group in training.optimizer.param_groups:
@@ -140,12 +158,8 @@ def _train_step(training: Training, step: int, batches: Iterator[Batch], sums: E
     counted = []
     training.alarms.begin_step(step)
     for micro in range(training.accumulation):
-        # Later micro-batches belong to a step that has begun to move running statistics.
-        waiting = training.stop.interrupting() if micro == 0 else nullcontext()
-        asked = time.monotonic()
-        with training.metric_logger.timed("data_wait"), said_every_minute(), waiting:
-            batch = next(batches).to(fabric.device, non_blocking=True)
-        training.alarms.waited(time.monotonic() - asked)
+        # Later micro-batches are waited for to their end: the step has begun to move running statistics.
+        batch = _next_batch(training, batches) if first is None or micro else first
         images, target = _mixed(training, batch.images, batch.labels, step, micro)
         second = None if batch.view is None else _mixed(training, batch.view, batch.labels, step, micro)[0]
         size = batch.images.shape[-1]
@@ -336,9 +350,12 @@ def chosen_weights(training: Training, row: dict[str, float]) -> tuple[str, nn.M
     return "raw", training.bare.student
 
 
-def _save_if_due(training: Training, saved_at: float, sums: EpochSums | None = None) -> float:
+def _save_if_due(
+    training: Training, saved_at: float, sums: EpochSums | None = None, *, may_be_due: bool = True
+) -> float:
     """Write a checkpoint if it is time, and end here if that was asked; return when one was written."""
-    if not training.stop.should_save(due=time.monotonic() - saved_at >= training.checkpoint_seconds):
+    due = may_be_due and time.monotonic() - saved_at >= training.checkpoint_seconds
+    if not training.stop.should_save(due):
         return saved_at
     if sums is not None:
         _look(training, sums)
