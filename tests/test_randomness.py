@@ -7,7 +7,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillery.randomness import address_key, addressed_bits, addressed_permutation, seed_generators
+from distillery.randomness import (
+    address_key,
+    address_keys,
+    addressed_bits,
+    addressed_permutation,
+    seed_generators,
+    twister_words,
+)
 
 SEEDS = st.integers(0, 2**31)
 POSITIONS = st.lists(st.integers(0, 2**40), max_size=4)
@@ -63,3 +70,30 @@ def test_library_generators_follow_the_address_whatever_came_before():
     assert draw() == first
     seed_generators(3, "augment", 1, 3)
     assert draw() != first
+
+
+def test_keys_made_together_are_those_made_one_by_one():
+    positions = [(0, 5, 1), (3, 2**40, 0), (12, 3, 4)]
+    assert address_keys(7, "augment", positions).tolist() == [address_key(7, "augment", *each) for each in positions]
+    assert address_keys(7, "augment", []).shape == (0,)
+
+
+def test_the_first_words_of_many_keys_are_what_torch_draws():
+    keys = address_keys(0, "augment", ((0, index, 0) for index in range(300)))
+    words = twister_words(keys, 5)
+    for key, (first, second, third, fourth, fifth) in zip(keys.tolist(), words.tolist(), strict=True):
+        torch.manual_seed(key)
+        assert int(torch.randint(9, ())) == first % 9
+        assert float(torch.rand(())) == (second & 0xFFFFFF) / 2**24
+        assert torch.randint(250, (2,)).tolist() == [third % 250, fourth % 250]
+        assert int(torch.randint(2**27 + 1, ())) == fifth % (2**27 + 1)
+
+
+def test_the_first_words_are_those_of_the_mersenne_twister():
+    seeds = np.array([0, 1, 5489, 2**32 - 1, 2**40 + 1], dtype=np.uint64)
+    words = twister_words(seeds, 226)
+    assert words[2, 0] == 3499211612  # as C++ says of std::mt19937
+    for seed, row in zip(seeds.tolist(), words, strict=True):
+        bits = np.random.MT19937()
+        np.random.RandomState(bits).seed(seed & 0xFFFFFFFF)
+        assert row.tolist() == bits.random_raw(226).tolist()

@@ -244,7 +244,10 @@ def train(
     workers: Workers = 2,
     threads: Threads = None,
     device_batch: Annotated[int | None, Option(min=1, help="Most images on one device; the rest accumulates.")] = None,
-    loader: Annotated[Literal["torch", "dali"], Option(help="What prepares training images.")] = "torch",
+    loader: Annotated[
+        Literal["auto", "memory", "torch", "dali"],
+        Option(help="What prepares images; auto: memory where they fit, torch elsewhere."),
+    ] = "auto",
     checkpoint_seconds: Annotated[float, Option(min=0, help="Time between checkpoints.", callback=_finite)] = 60.0,
     expect_digest: Annotated[str | None, Option(help="Refuse to train if the run's digest is another.")] = None,
     requeue: Annotated[bool, Option("--requeue", help="Have Slurm start this job again after a warning.")] = False,

@@ -6,16 +6,60 @@ generator state has to be saved.
 """
 
 import random
+from collections.abc import Iterable
 from hashlib import blake2b
 
 import numpy as np
 import numpy.typing as npt
+
+# The Mersenne Twister's words of state, and how far ahead each looks.
+_STATE, _AHEAD = 624, 397
 
 
 def address_key(seed: int, stream: str, *position: int) -> int:
     """Hash an address to an integer in [0, 2**63), the widest range that numpy, torch and Python's ``random`` share."""
     text = ":".join([str(seed), stream, *map(str, position)])
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def address_keys(seed: int, stream: str, positions: Iterable[tuple[int, ...]]) -> npt.NDArray[np.uint64]:
+    """``address_key`` of many positions in one stream, shape (positions,)."""
+    begun = blake2b(f"{seed}:{stream}:".encode(), digest_size=8)
+    digests = bytearray()
+    for position in positions:
+        whole = begun.copy()
+        whole.update(":".join(map(str, position)).encode())
+        digests += whole.digest()
+    return np.frombuffer(digests, dtype=">u8").astype(np.uint64) >> np.uint64(1)
+
+
+def twister_words(keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.uint32]:
+    """The first words that torch's generator draws when it is seeded by each key, shape (keys, count).
+
+    Its algorithm is the Mersenne Twister of Matsumoto and Nishimura (1998) as they published it, done here for many
+    keys at once. ``count`` is at most 226, where the recurrence first meets its own results.
+    """
+    assert 0 <= count < _STATE - _AHEAD
+    first, ahead = [], []
+    state = keys.astype(np.uint32)
+    for number in range(_AHEAD + count):
+        if number:
+            state ^= state >> np.uint32(30)
+            state *= np.uint32(1812433253)
+            state += np.uint32(number)
+        if number <= count:
+            first.append(state.copy())
+        if number >= _AHEAD:
+            ahead.append(state.copy())
+    words = np.empty((len(keys), count), dtype=np.uint32)
+    for number in range(count):
+        joined = (first[number] & np.uint32(0x80000000)) | (first[number + 1] & np.uint32(0x7FFFFFFF))
+        word = ahead[number] ^ (joined >> np.uint32(1)) ^ (joined & np.uint32(1)) * np.uint32(0x9908B0DF)
+        word ^= word >> np.uint32(11)
+        word ^= (word << np.uint32(7)) & np.uint32(0x9D2C5680)
+        word ^= (word << np.uint32(15)) & np.uint32(0xEFC60000)
+        words[:, number] = word ^ (word >> np.uint32(18))
+    return words
 
 
 def addressed_bits(count: int, seed: int, stream: str, *position: int) -> npt.NDArray[np.uint64]:

@@ -37,7 +37,7 @@ rule train_student:
         gpus_per_node=0,
         cpus_per_task=2,
         workers=1,
-        loader="torch",
+        loader="auto",
     params:
         digest=lambda w: plan.digest(w.experiment, w.run, w.seed),
     message:

@@ -36,6 +36,7 @@ class ArrowImages:
         self._paths = [folder / shard.file for shard in part.shards]
         self._starts = np.cumsum([0, *(shard.images for shard in part.shards)]).tolist()
         self._shards: dict[int, _Embedded | _Placed] = {}
+        self.squares: dict[Any, Any] = {}  # what memory.squares_of keeps
         self.labels: npt.NDArray[np.int64] = np.repeat(
             np.arange(len(manifest.classes), dtype=np.int64), part.images_per_class
         )
@@ -51,7 +52,7 @@ class ArrowImages:
         return int(self._starts[-1])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_shards": {}}
+        return {**vars(self), "_shards": {}, "squares": {}}
 
     def encoded(self, index: int) -> memoryview:
         """The bytes of an image file, not copied where they are embedded; ``index`` is its sample id in [0, len)."""

@@ -115,11 +115,16 @@ def eval_loader(
     ``indices`` names the images and their order; all of the split by default. ``persistent`` keeps the workers for the
     next time that the loader is gone through.
     """
-    chosen = np.arange(len(images)) if indices is None else indices
-    low, high = len(chosen) * rank // world_size, len(chosen) * (rank + 1) // world_size
-    parts = [chosen[begin : min(begin + batch, high)].tolist() for begin in range(low, high, batch)]
+    parts = [part.tolist() for part in eval_parts(len(images), batch, world_size, rank, indices)]
     _import_for(images, transform)
     return _loader(EvalImages(images, transform), parts, workers, pin_memory, persistent)
+
+
+def eval_parts(images: int, batch: int, world_size: int, rank: int, indices: Ids | None = None) -> list[Ids]:
+    """The sample ids of each batch of ``eval_loader``."""
+    chosen = np.arange(images) if indices is None else indices
+    low, high = len(chosen) * rank // world_size, len(chosen) * (rank + 1) // world_size
+    return [chosen[begin : min(begin + batch, high)] for begin in range(low, high, batch)]
 
 
 class SecondView(NamedTuple):
@@ -201,17 +206,17 @@ def seed_sample(seed: int, sample: Sample, stream: str = "augment") -> None:
 
 def assemble(images: ArrowImages, indices: Sequence[int], loaded: Sequence[tuple[Tensor, Tensor | None]]) -> Batch:
     """Make a batch of squares (3, size, size) and their shifts; the squares say on which device the images are."""
-    ids = np.asarray(indices, dtype=np.int64)
     shifts = [shift for _, shift in loaded if shift is not None]
+    ids = np.asarray(indices, dtype=np.int64)
+    return batch_of(images, ids, torch.stack([square for square, _ in loaded]), torch.stack(shifts) if shifts else None)
+
+
+def batch_of(images: ArrowImages, ids: Ids, squares_B3HW: Tensor, shifts_B3: Tensor | None = None) -> Batch:
+    """Add to squares what is known of their images."""
     labels = torch.from_numpy(images.labels[ids])
     known = labels != HIDDEN
-    return Batch(
-        torch.stack([square for square, _ in loaded]),
-        labels,
-        torch.from_numpy(ids),
-        torch.stack(shifts) if shifts else None,
-        labelled=None if known.all() else known.nonzero()[:, 0],
-    )
+    labelled = None if known.all() else known.nonzero()[:, 0]
+    return Batch(squares_B3HW, labels, torch.from_numpy(ids), shifts_B3, labelled=labelled)
 
 
 def _import_for(images: ArrowImages, transform: Transform) -> None:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
 from distillery.data.augment.crop import CentreSquare, Crop, CropParams, ResizedCrop, apply_crop
 from distillery.data.augment.lighting import draw_shift
-from distillery.data.augment.operations import Step, build_step
+from distillery.data.augment.operations import Flip, PaddedCrop, Step, Words, build_step
 from distillery.data.decode import REDUCTIONS, decode_rgb, image_size, is_reducible
 from distillery.experiment.schema.augmentation import Augmentation, Lighting, RandomResizedCrop
 from distillery.experiment.schema.recipe import Preprocess
@@ -45,6 +46,34 @@ class Transform:
         for step in self.steps:
             square_CHW = step(square_CHW)
         return square_CHW
+
+    @cached_property
+    def batched(self) -> "tuple[Flip | PaddedCrop, ...] | None":
+        """The steps, where these are all that is drawn and each can be done to a whole batch; None elsewhere."""
+        steps = tuple(step for step in self.steps if isinstance(step, Flip | PaddedCrop))
+        return steps if len(steps) == len(self.steps) and not self.drawn_elsewhere else None
+
+    @property
+    def drawn_elsewhere(self) -> bool:
+        """Whether the crop or the lighting draws anything."""
+        return self.lighting is not None or not isinstance(self.crop, CentreSquare)
+
+    @property
+    def words(self) -> int:
+        """How many words the ``batched`` steps draw for an image."""
+        return sum(step.words for step in self.batched or ())
+
+    def finish_many(self, squares_BCHW: Tensor, words_BK: Words) -> Tensor:
+        """Do the ``batched`` steps to squares of a batch's own, each image's with the words that its generator draws.
+
+        Gives what ``finish`` gives for each image. The squares may be overwritten.
+        """
+        assert self.batched is not None
+        begin = 0
+        for step in self.batched:
+            squares_BCHW = step.many(squares_BCHW, words_BK[:, begin : begin + step.words])
+            begin += step.words
+        return squares_BCHW
 
     def draw_shift(self) -> Tensor | None:
         """The lighting's shift of red, green and blue, float32 (3,), to be drawn after all else; None without one."""

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from distillery.data.arrow import HIDDEN, ArrowImages
 from distillery.data.dali import DaliLoader
 from distillery.data.labels import choose_labelled
-from distillery.data.loader import Batch, SecondView, eval_loader, train_loader
+from distillery.data.loader import Batch, SecondView, eval_loader, eval_parts, train_loader
 from distillery.data.manifest import SplitName
+from distillery.data.memory import MemoryEvaluation, MemoryTraining, fits, squares_of
 from distillery.data.orders import (
     ClassPartners,
     Ids,
@@ -37,12 +37,15 @@ from distillery.errors import UserError, located
 from distillery.evaluation.metrics import evaluate_model
 from distillery.experiment.schema.objective import Needs
 from distillery.experiment.schema.recipe import Preprocess, Recipe
-from distillery.training.job import Job
+from distillery.training.job import Job, LoaderName
 
 EVALUATION_BATCH = 256
 
 # Orders of the training images that a term may ask for, by name: of labels, seed and the term's arguments.
 ORDERS: dict[str, Callable[..., Order]] = {"partners": partner_order}
+
+# The operations that images in memory are augmented by, as `transforms.Transform.batched` knows them.
+BATCHED = frozenset({"random_crop", "horizontal_flip"})
 
 Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Validate = Callable[[Callable[[Tensor], Tensor], Preprocess], dict[str, float]]
@@ -142,6 +145,17 @@ def build_train_loader(
         if teacher is not None:
             raise UserError("--loader: 'dali' cuts an image once, but the teacher sees another size or crop; use torch")
         return DaliLoader(images, transform, batches, job.seed, job.machine.workers, fabric.device)
+    operations = [*recipe.augment, *((recipe.augment_view or ()) if view is not None else ())]
+    others = [operation.name for operation in operations if operation.name not in BATCHED]
+    if job.machine.loader == "memory" and others:
+        raise UserError(
+            f"--loader: 'memory' does {' and '.join(sorted(BATCHED))} only, but the recipe of {job.name} says "
+            f"{', '.join(others)}; use torch"
+        )
+    if not others and all(_in_memory(job, fabric, images, seen) for seen in (recipe.preprocess, viewer) if seen):
+        squares = squares_of(images, recipe.preprocess, fabric.device)
+        own = None if teacher is None or viewer is None else (teacher, squares_of(images, viewer, fabric.device))
+        return MemoryTraining(images, transform, batches, job.seed, squares, view, own)
     pinned = fabric.device.type == "cuda"
     return train_loader(images, transform, batches, job.seed, job.machine.workers, pinned, view, teacher)
 
@@ -157,6 +171,16 @@ def _second_view(
     teacher = None if unseen else train_transform(recipe.preprocess, augment, mean, viewer)
     partner = ClassPartners(images.labels, job.seed) if needs.partner else None
     return SecondView(train_transform(recipe.preprocess, augment, mean), teacher, partner)
+
+
+def _in_memory(job: Job, fabric: Fabric, images: ArrowImages, preprocess: Preprocess) -> bool:
+    chosen = job.machine.loader
+    return chosen == "memory" or (chosen == "auto" and fits(images, preprocess, fabric.device))
+
+
+def loader_name(loader: Iterable[Batch]) -> LoaderName:
+    """Which loader it is, for run.json."""
+    return "memory" if isinstance(loader, MemoryTraining) else "dali" if isinstance(loader, DaliLoader) else "torch"
 
 
 def build_mix(recipe: Recipe, classes: int) -> Mix | None:
@@ -192,7 +216,7 @@ def mixed_alike(mix: Mix, images: Tensor, size: int) -> Tensor:
 def build_validate(job: Job, fabric: Fabric, split: SplitName) -> Validate:
     """Measure any network on the images of a split, each image once over all ranks."""
     images = ArrowImages(job.data_folder, job.manifest, split)
-    kept: dict[Preprocess, DataLoader[Batch]] = {}
+    kept: dict[Preprocess, Iterable[Batch]] = {}
 
     def validate(predict: Callable[[Tensor], Tensor], preprocess: Preprocess) -> dict[str, float]:
         # The loader of last time with its workers, unless the teacher wanted its images prepared in another way.
@@ -263,8 +287,11 @@ def _plain_loader(
     preprocess: Preprocess,
     indices: Ids | None = None,
     persistent: bool = False,
-) -> "DataLoader[Batch]":
+) -> Iterable[Batch]:
     """This rank's share of the images, prepared as for evaluation."""
+    if _in_memory(job, fabric, images, preprocess):
+        parts = eval_parts(len(images), EVALUATION_BATCH, fabric.world_size, fabric.global_rank, indices)
+        return MemoryEvaluation(images, squares_of(images, preprocess, fabric.device), parts)
     return eval_loader(
         images,
         eval_transform(preprocess),

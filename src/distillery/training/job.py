@@ -9,6 +9,10 @@ from distillery.data.manifest import Manifest, load_manifest
 from distillery.experiment import Experiment, RunSpec
 from distillery.paths import dataset_folder, run_folder, work_folder
 
+# What prepares images. `memory` keeps them decoded; `torch` has worker processes, and so has `dali` for measurements;
+# `auto` is `memory` where they fit and the recipe allows it, and `torch` elsewhere.
+LoaderName = Literal["auto", "memory", "torch", "dali"]
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -18,7 +22,7 @@ class Machine:
     threads: int | None = None
     device_batch: int | None = None  # most images on one device at once; the rest of a batch is accumulated
     checkpoint_seconds: float = 60.0
-    loader: Literal["torch", "dali"] = "torch"  # what prepares training images; measurements are always torch's
+    loader: LoaderName = "auto"
 
 
 @dataclass(frozen=True)

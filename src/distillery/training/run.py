@@ -23,6 +23,7 @@ from distillery.results import file_hash, try_json, write_sealed
 from distillery.training.build import build_training
 from distillery.training.devices import start_devices
 from distillery.training.initial import initial_weights
+from distillery.training.inputs import loader_name
 from distillery.training.job import Job
 from distillery.training.loop import Diverged, Training, chosen_weights, fit, note_session, restore
 from distillery.training.optim import hyper_parameters, learning_rate, total_epochs
@@ -144,7 +145,7 @@ def session_of(job: Job, training: Training, fabric: Fabric) -> dict[str, Any]:
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
         "precision": fabric.strategy.precision.precision,
-        "loader": job.machine.loader,
+        "loader": loader_name(training.train_loader),
         "device_batch": training.recipe.batch // fabric.world_size // training.accumulation,
         "accumulation": training.accumulation,
         "provenance": provenance(),

@@ -2,13 +2,17 @@
 
 The operations are torchvision's v2 transforms, which draw from torch's global generator, and timm's RandAugment, which
 draws from Python's and numpy's. The two that small images are trained with, padded crop and flip, are written out: v2's
-take twice as long, a good part of a sample's time.
+take twice as long, a good part of a sample's time. They also work on a whole batch, given the words that the generator
+would have drawn for each image.
+
+B batch, C channels, H W pixels, K words an image.
 """
 
 from collections.abc import Callable, Sequence
-from typing import assert_never
+from typing import ClassVar, assert_never
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -31,6 +35,7 @@ from distillery.experiment.schema.block import IMAGENET, Statistics
 from distillery.experiment.schema.recipe import Preprocess
 
 Step = Callable[[Tensor], Tensor]
+Words = npt.NDArray[np.uint32]
 
 
 class PaddedCrop:
@@ -38,6 +43,8 @@ class PaddedCrop:
 
     ``padding`` and the place are drawn for squares of ``drawn_for`` pixels, and scaled to those of ``size``.
     """
+
+    words: ClassVar[int] = 2
 
     def __init__(self, size: int, padding: int, mode: str, drawn_for: int) -> None:
         self.size, self.mode, self.scale, self.places = size, mode, size / drawn_for, 2 * padding + 1
@@ -54,9 +61,28 @@ class PaddedCrop:
         )
         return image_CHW[:, top : top + self.size, left : left + self.size]
 
+    def many(self, images_BCHW: Tensor, words_BK: Words) -> Tensor:
+        """Transform each square as a call does whose draws are these words."""
+        places_BK = np.rint(words_BK % np.uint32(self.places) * self.scale).astype(np.int64)
+        top_B, left_B = torch.from_numpy(places_BK).clamp_(max=2 * self.padding).to(images_BCHW.device).unbind(1)
+        if self.padding:
+            images_BCHW = self._padded(images_BCHW)
+        windows = images_BCHW.unfold(2, self.size, 1).unfold(3, self.size, 1)
+        return windows[torch.arange(len(images_BCHW), device=images_BCHW.device), :, top_B, left_B]
+
+    def _padded(self, images_BCHW: Tensor) -> Tensor:
+        if self.mode == "constant":
+            return F.pad(images_BCHW, 4 * (self.padding,))
+        # On GPUs, torch reflects floats alone.
+        places = torch.arange(-self.padding, self.size + self.padding, device=images_BCHW.device)
+        places = (self.size - 1) - ((self.size - 1) - places.abs()).abs()
+        return images_BCHW.index_select(2, places).index_select(3, places)
+
 
 class Flip:
     """Mirror left and right with probability ``p``."""
+
+    words: ClassVar[int] = 1
 
     def __init__(self, p: float) -> None:
         self.p = p
@@ -64,6 +90,13 @@ class Flip:
     def __call__(self, image_CHW: Tensor) -> Tensor:
         """Transform one image."""
         return image_CHW.flip(-1) if float(torch.rand(())) < self.p else image_CHW
+
+    def many(self, images_BCHW: Tensor, words_BK: Words) -> Tensor:
+        """Transform each image as a call does whose draw is its word, of which a float has 24 bits; in place."""
+        rows = np.flatnonzero((words_BK[:, 0] & np.uint32(0xFFFFFF)) / 2**24 < self.p)
+        at = torch.from_numpy(rows).to(images_BCHW.device)
+        images_BCHW[at] = images_BCHW[at].flip(-1)
+        return images_BCHW
 
 
 class PillowRandAugment:

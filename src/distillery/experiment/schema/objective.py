@@ -662,8 +662,6 @@ class OFAOptions(TermOptions):
         if self.stages is not None and len(set(self.stages)) < len(self.stages):
             raise ValueError(f"stages: {list(self.stages)} names a stage twice")
         return self
-        """A row of float32 for each image, of both networks."""
-        return 2 * images * self.features * 4
 
 
 TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
