@@ -100,3 +100,29 @@ def test_an_unpicked_column_counts_in_the_proof():
     cost = np.array([[5, 9, 1]])
     assert assignment._is_optimal(cost, np.array([[2]]))
     assert not assignment._is_optimal(cost, np.array([[0]]))
+
+
+def test_a_cheaper_exchange_is_found_as_soon_as_it_shows(monkeypatch):
+    """Not when the sweeps run out, which took seconds for the channels of large networks that share a few causes."""
+    monkeypatch.setattr(assignment, "FIRST_CANDIDATES", 8)
+    looks, original = [], assignment._has_circle
+    monkeypatch.setattr(assignment, "_has_circle", lambda origin: looks.append(original(origin)) or looks[-1])
+    generator = np.random.Generator(np.random.Philox(key=2))
+    maps = generator.standard_normal((300, 3)) @ generator.standard_normal((3, 80))
+    maps += 0.05 * generator.standard_normal(maps.shape)
+    maps /= np.linalg.norm(maps, axis=1, keepdims=True)
+    cost = (1e5 * (2 - 2 * maps[:100] @ maps[100:].T)).astype(np.int64)
+    repeated = np.tile(cost, (2, 1))
+    assert check(cost, 2) == repeated[linear_sum_assignment(repeated)].sum()
+    assert True in looks
+    assert len(looks) < assignment.MOST_SWEEPS / 2
+
+
+@given(origin=st.lists(st.integers(0, 12), min_size=12, max_size=12))
+def test_a_circle_is_where_going_back_never_ends(origin):
+    ends = []
+    for place in range(12):
+        for _ in range(13):
+            place = origin[place] if place < 12 else place
+        ends.append(place == 12)
+    assert assignment._has_circle(np.array([*origin, 12])) == (not all(ends))

@@ -8,10 +8,12 @@ import numpy.typing as npt
 from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
 
 Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 FIRST_CANDIDATES = 64
 MOST_SWEEPS = 400
+UNTRACED_SWEEPS = 6
 
 
 def assign(cost_ST: Integers, group: int) -> Integers:
@@ -32,8 +34,9 @@ def assign(cost_ST: Integers, group: int) -> Integers:
         The columns of each row in ascending order, (S, G).
     """
     candidates = FIRST_CANDIDATES
-    while candidates < cost_ST.shape[1]:
-        columns_SG = _solve(cost_ST, group, _cheapest(cost_ST, candidates))
+    relative_ST = _relative(cost_ST) if candidates < cost_ST.shape[1] else None
+    while relative_ST is not None and candidates < cost_ST.shape[1]:
+        columns_SG = _solve(cost_ST, group, _cheapest(relative_ST, candidates))
         if columns_SG is not None and _is_optimal(cost_ST, columns_SG):
             return columns_SG
         candidates *= 4
@@ -42,19 +45,20 @@ def assign(cost_ST: Integers, group: int) -> Integers:
     return columns_SG
 
 
-def _cheapest(cost_ST: Integers, candidates: int) -> Mask:
-    """The arcs among the ``candidates`` cheapest of their row or half as many of their column, (S, T).
+def _relative(cost_ST: Integers) -> Floats:
+    """Costs less their column and row means: how well a pair suits beyond how well each of the two suits everyone."""
+    relative_ST: Floats = (cost_ST - cost_ST.mean(axis=0)).astype(np.float32)
+    relative_ST -= relative_ST.mean(axis=1, keepdims=True)
+    return relative_ST
 
-    Costs are compared after taking off column and row means: what counts is how well a pair suits beyond how well
-    each of the two suits everyone.
-    """
-    relative = (cost_ST - cost_ST.mean(axis=0)).astype(np.float32)
-    relative -= relative.mean(axis=1, keepdims=True)
-    of_row = min(candidates, relative.shape[1] - 1)
-    of_column = min(candidates // 2, relative.shape[0] - 1)
-    row_limit = np.partition(relative, of_row, axis=1)[:, of_row]
-    column_limit = np.partition(np.ascontiguousarray(relative.T), of_column, axis=1)[:, of_column]
-    mask_ST: Mask = (relative <= row_limit[:, None]) | (relative <= column_limit)
+
+def _cheapest(relative_ST: Floats, candidates: int) -> Mask:
+    """The arcs among the ``candidates`` cheapest of their row or half as many of their column, (S, T)."""
+    of_row = min(candidates, relative_ST.shape[1] - 1)
+    of_column = min(candidates // 2, relative_ST.shape[0] - 1)
+    row_limit = np.partition(relative_ST, of_row, axis=1)[:, of_row]
+    column_limit = np.partition(np.ascontiguousarray(relative_ST.T), of_column, axis=1)[:, of_column]
+    mask_ST: Mask = (relative_ST <= row_limit[:, None]) | (relative_ST <= column_limit)
     return mask_ST
 
 
@@ -90,24 +94,48 @@ def _solve(cost_ST: Integers, group: int, arcs_ST: Mask) -> Integers | None:
 def _is_optimal(cost_ST: Integers, columns_SG: Integers) -> bool:
     """Prove that no exchange among all arcs is cheaper: shortest distances exist in the residual graph.
 
-    Label-correcting after Bellman and Ford, a sweep at a time over the rows whose distance has changed. False also
-    where the sweeps run out, which a negative cycle makes certain.
+    Label-correcting after Bellman and Ford, a sweep at a time over the rows whose distance has changed. Rows whose
+    distances come from one another in a circle lie on a negative cycle, a cheaper exchange. False also where the sweeps
+    run out.
     """
     share = columns_SG.size // cost_ST.shape[1]
     spare = np.bincount(columns_SG.ravel(), minlength=cost_ST.shape[1]) == share
     taken_SG = np.take_along_axis(cost_ST, columns_SG, axis=1)
     row_distance = -taken_SG.max(axis=1)
     column_distance = np.full(cost_ST.shape[1], np.iinfo(np.int64).max)
-    changed = np.arange(len(cost_ST))
-    for _ in range(MOST_SWEEPS):
-        reached = (row_distance[changed, None] + cost_ST[changed]).min(axis=0)
-        column_distance = np.minimum(column_distance, reached)
+    # The row that each row's distance comes from; the last stands for none. The first sweeps, over nearly all rows,
+    # rarely close a circle: they do not look.
+    none = len(cost_ST)
+    origin = np.full(none + 1, none)
+    changed = np.arange(none)
+    for sweep in range(MOST_SWEEPS):
+        over_CT = row_distance[changed, None] + (cost_ST if len(changed) == none else cost_ST[changed])
+        column_distance = np.minimum(column_distance, over_CT.min(axis=0))
+        through = np.arange(cost_ST.shape[1])
         if not spare.all():
             # An unpicked column can hand its place to a picked one through the sink.
-            column_distance[~spare] = np.minimum(column_distance[~spare], column_distance[spare].min())
-        back = (column_distance[columns_SG] - taken_SG).min(axis=1)
-        changed = np.flatnonzero(back < row_distance)
-        if not changed.size:
+            best = np.flatnonzero(spare)[column_distance[spare].argmin()]
+            further = ~spare & (column_distance > column_distance[best])
+            column_distance[further], through[further] = column_distance[best], best
+        back_SG = column_distance[columns_SG] - taken_SG
+        back = back_SG.min(axis=1)
+        rows = np.flatnonzero(back < row_distance)
+        if not rows.size:
             return True
-        row_distance[changed] = back[changed]
+        row_distance[rows] = back[rows]
+        if sweep >= UNTRACED_SWEEPS:
+            # A row's distance has changed because its column's has, in this sweep.
+            used = through[columns_SG[rows, back_SG[rows].argmin(axis=1)]]
+            origin[rows] = changed[over_CT[:, used].argmin(axis=0)]
+            if _has_circle(origin):
+                return False
+        changed = rows
     return False
+
+
+def _has_circle(origin: Integers) -> bool:
+    """Whether going from a row to its origin, again and again, never ends in the last entry, which stands for none."""
+    step = 1
+    while step < len(origin):
+        origin, step = origin[origin], 2 * step
+    return bool((origin != len(origin) - 1).any())
