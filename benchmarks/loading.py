@@ -1,11 +1,12 @@
 """How fast images reach a network and how fast they are prepared, each beside the usual way, in one run.
 
-    python benchmarks/loading.py [--only loaders|reduced|prepare|memory] [--images N] [--rounds R]
+    python benchmarks/loading.py [--only bytes|floats|reduced|small|prepare|memory] [--images N] [--rounds R]
 
-Loaders: 500 x 400 JPEGs to random 224 x 224 crops, two workers (or threads) each, normalised floats in the end. Every
-round goes through all ways one after the other, so that a busy machine slows them alike; the smallest time of each
-counts. Absolute times depend on the machine; the ratios hardly do. Where other work shares the cores, the processors'
-time of all processes and threads, printed beside, says more than the clock.
+Loaders: 500 x 400 JPEGs to random 224 x 224 crops, two workers (or threads) each, in the end bytes, or floats that are
+normalised; and 32 x 32 PNGs, cropped and flipped by one process. Every round goes through all ways one after the other,
+so that a busy machine slows them alike; the smallest time of each counts. Absolute times depend on the machine; the
+ratios hardly do. Where other work shares the cores, the processors' time of all processes and threads, printed beside,
+says more than the clock.
 """
 
 import argparse
@@ -21,12 +22,15 @@ from contextlib import redirect_stderr
 from dataclasses import dataclass
 from io import BytesIO, StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from tabulate import tabulate
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
@@ -34,11 +38,12 @@ from distillery.data.arrow import ArrowImages
 from distillery.data.dali import DaliLoader
 from distillery.data.loader import train_loader
 from distillery.data.manifest import load_manifest
+from distillery.data.memory import MemoryTraining, squares_of
 from distillery.data.orders import shuffled_order
 from distillery.data.prepare import prepare_dataset
 from distillery.data.samplers import GlobalBatches
 from distillery.data.transforms import train_transform
-from distillery.experiment.schema.augmentation import HorizontalFlip, RandomResizedCrop
+from distillery.experiment.schema.augmentation import HorizontalFlip, RandomCrop, RandomResizedCrop
 from distillery.experiment.schema.block import IMAGENET
 from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.recipe import Preprocess
@@ -49,7 +54,7 @@ SIZE, BATCH, WORKERS, CLASSES = 224, 32, 2, 8
 
 @dataclass(frozen=True)
 class Way:
-    """A way to load an epoch: gives batches of normalised floats."""
+    """A way to load an epoch: gives batches of bytes, or of normalised floats."""
 
     name: str
     epoch: Callable[[], Iterable[torch.Tensor]]
@@ -86,12 +91,14 @@ def prepare(source: Path, output: Path) -> ArrowImages:
     return ArrowImages(output, manifest, "train")
 
 
-def batches_of(images: ArrowImages) -> GlobalBatches:
+def batches_of(images: ArrowImages, batch: int = BATCH) -> GlobalBatches:
     """One epoch, shuffled."""
-    return GlobalBatches(shuffled_order(len(images), 0), len(images), BATCH)
+    return GlobalBatches(shuffled_order(len(images), 0), len(images), batch)
 
 
-def ours(images: ArrowImages, kind: str, reduced: bool = False) -> Callable[[], Iterable[torch.Tensor]]:
+def ours(
+    images: ArrowImages, kind: str, reduced: bool = False, floats: bool = True
+) -> Callable[[], Iterable[torch.Tensor]]:
     """Our loaders, with the normalisation that follows on the device."""
     operations = (
         RandomResizedCrop(name="random_resized_crop", reduced_decoding=reduced),
@@ -103,7 +110,47 @@ def ours(images: ArrowImages, kind: str, reduced: bool = False) -> Callable[[], 
         loader: Iterable = DaliLoader(images, transform, batches, 0, WORKERS, torch.device("cpu"))
     else:
         loader = train_loader(images, transform, batches, 0, WORKERS, pin_memory=False)
-    return lambda: (normalize(batch.images) for batch in loader)
+    return lambda: (normalize(batch.images) if floats else batch.images for batch in loader)
+
+
+class Files(TorchDataset):
+    """Files of class folders, read, decoded, cropped and flipped by what is given."""
+
+    def __init__(self, raw: Path, read: Callable[[Path], Any], decode: Callable[[Any], torch.Tensor]) -> None:
+        self.files = sorted((raw / "train").rglob("*.jpg"))
+        self.labels = [int(file.parent.name.removeprefix("class")) for file in self.files]
+        self.read, self.decode = read, decode
+        self.transform = v2.Compose([v2.RandomResizedCrop(SIZE, antialias=True), v2.RandomHorizontalFlip()])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        return self.transform(self.decode(self.read(self.files[index]))), self.labels[index]
+
+
+def torchvision_io(raw: Path) -> Callable[[], Iterable[torch.Tensor]]:
+    """What those write who know torchvision: its own decoder, bytes to the end."""
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+
+    files = Files(raw, lambda path: read_file(str(path)), lambda encoded: decode_jpeg(encoded, ImageReadMode.RGB))
+    return loaded_by_torch(files)
+
+
+def simplejpeg_lines(raw: Path) -> Callable[[], Iterable[torch.Tensor]]:
+    """The least that loads JPEGs fast: libjpeg-turbo on files that are in memory."""
+    from simplejpeg import decode_jpeg
+
+    kept = {path: path.read_bytes() for path in (raw / "train").rglob("*.jpg")}
+    return loaded_by_torch(
+        Files(raw, kept.__getitem__, lambda encoded: torch.from_numpy(decode_jpeg(encoded)).permute(2, 0, 1))
+    )
+
+
+def loaded_by_torch(files: TorchDataset) -> Callable[[], Iterable[torch.Tensor]]:
+    """A DataLoader as everybody has it."""
+    loader = DataLoader(files, BATCH, shuffle=True, num_workers=WORKERS, persistent_workers=True, drop_last=True)
+    return lambda: (images for images, _ in loader)
 
 
 def image_folder(raw: Path) -> Callable[[], Iterable[torch.Tensor]]:
@@ -164,9 +211,9 @@ def time_loaders(ways: list[Way], images: int, rounds: int, title: str) -> None:
         for way in ways:
             spent, began, seen = processor_seconds(), time.perf_counter(), 0
             for batch in way.epoch():
-                assert (batch.dtype, batch.shape) == (torch.float32, (BATCH, 3, SIZE, SIZE))
+                assert batch.shape[1] == 3
                 seen += len(batch)
-            assert seen == images // BATCH * BATCH
+            assert seen == images // len(batch) * len(batch)
             if turn:  # the first epoch starts workers and fills the experiment cache
                 taken = (time.perf_counter() - began) / seen, (processor_seconds() - spent) / seen
                 best[way.name] = (min(best[way.name][0], taken[0]), min(best[way.name][1], taken[1]))
@@ -193,8 +240,72 @@ def processor_seconds() -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
+def compare_bytes(folder: Path, images: int, rounds: int) -> None:
+    """500 x 400 JPEGs, to the bytes that go to a device."""
+    write_photographs(folder / "raw", images)
+    prepared = prepare(folder / "raw", folder / "prepared")
+    ways = [
+        Way("loader: torch", ours(prepared, "torch", floats=False)),
+        Way("torchvision.io, v2", torchvision_io(folder / "raw"), 1.1),
+        Way("simplejpeg, v2, in 30 lines", simplejpeg_lines(folder / "raw"), 1.1),
+    ]
+    title = f"{images} JPEGs of 500 x 400 to {SIZE} x {SIZE}, bytes, {WORKERS} workers"
+    time_loaders(ways, images, rounds, title)
+
+
+def compare_small(folder: Path, images: int, rounds: int) -> None:
+    """32 x 32 PNGs, padded by 4, cropped and flipped, in batches of 128 by this process alone."""
+    images = 10 * images // 128 * 128 + CLASSES
+    write_small_images(folder / "raw.tar", images)
+    prepared = prepare(folder / "raw.tar", folder / "prepared")
+    operations = RandomCrop(name="random_crop", padding=4), HorizontalFlip(name="horizontal_flip")
+    preprocess = Preprocess(size=32)
+    transform, squares = train_transform(preprocess, operations), squares_of(prepared, preprocess, torch.device("cpu"))
+    batches = batches_of(prepared, 128)
+    kept = MemoryTraining(prepared, transform, batches, 0, squares)
+    workers = train_loader(prepared, transform, batches, 0, 0, pin_memory=False)
+    ways = [
+        Way("loader: memory", lambda: (batch.images for batch in kept), None),
+        Way("loader: torch", lambda: (batch.images for batch in workers)),
+        Way("tensors in memory, in 12 lines", tensors_in_memory(squares.take(np.arange(len(prepared)))), 1.0),
+        Way("torchvision's CIFAR10 and v2", torchvision_cifar(squares.take(np.arange(len(prepared))))),
+    ]
+    time_loaders(ways, len(prepared), rounds, f"{len(prepared)} PNGs of 32 x 32, one process; meant: 15,000 images/s")
+
+
+def tensors_in_memory(pixels: torch.Tensor) -> Callable[[], Iterable[torch.Tensor]]:
+    """The least that augments by the batch: draws that nobody can repeat."""
+
+    def epoch() -> Iterable[torch.Tensor]:
+        order, padded = torch.randperm(len(pixels)), F.pad(pixels, (4, 4, 4, 4))
+        for ids in order.split(128)[: len(pixels) // 128]:
+            rows, columns = (torch.randint(0, 9, (128, 1)) + torch.arange(32) for _ in range(2))
+            columns = torch.where(torch.rand(128, 1) < 0.5, columns.flip(1), columns)
+            places = torch.arange(128)[:, None, None], rows[:, :, None], columns[:, None, :]
+            yield padded[ids][places[0], :, places[1], places[2]].permute(0, 3, 1, 2)
+
+    return epoch
+
+
+def torchvision_cifar(pixels: torch.Tensor) -> Callable[[], Iterable[torch.Tensor]]:
+    """As torchvision.datasets.CIFAR10 hands out its images, with the usual transforms."""
+    arrays = pixels.permute(0, 2, 3, 1).numpy()
+    transform = v2.Compose(
+        [v2.RandomCrop(32, 4), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    )
+
+    class Cifar(TorchDataset):
+        def __len__(self) -> int:
+            return len(arrays)
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return transform(Image.fromarray(arrays[index]))
+
+    return lambda: iter(DataLoader(Cifar(), 128, shuffle=True, drop_last=True))
+
+
 def compare_loaders(folder: Path, images: int, rounds: int) -> None:
-    """500 x 400 JPEGs."""
+    """500 x 400 JPEGs, to normalised floats."""
     write_photographs(folder / "raw", images)
     prepared = prepare(folder / "raw", folder / "prepared")
     ways = [
@@ -316,7 +427,14 @@ def private_megabytes(pid: int) -> float:
     return sum(int(fields[name].split()[0]) for name in ("Pss_Anon", "Pss_Shmem")) / 1e3
 
 
-PARTS = {"loaders": compare_loaders, "reduced": compare_reduced, "prepare": compare_prepare, "memory": measure_memory}
+PARTS = {
+    "bytes": compare_bytes,
+    "floats": compare_loaders,
+    "reduced": compare_reduced,
+    "small": compare_small,
+    "prepare": compare_prepare,
+    "memory": measure_memory,
+}
 
 
 def main() -> None:

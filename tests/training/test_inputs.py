@@ -45,7 +45,7 @@ def test_validation_keeps_its_loader_from_epoch_to_epoch(workplace, monkeypatch)
         return original(*arguments, **options)
 
     monkeypatch.setattr(inputs, "eval_loader", count)
-    workplace.make()
+    workplace.make(loader="torch")
     assert len(json.loads((workplace.results / "tiny/small/seed0/run.json").read_text())["sessions"]) == 1
     assert len(made) == 1
     assert made[0]["persistent"]
