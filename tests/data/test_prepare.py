@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image, ImageOps
 
-from distillery.data import shards
+from distillery.data import parallel, shards
 from distillery.data.arrow import ArrowImages
 from distillery.data.decode import decode_rgb
 from distillery.data.manifest import load_manifest
@@ -121,6 +121,14 @@ def test_shards_keep_the_files_bytes_in_order_and_their_labels(place, small_shar
         assert [row["path"] for row in table["image"].to_pylist()] == [
             path.relative_to(place.raw).as_posix() for path in files
         ]
+
+
+def test_the_process_that_prepares_works_with_the_others(place, small_shards, monkeypatch):
+    here, original = [], parallel.write_shard
+    monkeypatch.setattr(parallel, "write_shard", lambda task, report: here.append(task) or original(task, report))
+    manifest = place.fill(train=40, val=8).prepare(workers=2)
+    assert manifest.splits["train"].images == 80
+    assert here
 
 
 def test_the_digest_follows_pixels_and_labels_and_nothing_else(place, monkeypatch):
@@ -301,7 +309,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from distillery.experiment.schema.dataset import Dataset
-from distillery.data import prepare, shards
+from distillery.data import prepare, parallel, shards
 shards.IMAGES_PER_SHARD = 20
 raw, output, workers, seconds = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
 examine = shards.examine

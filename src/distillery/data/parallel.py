@@ -2,10 +2,13 @@
 
 import multiprocessing
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from typing import Any, Literal
 
 from tqdm import tqdm
@@ -56,7 +59,8 @@ class Progress:
 def write_shards(tasks: Sequence[ShardTask], processes: int, progress: Progress) -> list[ShardFacts]:
     """Write all shards and return what was found, in the order of the tasks.
 
-    With one process the work is done here. More are spawned, not forked: a fork of a process with threads may hang.
+    This process is one of the ``processes``: it works while the others start, which takes as long as some thousand
+    small images. They are spawned, not forked: a fork of a process with threads may hang.
 
     Raises:
         UserError: a file cannot be read, or a worker was killed.
@@ -66,29 +70,71 @@ def write_shards(tasks: Sequence[ShardTask], processes: int, progress: Progress)
         return [write_shard(task, progress.add) for task in tasks]
     context = multiprocessing.get_context("spawn")
     counter, stop = context.Value("q", 0), context.Event()
-    executor = ProcessPoolExecutor(processes, context, _start_worker, (counter, stop))
+    executor = ProcessPoolExecutor(processes - 1, context, _start_worker, (counter, stop))
+    waiting = deque(enumerate(tasks))
+    found: dict[int, ShardFacts] = {}
+    given: dict[int, Future[ShardFacts]] = {}
+    started: list[Future[None]] = []
+    giving = threading.Lock()
+    shown = 0
+
+    def show() -> None:
+        nonlocal shown
+        done = counter.value
+        progress.add(done - shown)
+        shown = done
+
+    def give(done: Future[Any]) -> None:
+        """Hand a task to a worker that has started or done its last one; called when it has."""
+        if done.cancelled() or done.exception():
+            return
+        future: Future[ShardFacts] | None = None
+        # There may be no task left, and no pool any more.
+        with giving, suppress(IndexError, RuntimeError):
+            number, task = waiting.popleft()
+            given[number] = future = executor.submit(_write_in_worker, task)
+        if future is not None:
+            future.add_done_callback(give)
+
+    def report(images: int) -> None:
+        with giving:
+            futures: list[Future[Any]] = [*started, *given.values()]
+        for future in futures:
+            if future.done():
+                future.result()
+        with counter.get_lock():
+            counter.value += images
+        show()
+
     try:
-        futures = [executor.submit(_write_in_worker, task) for task in tasks]
-        _watch(futures, counter, progress)
-        return [future.result() for future in futures]
+        for _ in range(processes - 1):
+            started.append(executor.submit(_start_working))
+            started[-1].add_done_callback(give)
+        while waiting:
+            with suppress(IndexError):  # a worker may have taken the last
+                number, task = waiting.popleft()
+                found[number] = write_shard(task, report)
+        with giving:
+            others = list(given.values())
+        _watch(others, show)
+        return [found[number] if number in found else given[number].result() for number in range(len(tasks))]
     except BrokenProcessPool:
         raise UserError(
             "a process that reads images was killed, perhaps for want of memory; try again with fewer --workers"
         ) from None
     finally:
+        waiting.clear()
         stop.set()
         executor.shutdown(cancel_futures=True)
 
 
-def _watch(futures: list[Future[ShardFacts]], counter: Any, progress: Progress) -> None:  # noqa: ANN401
-    shown = 0
+def _watch(futures: list[Future[ShardFacts]], show: Callable[[], None]) -> None:
     waiting: set[Future[ShardFacts]] = set(futures)
     while waiting:
         done, waiting = wait(waiting, timeout=_LOOK_SECONDS, return_when=FIRST_EXCEPTION)
         for future in done:
             future.result()
-        progress.add(counter.value - shown)
-        shown = counter.value
+        show()
 
 
 # --- in the workers --------------------------------------------------------------------------------------------------
@@ -111,6 +157,10 @@ def _start_worker(counter: Any, stop: Any) -> None:  # noqa: ANN401
 
     global _report
     _report = report
+
+
+def _start_working() -> None:
+    """Nothing: that it was done says that the process has started."""
 
 
 def _write_in_worker(task: ShardTask) -> ShardFacts:

@@ -160,8 +160,9 @@ def _write(name: str, images: RawImages, staging: Path, workers: int, dataset: D
         for split, split_images in images.splits.items()
     }
     total = sum(map(len, images.splits.values()))
-    # Starting a process takes as long as reading some two thousand small images.
-    processes = min(workers, next(number), total // shards.IMAGES_PER_SHARD)
+    # Starting a process takes as long as reading some thousand small images, or some tens of megabytes of large ones.
+    size = sum(image.file.size for split in images.splits.values() for image in split)
+    processes = min(workers, next(number), max(total // (2 * shards.IMAGES_PER_SHARD), size // 2**25))
     progress = Progress(name, total)
     try:
         found = iter(write_shards([task for tasks in planned.values() for task in tasks], processes, progress))
