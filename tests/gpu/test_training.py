@@ -96,6 +96,28 @@ def test_channels_last_changes_no_more_than_rounding(arena, keys, report):
     assert distance(found, expected) < 5e-2
 
 
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+def test_images_in_memory_are_augmented_as_on_the_cpu(arena, mode, device):
+    from distillery.data.arrow import ArrowImages
+    from distillery.data.memory import MemoryTraining, squares_of
+    from distillery.data.orders import shuffled_order
+    from distillery.data.samplers import GlobalBatches
+    from distillery.data.transforms import train_transform
+    from distillery.experiment.schema.augmentation import HorizontalFlip, RandomCrop
+
+    job = arena.job("ce")
+    images, preprocess = ArrowImages(job.data_folder, job.manifest, "train"), job.spec.recipe.preprocess
+    crop = RandomCrop(name="random_crop", padding=3, mode=mode)
+    transform = train_transform(preprocess, (crop, HorizontalFlip(name="horizontal_flip")))
+    found = []
+    for where in (torch.device("cpu"), device):
+        batches = GlobalBatches(shuffled_order(len(images), 0), len(images), 8)
+        loader = MemoryTraining(images, transform, batches, 0, squares_of(images, preprocess, where), second_view=True)
+        found.append([part for batch in loader for part in (batch.images, batch.view)])
+        assert all(part.device.type == where.type for part in found[-1])
+    assert all(torch.equal(one, other.cpu()) for one, other in zip(*found, strict=True))
+
+
 def test_batches_are_pinned(arena):
     from distillery.data.arrow import ArrowImages
     from distillery.data.loader import eval_loader
