@@ -1,6 +1,6 @@
 """How fast images reach a network and how fast they are prepared, each beside the usual way, in one run.
 
-    python benchmarks/loading.py [--only bytes|floats|reduced|small|prepare|memory] [--images N] [--rounds R]
+    python benchmarks/loading.py [--only bytes|floats|reduced|small|training|prepare|memory] [--images N] [--rounds R]
 
 Loaders: 500 x 400 JPEGs to random 224 x 224 crops, two workers (or threads) each, in the end bytes, or floats that are
 normalised; and 32 x 32 PNGs, cropped and flipped by one process. Every round goes through all ways one after the other,
@@ -84,10 +84,10 @@ def write_photographs(raw: Path, images: int, **size: int) -> None:
             path.write_bytes(fresh[number % len(fresh)] + f"{split}{number}".encode())
 
 
-def prepare(source: Path, output: Path) -> ArrowImages:
+def prepare(source: Path, output: Path, workers: int = WORKERS) -> ArrowImages:
     """Prepare quietly."""
     with redirect_stderr(StringIO()):
-        manifest = prepare_dataset(output.name, Dataset(path=str(source)), output, WORKERS)
+        manifest = prepare_dataset(output.name, Dataset(path=str(source)), output, workers)
     return ArrowImages(output, manifest, "train")
 
 
@@ -339,6 +339,7 @@ def compare_prepare(folder: Path, images: int, rounds: int) -> None:
     copy, unpacked = folder / "copy", folder / "unpacked"
     ways: dict[str, Callable[[], object]] = {
         "prepare, from the folder": lambda: prepare(folder / "raw", folder / "a"),
+        "prepare, from the folder, one process": lambda: prepare(folder / "raw", folder / "a", 1),
         "prepare, from the tar": lambda: prepare(folder / "raw.tar", folder / "b"),
         "cp -r": lambda: subprocess.run(["cp", "-r", folder / "raw", copy], check=True),
         "tar xf": lambda: subprocess.run(["tar", "xf", folder / "raw.tar", "-C", unpacked], check=True),
@@ -363,6 +364,30 @@ def compare_prepare(folder: Path, images: int, rounds: int) -> None:
     print(f"\n{images} JPEGs of 500 x 400 ({size:.0f} MB), {WORKERS} processes, on the disk in the end\n")
     headers = ("way", "s", "images/s", "MB/s", "times cp -r", "processor ms an image")
     print(tabulate(rows, headers, tablefmt="github", floatfmt=("", ".2f", ".0f", ".0f", ".1f", ".2f")))
+
+
+def compare_training(folder: Path, images: int, rounds: int) -> None:
+    """A whole training of the digits' small student, from its start to its last file, with images in memory and not."""
+    del images
+    root = Path(__file__).parents[1]
+    shutil.copytree(root / "config", folder / "config")
+    command = [os.sys.executable, "-m", "distillery"]
+    subprocess.run([*command, "prepare", "digits"], cwd=folder, check=True, capture_output=True)
+    spent: dict[str, list[float]] = {"memory": [], "torch": []}
+    weights = set()
+    for _ in range(rounds):
+        for loader, seconds in spent.items():
+            shutil.rmtree(folder / "results/digits", ignore_errors=True)
+            train = [*command, "train", "config/digits.yaml", "resnet8", "--threads", "1", "--workers", "1"]
+            began = sum(os.times()[2:4])
+            subprocess.run([*train, "--loader", loader], cwd=folder, check=True, capture_output=True)
+            seconds.append(sum(os.times()[2:4]) - began)
+            weights.add((folder / "results/digits/resnet8/seed0/weights.safetensors").read_bytes())
+    assert len(weights) == 1, "the loaders train different networks"
+    best = {loader: min(seconds) for loader, seconds in spent.items()}
+    rows = [(f"loader: {loader}", seconds, seconds / best["memory"]) for loader, seconds in best.items()]
+    print("\nTraining resnet8 on the digits, equal weights\n")
+    print(tabulate(rows, ("loader", "processor s", "times the first"), tablefmt="github", floatfmt=".2f"))
 
 
 def measure_memory(folder: Path, images: int, rounds: int) -> None:
@@ -432,6 +457,7 @@ PARTS = {
     "floats": compare_loaders,
     "reduced": compare_reduced,
     "small": compare_small,
+    "training": compare_training,
     "prepare": compare_prepare,
     "memory": measure_memory,
 }
