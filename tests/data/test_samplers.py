@@ -112,3 +112,17 @@ def test_a_batch_too_small_for_its_parts_is_refused():
         UserError, match="batch: 3 images cannot be split over 2 processes x 2 micro-batches; use at least 4"
     ):
         GlobalBatches(shuffled_order(17, 0), 17, 3, world_size=2, accumulation=2)
+
+
+def test_with_crops_every_use_of_an_image_is_one_of_so_many_views():
+    batches = GlobalBatches(lambda epoch: np.array([3, 1, 3, 3]), 4, 2, crops=2)
+    batches.start(1)
+    assert [sample for part in batches for sample in part] == [(1, 3, 0), (1, 1, 0), (0, 3, 0), (1, 3, 0)]
+
+
+def test_with_crops_batches_hold_the_images_that_they_hold_without():
+    parts = [GlobalBatches(shuffled_order(12, 0), 12, 4, crops=crops) for crops in (None, 3)]
+    for batches in parts:
+        batches.start(5)
+    plain, few = ([[sample.index for sample in part] for part in batches] for batches in parts)
+    assert plain == few

@@ -11,7 +11,7 @@ from distillery.errors import UserError
 
 
 class Sample(NamedTuple):
-    """One use of an image: the address of its augmentation."""
+    """One use of an image: the address of its augmentation. With ``crops``, the epoch is the view's number, copy 0."""
 
     epoch: int
     index: int  # type: ignore[assignment]  # hides tuple.index, which is never called on it
@@ -25,6 +25,8 @@ class GlobalBatches(Sampler[list[Sample]]):
     micro-batches and each of them contiguously over ``world_size`` ranks, so all ranks and micro-batches together see
     the same images for any number of either. An iteration goes from where ``start`` has put it to the end of that
     epoch.
+
+    With ``crops``, images are augmented in so many ways alone: each use of one is its view (epoch + copy) % crops.
 
     ``order`` gives the ``images`` sample ids of an epoch, which may repeat. ``drop_last`` leaves out its last, smaller
     batch.
@@ -43,6 +45,7 @@ class GlobalBatches(Sampler[list[Sample]]):
         rank: int = 0,
         accumulation: int = 1,
         drop_last: bool = True,
+        crops: int | None = None,
     ) -> None:
         assert 0 <= rank < world_size
         assert batch > 0
@@ -50,6 +53,7 @@ class GlobalBatches(Sampler[list[Sample]]):
         self._order, self._images, self._batch = order, images, batch
         self._world_size, self._rank, self._accumulation = world_size, rank, accumulation
         self._epoch = self._first_step = 0
+        self._crops = crops
         self.steps = images // batch if drop_last else -(-images // batch)
         parts = world_size * accumulation
         if batch < parts:
@@ -97,7 +101,10 @@ class GlobalBatches(Sampler[list[Sample]]):
                 low, high = _part(begin, size, micro, self._accumulation)
                 low, high = _part(low, high - low, self._rank, self._world_size)
                 rows = zip(order[low:high].tolist(), copies[low:high].tolist(), strict=True)
-                yield [Sample(epoch, index, copy) for index, copy in rows]
+                yield [self._address(epoch, index, copy) for index, copy in rows]
+
+    def _address(self, epoch: int, index: int, copy: int) -> Sample:
+        return Sample(epoch, index, copy) if self._crops is None else Sample((epoch + copy) % self._crops, index, 0)
 
 
 def copy_numbers(order: Ids) -> Ids:

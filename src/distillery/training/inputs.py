@@ -88,6 +88,7 @@ def build_batches(job: Job, recipe: Recipe, fabric: Fabric, images: ArrowImages,
             rank=fabric.global_rank,
             accumulation=accumulation,
             drop_last=recipe.drop_last,
+            crops=recipe.crops,
         )
     if batches.steps == 0:
         raise UserError(
@@ -139,12 +140,13 @@ def build_train_loader(
     transform = train_transform(recipe.preprocess, recipe.augment, mean)
     teacher = None if viewer is None else train_transform(recipe.preprocess, recipe.augment, mean, viewer)
     view = _second_view(job, recipe, images, job.spec.objective.needs(), viewer)
+    seed = view_seed(job, recipe)
     if job.machine.loader == "dali":
         if view is not None:
             raise UserError("--loader: 'dali' gives one view of an image, but the objective needs two; use torch")
         if teacher is not None:
             raise UserError("--loader: 'dali' cuts an image once, but the teacher sees another size or crop; use torch")
-        return DaliLoader(images, transform, batches, job.seed, job.machine.workers, fabric.device)
+        return DaliLoader(images, transform, batches, seed, job.machine.workers, fabric.device)
     operations = [*recipe.augment, *((recipe.augment_view or ()) if view is not None else ())]
     others = [operation.name for operation in operations if operation.name not in BATCHED]
     if job.machine.loader == "memory" and others:
@@ -155,9 +157,9 @@ def build_train_loader(
     if not others and all(_in_memory(job, fabric, images, seen) for seen in (recipe.preprocess, viewer) if seen):
         squares = squares_of(images, recipe.preprocess, fabric.device)
         own = None if teacher is None or viewer is None else (teacher, squares_of(images, viewer, fabric.device))
-        return MemoryTraining(images, transform, batches, job.seed, squares, view, own)
+        return MemoryTraining(images, transform, batches, seed, squares, view, own)
     pinned = fabric.device.type == "cuda"
-    return train_loader(images, transform, batches, job.seed, job.machine.workers, pinned, view, teacher)
+    return train_loader(images, transform, batches, seed, job.machine.workers, pinned, view, teacher)
 
 
 def _second_view(
@@ -181,6 +183,11 @@ def _in_memory(job: Job, fabric: Fabric, images: ArrowImages, preprocess: Prepro
 def loader_name(loader: Iterable[Batch]) -> LoaderName:
     """Which loader it is, for run.json."""
     return "memory" if isinstance(loader, MemoryTraining) else "dali" if isinstance(loader, DaliLoader) else "torch"
+
+
+def view_seed(job: Job, recipe: Recipe) -> int:
+    """Of what augments the images: the run's, or with ``crops`` one that all runs share."""
+    return job.seed if recipe.crops is None else 0
 
 
 def build_mix(recipe: Recipe, classes: int) -> Mix | None:

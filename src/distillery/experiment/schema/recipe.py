@@ -273,6 +273,11 @@ class Recipe(Block):
     repeats: Annotated[int, Field(ge=1, le=1000)] = Field(
         1, description="repeated augmentation: times each image occurs in an epoch it is in"
     )
+    crops: Annotated[Epochs | None, Neutral(None)] = Field(
+        None,
+        description="so many views of each image, the same for every seed, are used again and again in place of new "
+        "ones: view (epoch + copy) modulo crops",
+    )
     classifier_std: Annotated[float, Field(gt=0, le=100)] | None = Field(
         None,
         description="first weights of the last layer: normal with this standard deviation, bias 0; without it, the "
