@@ -253,3 +253,26 @@ def test_the_end_of_a_worker_is_one_line(workplace, capsys, monkeypatch):
     (line,) = capsys.readouterr().err.splitlines()
     assert "a process that reads images has ended (DataLoader worker (pid 3) is killed by signal: Killed)" in line
     assert "--shm-size" in line
+
+
+def test_check_forecasts_banks_and_answer_records_them(workplace, capsys, monkeypatch):
+    monkeypatch.chdir(workplace.folder)
+    workplace.edit("teacher: big,", "teacher: {run: big, answers: bank}, crops: 2,")
+    workplace.make("big")
+    code, out, _ = run(capsys, "check", "config/tiny.yaml")
+    assert code == 0
+    forecast = out.splitlines()[-1]
+    assert "of big, for taught/seed0, taught/seed1: 2 views of 36 images, 12 bytes an image" in forecast
+    assert "the teacher answers 72 images, live it would answer 144" in forecast
+    code, out, _ = run(capsys, "answer", "config/tiny.yaml", "big", "--workers", "0", "--threads", "1")
+    assert code == 0
+    assert "big's answers: view 2 of 2: 36 images" in out
+    assert len(list((workplace.results / "tiny/big/seed0/bank").glob("*/*.npy"))) == 2
+    for arguments, message in (
+        (("small",), "no run says teacher: {run: small, answers: bank}"),
+        (("bigg",), "no run 'bigg'; did you mean 'big'"),
+        (("big", "--address", "beef"), "--address: big has no bank beef; valid: "),
+    ):
+        code, _, err = run(capsys, "answer", "config/tiny.yaml", *arguments)
+        assert code == 2
+        assert message in err

@@ -11,6 +11,7 @@ import platform
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -163,8 +164,32 @@ def check(config: Config, results: Results = RESULTS, workers: Workers = 2) -> N
     print(f"\n{forecast.line()}")
     for note in large_memories(experiment):
         print(f"note: {note}")
+    for bank in _describe_banks(experiment, results):
+        print(bank)
     for warning in forecast.warnings():
         print(f"warning: {warning}", file=sys.stderr)
+
+
+def _describe_banks(experiment: Experiment, results: Path) -> Iterator[str]:
+    """Forecast each bank of answers: who shares it, how large it is, and what it saves the teacher."""
+    from distillery.data.manifest import load_manifest
+    from distillery.experiment.bank import banks_of, describe_bank, holds_embedding
+    from distillery.models import create_model
+    from distillery.models.taps import plan_taps
+    from distillery.paths import dataset_folder
+
+    for teacher in sorted(experiment.teachers()):
+        for address, members in banks_of(experiment, teacher).items():
+            features, spec = 0, experiment.spec(*members[0])
+            if holds_embedding(spec) and spec.teacher is not None and spec.teacher.prepared_for is not None:
+                network = create_model(spec.teacher.model, 10, **spec.teacher.model_args)
+                features = plan_taps(network, spec.teacher.prepared_for.size, spec.teacher.model).features
+            folder = dataset_folder(results, spec.dataset)
+            size = None
+            if (folder / "manifest.json").exists():
+                manifest = load_manifest(folder)
+                size = manifest.splits["train"].images, len(manifest.classes)
+            yield describe_bank(experiment, teacher, address, members, size, features)
 
 
 def _check_size(experiment: Experiment, run: str) -> None:
@@ -284,6 +309,43 @@ def train(
                 requeue_this_job()
         return 130 if str(stopped) == "SIGINT" else STOPPED
     note_finished()
+    return 0
+
+
+@app.command()
+def answer(
+    config: Config,
+    teacher: Annotated[str, Argument(help="A run that teaches others which say `answers: bank`.")],
+    address: Annotated[str | None, Option(help="Only the bank of this address; by default all of its banks.")] = None,
+    results: Results = RESULTS,
+    workers: Workers = 2,
+    threads: Threads = None,
+    device_batch: Annotated[int | None, Option(min=1, help="Most images on the device at once.")] = None,
+    rehearsal: Rehearsal = False,
+) -> int:
+    """Let a teacher answer once for all runs that learn from its bank; continue where it was stopped."""
+    from distillery.cluster.signals import STOPPED, Stopped, StopSignal
+    from distillery.experiment.bank import banks_of
+
+    stop = StopSignal()
+    experiment = load_experiment(config, rehearsal=rehearsal)
+    experiment.seeds(teacher)
+    banks = banks_of(experiment, teacher)
+    if not banks:
+        raise UserError(f"{config}: no run says teacher: {{run: {teacher}, answers: bank}}")
+    if address is not None and address not in banks:
+        raise UserError(f"--address: {teacher} has no bank {address}; valid: {', '.join(sorted(banks))}")
+    _import_fabric()
+    from distillery.training.answers import record_answers
+    from distillery.training.job import Job, Machine
+
+    machine = Machine(workers, threads, device_batch)
+    try:
+        for run, seed in (banks[each][0] for each in (banks if address is None else [address])):
+            record_answers(Job(experiment, run, seed, results, machine), stop)
+    except Stopped as stopped:
+        print(f"distillery: {stopped}: saved; the same command continues from here", file=sys.stderr, flush=True)
+        return 130 if str(stopped) == "SIGINT" else STOPPED
     return 0
 
 

@@ -16,6 +16,11 @@ def run_folder(results: Path, experiment: str, run: str, seed: int) -> Path:
     return results / experiment / run / f"seed{seed}"
 
 
+def bank_folder(results: Path, experiment: str, teacher: str, seed: int, address: str) -> Path:
+    """A teacher's stored answers: bank.json, and a file an epoch or a view."""
+    return run_folder(results, experiment, teacher, seed) / "bank" / address
+
+
 def profile_path(results: Path, experiment: str, run: str) -> Path:
     """profile.json of a run: one for all its seeds, which share the architecture."""
     return results / experiment / run / "profile.json"

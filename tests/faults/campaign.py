@@ -1,7 +1,7 @@
 """Run commands while their disk fails, and say as JSON what each did and left behind; see test_campaign.py.
 
-In a process of its own, for `failing_io.c` is loaded by LD_PRELOAD. A scenario is [command, words of the path, errno, on
-reading, calls that still succeed]; each works in a copy of the workplace that is given.
+In a process of its own, for `failing_io.c` is loaded by LD_PRELOAD. A scenario is [command, words of the path, errno,
+on reading, calls that still succeed]; each works in a copy of the workplace that is given.
 """
 
 import contextlib

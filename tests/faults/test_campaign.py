@@ -1,4 +1,4 @@
-"""A disk that is full, broken or not ours, at each stage: one line, nothing half-written, and the next start is whole."""
+"""A disk that is full, broken or not ours, at each stage: one line, nothing half-written, and a whole next start."""
 
 import errno
 import json

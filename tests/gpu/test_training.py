@@ -53,6 +53,16 @@ def test_mixed_precision_begins_at_the_loss_of_float32_and_stays_finite(arena, r
     assert off < 5e-2
 
 
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("objective", ["kd: {}", "rkd: {}"])
+def test_a_bank_teaches_what_the_live_teacher_teaches(arena, objective, precision):
+    arena.recipe(epochs=2, precision=precision)
+    line = f"model: cifar_resnet8, recipe: gpu, objective: {{ce: {{}}, {objective}}}, teacher:"
+    runs = f"    live: {{{line} big}}\n    stored: {{{line} {{run: big, answers: bank}}}}\n"
+    arena.edit("  tables:", f"{runs}  tables:")
+    assert bytes_of(arena.make("stored")) == bytes_of(arena.make("live"))
+
+
 def bytes_of(folder):
     return {name: sha256((folder / name).read_bytes()).hexdigest() for name in ("weights.safetensors", "history.csv")}
 

@@ -10,16 +10,18 @@ import socket
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
-from torch.multiprocessing import ProcessExitedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from distillery.cluster.signals import Stopped
+from distillery.cluster.signals import Stopped, StopSignal
 from distillery.distill.losses.cross_entropy import CrossEntropy
 from distillery.training import build
+from distillery.training.answers import record_answers
 from distillery.training.checkpoint import CheckpointFolder
 from distillery.training.metric_logger import MetricLogger
 from distillery.training.run import make_run
@@ -187,3 +189,23 @@ def test_weights_without_gradient_stay_as_they_began_on_any_number_of_processes(
     gone = {"{mgd": "layer2.0.conv1.weight", "{ove": "layer3.0.conv1.weight", "{crd": "fc.weight"}
     assert gone.get(objective[:4], NEVER_USED) in still
     assert "conv1.weight" not in still
+
+
+def test_each_of_two_processes_reads_its_own_rows_of_a_bank(workplace):
+    workplace.make("big")
+    bank = "teacher: {run: big, answers: bank}"
+    twin = "twin: {model: cifar_resnet8, recipe: tiny, teacher: big, objective: {ce: {weight: 0.5}, kd: {weight: 0.5}}}"
+    workplace.edit("teacher: big,", f"{bank},")
+    workplace.edit(", temperature: 2", "")
+    workplace.edit("  tables:", f"    {twin}\n  tables:")
+    job = workplace.job("taught")
+    with pytest.raises(
+        ProcessRaisedException, match="2 processes cannot record it together; first make it with: distill"
+    ):
+        make_in_processes(job, 2)
+    record_answers(job, StopSignal())
+    make_in_processes(job, 2)
+    make_in_processes(workplace.job("twin"), 2)
+    histories = (workplace.job(run).folder / "history.csv" for run in ("taught", "twin"))
+    stored, live = (np.genfromtxt(history, delimiter=",") for history in histories)
+    np.testing.assert_allclose(stored, live, rtol=1e-3)

@@ -9,6 +9,10 @@ from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.experiment import RunConfig
 from distillery.experiment.schema.objective import terms_with_teacher
 from distillery.experiment.schema.recipe import Recipe
+from distillery.experiment.schema.teacher import TopRows
+
+# What a bank holds of a teacher.
+BANKED = frozenset({"logits", "embedding"})
 
 
 def check_run(
@@ -55,6 +59,7 @@ def check_experiment(experiment: Experiment) -> None:
         where = experiment.where(run)
         _check_descent(experiment, run)
         _check_sampling(experiment, run)
+        _check_answers(experiment, run)
         if len(set(experiment.seeds(run))) != len(experiment.seeds(run)):
             raise UserError(f"{where}.seeds: a seed occurs twice")
     for table, block in experiment.config.tables.items():
@@ -89,18 +94,47 @@ def _check_teacher(experiment: Experiment, run: str) -> None:
         if learns:
             raise UserError(f"{where}.teacher: missing; the objective's term {learns[0]!r} learns from a teacher")
         return
-    if config.teacher not in runs:
-        raise UserError(f"{where}.teacher: no run {config.teacher!r}; {nearest(config.teacher, runs)}")
+    name = config.teacher_run
+    assert name is not None
+    if name not in runs:
+        raise UserError(f"{where}.teacher: no run {name!r}; {nearest(name, runs)}")
     if not learns:
         raise UserError(
-            f"{where}.teacher: no term of the objective uses {config.teacher!r}; "
+            f"{where}.teacher: no term of the objective uses {name!r}; "
             f"add {', '.join(terms_with_teacher()[:-1])} or {terms_with_teacher()[-1]}, or remove it"
         )
-    teacher = runs[config.teacher]
+    teacher = runs[name]
     if config.margin_source == "pretrained" and (teacher.recipe is None or teacher.weights is None):
-        raise UserError(f"{where}.margin_source: {config.teacher!r} was not trained from `weights`; write teacher")
+        raise UserError(f"{where}.margin_source: {name!r} was not trained from `weights`; write teacher")
     if config.margin_source == "pretrained" and not config.objective.needs().margins:
         raise UserError(f"{where}.margin_source: no term of the objective has margins; remove this key")
+
+
+def _check_answers(experiment: Experiment, run: str) -> None:
+    """A bank holds what a teacher says of single images, and of each only what a row has room for."""
+    config, recipe, where = experiment.config.runs[run], experiment.recipes.get(run), experiment.where(run)
+    if config.answers is None or recipe is None:
+        return
+    live = "write `answers: live`"
+    for name, options in config.objective.terms().items():
+        asked = [*sorted(options.needs.teacher - BANKED), *(["a second view"] if options.needs.view else [])]
+        if options.needs.teacher and asked:
+            raise UserError(
+                f"{where}.teacher.answers: {name!r} learns from the teacher's {asked[0]}, and a bank holds "
+                f"{' and '.join(sorted(BANKED))} alone; {live}"
+            )
+        if "embedding" in options.needs.teacher and isinstance(config.answers.rows, TopRows):
+            raise UserError(
+                f"{where}.teacher.rows: top {config.answers.rows.top} holds logits alone, but {name!r} learns from the "
+                "teacher's embedding; write float32 or float16"
+            )
+    if (config.teacher_norm or config.objective.default_teacher_norm()) == "batch":
+        raise UserError(
+            f"{where}.teacher_norm: with `batch`, an answer depends on the other images of its batch, which a "
+            f"bank does not know; {live} or `teacher_norm: eval`"
+        )
+    if recipe.mix is not None:
+        raise UserError(f"{where}.mix: a bank holds answers to single images, not to mixed ones; {live} or `mix: null`")
 
 
 def _check_descent(experiment: Experiment, run: str) -> None:

@@ -10,6 +10,7 @@ from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.experiment import ExperimentConfig
 from distillery.experiment.schema.labels import FewLabels, resolve_labels
 from distillery.experiment.schema.recipe import Preprocess, Recipe
+from distillery.experiment.schema.teacher import Answers
 from distillery.experiment.spec import RUN_PREFIX, RunSpec
 
 
@@ -52,11 +53,15 @@ class Experiment:
 
     def teacher(self, run: str) -> str | None:
         """The run that teaches this one."""
-        return self.config.runs[run].teacher
+        return self.config.runs[run].teacher_run
+
+    def answers(self, run: str) -> Answers | None:
+        """How the answers of its teacher are stored; None where it learns from a live one, or from none."""
+        return self.config.runs[run].answers
 
     def teachers(self) -> set[str]:
         """Every run that teaches another."""
-        return {config.teacher for config in self.config.runs.values() if config.teacher}
+        return {config.teacher_run for config in self.config.runs.values() if config.teacher_run}
 
     def trained(self) -> list[str]:
         """The runs that are trained, not imported."""
@@ -147,8 +152,9 @@ class Experiment:
             preprocess=self.preprocesses.get(run),
             recipe=recipe,
             objective=config.objective if recipe else None,
-            teacher=self.spec(config.teacher) if config.teacher else None,
+            teacher=self.spec(config.teacher_run) if config.teacher_run else None,
             teacher_norm=(config.teacher_norm or config.objective.default_teacher_norm()) if config.teacher else "eval",
             margin_source=config.margin_source if config.teacher else "teacher",
             labels=self.labels(run),
+            answers=config.answers if recipe else None,
         )

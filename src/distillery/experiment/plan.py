@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from distillery.errors import UserError
+from distillery.experiment.bank import bank_address
 from distillery.experiment.experiment import Experiment
 from distillery.experiment.ledger import MEASURED, PROFILING, REPORTING, digest_of, entry, file_sha256, images_entry
 from distillery.experiment.loading import experiment_names, load_dataset, load_experiment
@@ -19,7 +20,8 @@ from distillery.experiment.reading import nearest, read_mapping
 from distillery.experiment.rehearsal import rehearsed_dataset, representatives
 from distillery.experiment.schema.block import NAME_PATTERN
 from distillery.experiment.schema.dataset import HUB_PREFIX, Dataset
-from distillery.paths import dataset_folder, figure_folder, profile_path, run_folder, table_folder
+from distillery.paths import bank_folder, dataset_folder, figure_folder, profile_path, run_folder, table_folder
+from distillery.results import try_json
 
 RESULTS = Path("results")
 REHEARSAL = RESULTS / "rehearsal"
@@ -93,7 +95,8 @@ class Plan:
             runs: dict[str, Any] = {run: keys for run, keys in content[name]["runs"].items() if isinstance(keys, dict)}
         except (UserError, LookupError, TypeError, AttributeError):
             return {}
-        teachers = {str(keys.get("teacher")) for keys in runs.values()}
+        named = [keys.get("teacher") for keys in runs.values()]
+        teachers = {str(key.get("run") if isinstance(key, dict) else key) for key in named}
         # A rehearsal trains stand-ins for weights that come from elsewhere.
         imported = {
             run
@@ -137,6 +140,26 @@ class Plan:
         read.seeds(run)
         teacher = read.teacher(run)
         return self._network(read, teacher) if teacher else []
+
+    def bank(self, experiment: str, run: str, seed: str, *, planning: bool = True) -> list[str]:
+        """The bank that a run learns from, if it learns from one and is not finished.
+
+        Banks are removed after their last student. Were one an input of finished students too, it would be made again
+        for one student more, and Snakemake would train all of them again with it. A finished student that is trained
+        anew for another reason, and a job that was planned so (not ``planning``), records what it does not find.
+        """
+        read = self.experiment(experiment)
+        read.seeds(run)
+        teacher = read.teacher(run)
+        if teacher is None or read.answers(run) is None:
+            return []
+        spec = read.spec(run, int(seed))
+        bank = bank_folder(RESULTS, experiment, teacher, read.seeds(teacher)[0], bank_address(spec))
+        folder = run_folder(RESULTS, experiment, run, int(seed))
+        record = try_json(folder / "run.json") or {}
+        finished = record.get("digest") == spec.digest and (folder / "weights.safetensors").exists()
+        wanted = not finished if planning else bank.exists()
+        return [str(bank)] if wanted else []
 
     def initial_files(self, experiment: str, run: str) -> list[str]:
         """Weights and record of the run whose weights a run imports or starts from.

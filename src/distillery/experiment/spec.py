@@ -23,6 +23,7 @@ from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.labels import FewLabels
 from distillery.experiment.schema.objective import Objective
 from distillery.experiment.schema.recipe import Preprocess, Recipe
+from distillery.experiment.schema.teacher import Answers
 from distillery.experiment.zoo import ZOO
 
 # What `weights` begins with that names a run, or a library's tag.
@@ -54,6 +55,7 @@ class RunSpec(Block):
     teacher_norm: Literal["eval", "batch"] = "eval"
     margin_source: Literal["teacher", "pretrained"] = "teacher"
     labels: Annotated[FewLabels | None, Neutral(None)] = None
+    answers: Annotated[Answers | None, Neutral(None)] = None
 
     @property
     def address(self) -> Address | None:

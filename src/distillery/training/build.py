@@ -26,9 +26,10 @@ from distillery.models.sync_batchnorm import convert_sync_batchnorm
 from distillery.models.taps import TapPair, Taps, pair_networks
 from distillery.randomness import seed_generators
 from distillery.training.alarms import Alarms
+from distillery.training.answers import audit, banked_teacher, open_bank, record_if_absent
 from distillery.training.checkpoint import CheckpointFolder, TrainState
 from distillery.training.devices import accumulation_steps
-from distillery.training.initial import begin_network, finished_teacher
+from distillery.training.initial import MeasuredTeacher, begin_network, finished_teacher
 from distillery.training.inputs import (
     build_batches,
     build_calibration,
@@ -57,9 +58,20 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
     validate = build_validate(job, fabric, job.manifest.selection_split)
     # A teacher is compared with its metrics.json, which is of the images that are reported.
     reported = validate if job.manifest.selection_split == "val" else build_validate(job, fabric, "val")
-    measured = finished_teacher(job, recipe, fabric, reported)
+    banked = job.spec.answers is not None
+    if banked:
+        record_if_absent(job, recipe, fabric, stop)
+        measured: MeasuredTeacher | None = banked_teacher(job, recipe, fabric)
+    else:
+        measured = finished_teacher(job, recipe, fabric, reported)
     finished, viewer = (measured.run, measured.viewer) if measured else (None, None)
     learner, teacher, head = _parties(job, recipe, fabric, images, finished, viewer, batches.smallest)
+    bank = None
+    if banked and teacher is not None:
+        bank = open_bank(job, recipe, images)
+        audit(job, recipe, fabric, images, bank, teacher, viewer)
+        # Its answers are on disk: the device needs no room for it.
+        teacher = None
     exempt: set[str] = getattr(learner.student, "no_weight_decay", set)()
     with located(job.where):
         optimizer = build_optimizer(recipe.optimizer, learner, (f"student.{name}" for name in exempt))
@@ -91,6 +103,7 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         learner=wrapped,
         bare=learner,
         teacher=teacher,
+        bank=bank,
         scores=measured.scores if measured else None,
         head=head,
         mix=build_mix(recipe, len(job.manifest.classes)),

@@ -167,7 +167,7 @@ def _network_bytes(model: str, classes: int, arguments: tuple[tuple[str, bool | 
             network = create_model(model, classes, **dict(arguments))
     except (RuntimeError, NotImplementedError):
         network = create_model(model, classes, **dict(arguments))
-    return FLOAT * sum(value.numel() for value in network.state_dict().values())
+    return sum(FLOAT * int(value.numel()) for value in network.state_dict().values())
 
 
 def _shown(size: int) -> str:

@@ -126,6 +126,20 @@ class MeasuredTeacher:
     scores: dict[str, Any]
 
 
+def restored_teacher(job: Job, recipe: Recipe, fabric: Fabric) -> tuple[FinishedRun, Preprocess | None]:
+    """Load the teacher; and say how its training images are prepared, where it must not see the student's squares.
+
+    Raises:
+        UserError: it was not made yet, or is damaged.
+    """
+    name = job.experiment.teacher(job.run)
+    assert name is not None
+    finished = restore_run(
+        job.experiment, name, job.experiment.seeds(name)[0], job.results, fabric.device, job.manifest
+    )
+    return finished, finished.preprocess if recipe.trains_apart(finished.preprocess) else None
+
+
 def finished_teacher(job: Job, recipe: Recipe, fabric: Fabric, validate: Validate) -> MeasuredTeacher | None:
     """Load the teacher and measure it, on its own images and on those it will teach by.
 
@@ -136,10 +150,7 @@ def finished_teacher(job: Job, recipe: Recipe, fabric: Fabric, validate: Validat
     name = job.experiment.teacher(job.run)
     if name is None:
         return None
-    finished = restore_run(
-        job.experiment, name, job.experiment.seeds(name)[0], job.results, fabric.device, job.manifest
-    )
-    viewer = finished.preprocess if recipe.trains_apart(finished.preprocess) else None
+    finished, viewer = restored_teacher(job, recipe, fabric)
     measured = validate(finished.predict, finished.preprocess)["top1"]
     shown = recipe.preprocess if viewer is None else viewer
     same = shown.pixels == finished.preprocess.pixels

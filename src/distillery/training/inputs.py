@@ -27,7 +27,7 @@ from distillery.data.orders import (
     shuffled_order,
 )
 from distillery.data.samplers import GlobalBatches
-from distillery.data.transforms import eval_transform, train_transform
+from distillery.data.transforms import Transform, eval_transform, train_transform
 from distillery.distill.collective import Collective
 from distillery.distill.step import StepInputs
 from distillery.distill.student import FeatureExtractor, Learner
@@ -98,6 +98,16 @@ def build_batches(job: Job, recipe: Recipe, fabric: Fabric, images: ArrowImages,
     return batches
 
 
+def bank_order(job: Job, recipe: Recipe, images: ArrowImages) -> Order:
+    """The samples that each part of a bank holds: all images of a view, or those of an epoch's steps."""
+    if recipe.crops is not None:
+        return lambda view: np.arange(len(images))
+    order = _order(job, recipe, images)
+    length = len(order(0))
+    used = length // recipe.batch * recipe.batch if recipe.drop_last else length
+    return lambda epoch: order(epoch)[:used]
+
+
 def _order(job: Job, recipe: Recipe, images: ArrowImages) -> Order:
     """An epoch's order. With few labels it is as long as with all, so that all runs of a recipe take the same steps."""
     few = job.spec.labels
@@ -136,9 +146,7 @@ def build_train_loader(
         UserError: the loader cannot give what the objective needs.
     """
     assert job.spec.objective is not None
-    mean = job.manifest.statistics.mean
-    transform = train_transform(recipe.preprocess, recipe.augment, mean)
-    teacher = None if viewer is None else train_transform(recipe.preprocess, recipe.augment, mean, viewer)
+    transform, teacher = training_transforms(job, recipe, viewer)
     view = _second_view(job, recipe, images, job.spec.objective.needs(), viewer)
     seed = view_seed(job, recipe)
     if job.machine.loader == "dali":
@@ -183,6 +191,13 @@ def _in_memory(job: Job, fabric: Fabric, images: ArrowImages, preprocess: Prepro
 def loader_name(loader: Iterable[Batch]) -> LoaderName:
     """Which loader it is, for run.json."""
     return "memory" if isinstance(loader, MemoryTraining) else "dali" if isinstance(loader, DaliLoader) else "torch"
+
+
+def training_transforms(job: Job, recipe: Recipe, viewer: Preprocess | None) -> tuple[Transform, Transform | None]:
+    """How training images are prepared for the student, and for a teacher that sees other squares."""
+    mean = job.manifest.statistics.mean
+    teacher = None if viewer is None else train_transform(recipe.preprocess, recipe.augment, mean, viewer)
+    return train_transform(recipe.preprocess, recipe.augment, mean), teacher
 
 
 def view_seed(job: Job, recipe: Recipe) -> int:

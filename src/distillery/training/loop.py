@@ -6,6 +6,7 @@ It knows no method by name: whatever a run is trained for is inside its learner.
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from distillery.cluster.signals import Interrupted, StopSignal, end_children
 from distillery.data.loader import Batch, said_every_minute
 from distillery.data.orders import labelled_part
 from distillery.data.samplers import GlobalBatches
+from distillery.distill.bank import Bank, moved
 from distillery.distill.step import Labelled, Outputs
 from distillery.distill.student import Learner
 from distillery.distill.teacher import Teacher
@@ -39,6 +41,8 @@ STEPS_BETWEEN_LOOKS = 50
 FIRST_STEPS = 20
 # With `on_nan: skip`, so many steps in a row that were left out end a run.
 MOST_SKIPPED = 10
+# Micro-batches, each with the answers that a bank has of the teacher to it.
+Answered = Iterator[tuple[Batch, Outputs | None]]
 
 
 @dataclass
@@ -52,6 +56,7 @@ class Training:
     learner: _FabricModule  # the Learner as precision and DDP wrap it
     bare: Learner  # the same, unwrapped
     teacher: Teacher | None
+    bank: Bank | None  # in the teacher's place, its answers of before
     scores: dict[str, Any] | None  # of the teacher, for run.json
     head: dict[str, Any] | None  # what run.json says of the head that is deployed with the student
     mix: Mix | None
@@ -109,7 +114,7 @@ def _train_epoch(training: Training, saved_at: float, last: int | None = None) -
             training.bare.objective.begin_epoch(train_state.epoch, training.calibration_batches(train_state.epoch))
     training.learner.train()
     training.batches.start(train_state.epoch, train_state.step)
-    batches = iter(training.train_loader)
+    batches = zip(training.train_loader, _stored_answers(training), strict=False)
     first = train_state.step
     for step in range(first, last or training.batches.steps):
         batch = _first_batch(training, batches)
@@ -130,7 +135,7 @@ def _train_epoch(training: Training, saved_at: float, last: int | None = None) -
     return saved_at
 
 
-def _first_batch(training: Training, batches: Iterator[Batch]) -> Batch | None:
+def _first_batch(training: Training, batches: Answered) -> tuple[Batch, Outputs | None] | None:
     """A step's first micro-batch; None where a signal came, for this ends the wait, and then the run."""
     try:
         with training.stop.interrupting():
@@ -140,15 +145,29 @@ def _first_batch(training: Training, batches: Iterator[Batch]) -> Batch | None:
         return None
 
 
-def _next_batch(training: Training, batches: Iterator[Batch]) -> Batch:
+def _next_batch(training: Training, batches: Answered) -> tuple[Batch, Outputs | None]:
     asked = time.monotonic()
     with training.metric_logger.timed("data_wait"), said_every_minute():
-        batch = next(batches).to(training.fabric.device, non_blocking=True)
+        batch, answers = next(batches)
+        batch = batch.to(training.fabric.device, non_blocking=True)
     training.alarms.waited(time.monotonic() - asked)
-    return batch
+    return batch, answers
 
 
-def _train_step(training: Training, step: int, first: Batch | None, batches: Iterator[Batch], sums: EpochSums) -> None:
+def _stored_answers(training: Training) -> Iterator[Outputs | None]:
+    """The teacher's answers to the epoch's micro-batches from here on, where they are in a bank."""
+    if training.bank is None:
+        return repeat(None)
+    return training.bank.answers(training.batches, pin_memory=training.fabric.device.type == "cuda")
+
+
+def _train_step(
+    training: Training,
+    step: int,
+    first: tuple[Batch, Outputs | None] | None,
+    batches: Answered,
+    sums: EpochSums,
+) -> None:
     """One optimizer step over one global batch, in as many micro-batches as the devices need."""
     fabric, recipe, epoch = training.fabric, training.recipe, training.train_state.epoch
     for group in training.optimizer.param_groups:
@@ -159,7 +178,7 @@ def _train_step(training: Training, step: int, first: Batch | None, batches: Ite
     training.alarms.begin_step(step)
     for micro in range(training.accumulation):
         # Later micro-batches are waited for to their end: the step has begun to move running statistics.
-        batch = _next_batch(training, batches) if first is None or micro else first
+        batch, answers = _next_batch(training, batches) if first is None or micro else first
         images, target = _mixed(training, batch.images, batch.labels, step, micro)
         second = None if batch.view is None else _mixed(training, batch.view, batch.labels, step, micro)[0]
         size = batch.images.shape[-1]
@@ -169,7 +188,7 @@ def _train_step(training: Training, step: int, first: Batch | None, batches: Ite
         seed_generators(training.seed, "forward", epoch, step, micro, fabric.global_rank)
         with fabric.no_backward_sync(training.learner, enabled=micro + 1 < training.accumulation):
             with fabric.autocast():
-                teacher: Outputs | None = None
+                teacher = None if answers is None else moved(answers, fabric.device)
                 view: tuple[Tensor, Outputs | None] | None = None if second is None else (second, None)
                 if training.teacher:
                     teacher = training.teacher(images if seen is None else seen)

@@ -102,11 +102,8 @@ def _known_arguments(config: Optimizer) -> set[str]:
 
 
 def total_epochs(recipe: Recipe) -> int:
-    """The epochs that a run really lasts: the recipe's, an extending warm-up's and a cosine's cool-down."""
-    warmup = recipe.schedule.warmup
-    extra = warmup.epochs if warmup is not None and warmup.name == "ratio" and warmup.extends else 0
-    cooldown = recipe.schedule.cooldown if recipe.schedule.name == "cosine" else 0
-    return recipe.epochs + extra + cooldown
+    """The epochs that a run really lasts."""
+    return recipe.total_epochs
 
 
 def learning_rate(recipe: Recipe, epoch: int, step: int, steps: int) -> float:

@@ -10,6 +10,7 @@ from distillery.experiment.schema.block import Block, FileName, Name, Neutral, S
 from distillery.experiment.schema.columns import COLUMNS
 from distillery.experiment.schema.labels import Count, Images, LabelledShare
 from distillery.experiment.schema.objective import PLAIN, Objective
+from distillery.experiment.schema.teacher import Answers, TeacherConfig, TeacherKey
 
 
 def _check_address(weights: str) -> str:
@@ -40,7 +41,9 @@ class RunConfig(Block):
     new_classifier: bool = Field(
         False, description="train from `weights` without their last layer, as for another number of classes"
     )
-    teacher: Name | None = Field(None, description="another run of this experiment; its first seed teaches")
+    teacher: TeacherKey | None = Field(
+        None, description="another run of this experiment, whose first seed teaches; or a block that names it as `run`"
+    )
     teacher_norm: Literal["eval", "batch"] | None = Field(
         None,
         description="the teacher's batch norms: running or batch statistics; default batch for overhaul, else eval",
@@ -57,6 +60,16 @@ class RunConfig(Block):
         None, description="with `labels`: train on all images (default with a teacher) or on the labelled ones alone"
     )
     labelled_share: LabelledShare | None = Field(None, description="labelled images' part of each batch, 0.5")
+
+    @property
+    def teacher_run(self) -> str | None:
+        """The run that teaches this one."""
+        return self.teacher.run if isinstance(self.teacher, TeacherConfig) else self.teacher
+
+    @property
+    def answers(self) -> Answers | None:
+        """How the teacher's answers are stored; None where it answers live, or where there is none."""
+        return self.teacher.stored if isinstance(self.teacher, TeacherConfig) else None
 
 
 if TYPE_CHECKING:

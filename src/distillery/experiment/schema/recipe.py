@@ -302,6 +302,13 @@ class Recipe(Block):
             _check_schedule(schedule, info.data["epochs"], info.data["optimizer"].lr)
         return schedule
 
+    @property
+    def total_epochs(self) -> int:
+        """The epochs that a run really lasts: the recipe's, an extending warm-up's and a cosine's cool-down."""
+        warmup = self.schedule.warmup
+        extra = warmup.epochs if warmup is not None and warmup.name == "ratio" and warmup.extends else 0
+        return self.epochs + extra + (self.schedule.cooldown if self.schedule.name == "cosine" else 0)
+
     def trains_apart(self, teacher: Preprocess) -> bool:
         """Whether a teacher that is prepared for like this must see training images cut for it, not the student's.
 

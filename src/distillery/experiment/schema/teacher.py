@@ -1,0 +1,66 @@
+"""Who teaches a run, and whether its answers are computed at every step or looked up in a bank."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from distillery.experiment.schema.block import Block, Name
+
+
+class TopRows(Block):
+    """A row holds the largest logits alone, and what all others come to together."""
+
+    top: Annotated[int, Field(ge=1, le=65_535)] = Field(description="how many logits of a row are kept")
+
+
+def _rows_class(value: Any) -> str:  # noqa: ANN401
+    return "TopRows" if isinstance(value, (Mapping, TopRows)) else "number"
+
+
+Rows = Annotated[
+    Annotated[Literal["float32", "float16"], Tag("number")] | Annotated[TopRows, Tag("TopRows")],
+    Discriminator(_rows_class),
+]
+
+
+class Answers(Block):
+    """How a teacher's answers are stored, once, for all runs that see the same crops."""
+
+    numerics = 1
+
+    rows: Rows = "float32"
+
+
+class TeacherConfig(Block):
+    """`teacher:` as a block."""
+
+    run: Name = Field(description="another run of this experiment; its first seed teaches")
+    answers: Literal["live", "bank"] = Field(
+        "live", description="live: computed at every step; bank: looked up, after all were stored once"
+    )
+    rows: Rows | None = Field(
+        None, description="of a bank: float32 (as the live teacher, default), float16, or {top: k} logits"
+    )
+
+    @model_validator(mode="after")
+    def _rows_of_a_bank(self) -> Self:
+        if self.rows is not None and self.answers == "live":
+            raise ValueError("`rows` says how a bank stores answers; add `answers: bank` or remove it")
+        return self
+
+    @property
+    def stored(self) -> Answers | None:
+        """How its answers are stored; None where it answers live."""
+        if self.answers == "live":
+            return None
+        return Answers() if self.rows is None else Answers(rows=self.rows)
+
+
+def _teacher_class(value: Any) -> str:  # noqa: ANN401
+    return "TeacherConfig" if isinstance(value, (Mapping, TeacherConfig)) else "run"
+
+
+TeacherKey = Annotated[
+    Annotated[Name, Tag("run")] | Annotated[TeacherConfig, Tag("TeacherConfig")], Discriminator(_teacher_class)
+]
