@@ -147,6 +147,13 @@ def fresh(pristine, tmp_path):
     return Checkout(tmp_path / "distillery")
 
 
+@pytest.fixture
+def unmade(fresh):
+    """A clone with the tiny experiment, of which nothing was made yet."""
+    add_tiny_experiment(fresh)
+    return fresh
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, worker_id):
     """A clone in which Snakemake made the tiny experiment. Read only."""

@@ -17,6 +17,9 @@ rule train_student:
         raw=lambda w: plan.raw_images_of(w.experiment),
         teacher=lambda w: plan.teacher_files(w.experiment, w.run),
         initial=lambda w: plan.initial_files(w.experiment, w.run),
+        answers=lambda w: plan.bank(
+            w.experiment, w.run, w.seed, planning=workflow.is_main_process
+        ),
     output:
         weights=ensure(
             "results/{experiment}/{run}/seed{seed}/weights.safetensors", non_empty=True
@@ -56,6 +59,32 @@ use rule train_student as train_teacher with:
     priority: 1
     message:
         "train {wildcards.experiment}/{wildcards.run}, seed {wildcards.seed}, a teacher"
+
+
+# A teacher's answers to all augmented images, once for all students that share them; `snakemake --notemp` keeps them.
+rule answer_teacher:
+    input:
+        manifest=lambda w: plan.manifest(w.experiment),
+        raw=lambda w: plan.raw_images_of(w.experiment),
+        teacher=lambda w: plan.first_seed_files(w.experiment, w.run),
+    output:
+        temp(directory("results/{experiment}/{run}/seed{seed}/bank/{address}")),
+    log:
+        "logs/{experiment}/{run}/seed{seed}/bank-{address}.log",
+    benchmark:
+        "logs/{experiment}/{run}/seed{seed}/bank-{address}.benchmark.jsonl"
+    wildcard_constraints:
+        address="[0-9a-f]{16}",
+    # Students wait for it.
+    priority: 1
+    threads: 1
+    resources:
+        workers=1,
+    message:
+        "store the answers of {wildcards.experiment}/{wildcards.run} (bank {wildcards.address})"
+    shell:
+        'exec distillery answer "$CONFIG"/{wildcards.experiment:q}.yaml {wildcards.run:q} --address {wildcards.address:q}'
+        " $SHRUNK --threads {threads} --workers {resources.workers} > {log:q} 2>&1"
 
 
 # Local: the machine that starts jobs has the network that a download needs, and computing nodes often have not.
