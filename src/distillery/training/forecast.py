@@ -167,7 +167,8 @@ def _network_bytes(model: str, classes: int, arguments: tuple[tuple[str, bool | 
             network = create_model(model, classes, **dict(arguments))
     except (RuntimeError, NotImplementedError):
         network = create_model(model, classes, **dict(arguments))
-    return sum(FLOAT * int(value.numel()) for value in network.state_dict().values())
+    count: int = sum(value.numel() for value in network.state_dict().values())
+    return FLOAT * count
 
 
 def _shown(size: int) -> str:
