@@ -65,6 +65,10 @@ def scenario(source, folder, words, pattern, number, reading, after):
 if __name__ == "__main__":
     source, place = Path(sys.argv[1]), Path(sys.argv[2])
     scenarios = json.loads(sys.stdin.read())
+    for name in ("big", "small"):
+        for verb, *more in (("train", "--workers", "0"), ("evaluate", "--workers", "0"), ("profile",)):
+            words = [verb, "HERE/config/tiny.yaml", name, "--results", "HERE/results", "--threads", "1", *more]
+            assert run(words, source)[0] == 0, words
     straight = {}
     for words in {tuple(words) for words, *_ in scenarios.values()}:
         shutil.copytree(source, place, symlinks=True)

@@ -2,7 +2,7 @@
 
 import shutil
 from dataclasses import dataclass, field
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -60,9 +60,14 @@ class CheckpointFolder:
     def save(self, state: dict[str, Any]) -> None:
         """Write the state, keep the one before it, then drop best weights that neither needs."""
         best = state["train_state"]["best_epoch"]
+        # In memory first: torch's own writer answers a full disk with a fault of its own.
+        content = BytesIO()
+        torch.save(state, content)
+        digest = sha256(content.getbuffer()).digest()
+        # Torch's own checksums, part by part, are never looked at and leave gaps.
+        content.write(SEAL + digest)
         with replace_file(self.path) as temporary:
-            torch.save(state, temporary)
-            _seal(temporary)
+            temporary.write_bytes(content.getbuffer())
             # A damaged file must not take the place of the sound one.
             if self._best is not None and self.path.exists():
                 self.path.replace(self.older_path)
@@ -101,13 +106,6 @@ class CheckpointFolder:
         """Delete the folder of a complete run, and those that its former configurations have left."""
         for folder in self.folder.parent.glob("*-*/"):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _seal(path: Path) -> None:
-    """Add a file's checksum to its end; torch's own, part by part, are never looked at and leave gaps."""
-    with path.open("rb+") as file:
-        digest = file_digest(file, "sha256").digest()
-        file.write(SEAL + digest)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -136,6 +137,7 @@ class MetricLogger:
         """Begin TensorBoard's file again, with all epochs so far."""
         from torch.utils.tensorboard import SummaryWriter
 
+        threading.excepthook = _without_tensorboard
         tensorboard = self.folder / "tensorboard"
         tensorboard.mkdir(parents=True, exist_ok=True)
         for stale in tensorboard.glob("events.*"):
@@ -184,6 +186,12 @@ class MetricLogger:
 
     def _write_history(self) -> None:
         write_text(self.folder / "history.csv", history_csv(self.rows))
+
+
+def _without_tensorboard(fault: threading.ExceptHookArgs) -> None:
+    """Leave it to the next call of TensorBoard's writer to say why its thread has ended, which it does."""
+    if not (type(fault.thread).__module__.startswith("tensorboard") and isinstance(fault.exc_value, OSError)):
+        threading.__excepthook__(fault)
 
 
 def history_csv(rows: list[dict[str, float]]) -> str:
