@@ -34,7 +34,8 @@ def test_a_flipped_byte_of_any_file_is_named(place, capsys):
     files = [run / name for name in ("weights.safetensors", "history.csv", "run.json", "metrics.json")]
     for path in [*files, *data.iterdir()]:
         whole = path.read_bytes()
-        for position in (0, len(whole) // 3, len(whole) - 1):
+        # The second is in a text, of JSON files, that nothing else looks at.
+        for position in (0, whole.find(b": ") + 4, len(whole) // 3, len(whole) - 1):
             path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
             code, _, lines = verify(place, capsys)
             assert code == 2
