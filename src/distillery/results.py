@@ -58,7 +58,11 @@ def read_json(path: Path, made_by: str, needed: Iterable[str] = ()) -> dict[str,
         raise unusable(path, "cannot be read: not valid JSON", made_by) from None
     if not isinstance(content, dict):
         raise unusable(path, "not a mapping of names to values", made_by)
-    if _is_sealed(content) and text != _sealed_text(content):
+    try:
+        damaged = _is_sealed(content) and text != _sealed_text(content)
+    except ValueError:  # a number that nothing here writes, as NaN
+        damaged = True
+    if damaged:
         raise unusable(path, "was edited or damaged since it was written: its seal does not fit", made_by)
     for key in needed:
         if key not in content:

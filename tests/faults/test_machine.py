@@ -84,11 +84,11 @@ def test_a_worker_that_the_kernel_kills_ends_the_run_in_one_line(workplace, refu
         return original(self, *arguments)
 
     monkeypatch.setattr(MetricLogger, "step", step)
-    line = refused(*train(workplace, "--workers", "1"))
+    line = refused(*train(workplace, "--workers", "1", "--loader", "torch"))
     assert "a process that reads images has ended" in line
     assert "the same command continues from what is saved" in line
     monkeypatch.undo()
-    assert done(train(workplace, "--workers", "1"))
+    assert done(train(workplace, "--workers", "1", "--loader", "torch"))
     killed = written(workplace.results)
     assert killed == written(workplace.make(results="straight").parents[2])
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from tests.distill.conftest import PRECISIONS, Precision
 from tests.distill.losses.test_bake import test_one_process_reproduces_the_original as test_bake  # noqa: F401
-from tests.distill.losses.test_crd import test_steps_equal_the_original as test_crd  # noqa: F401
 from tests.distill.losses.test_cross_entropy import test_mixed_labels_reproduce_the_original as test_mixed  # noqa: F401
 from tests.distill.losses.test_cross_entropy import test_smoothed_labels_reproduce_the_original as test_ce  # noqa: F401
 from tests.distill.losses.test_kd import test_every_temperature_reproduces_the_original as test_kd  # noqa: F401
@@ -16,7 +15,7 @@ from tests.distill.losses.test_mgd import test_four_stages_reproduce_the_origina
 from tests.distill.losses.test_mgd import test_one_stage_reproduces_the_original as test_mgd_stage  # noqa: F401
 from tests.distill.losses.test_overhaul import test_four_stages_reproduce_the_original as test_overhaul  # noqa: F401
 from tests.distill.losses.test_partial_l2 import test_distance_reproduces_the_original as test_partial_l2  # noqa: F401
-from tests.distill.losses.test_rkd import test_losses_and_gradients_equal_the_original as test_rkd  # noqa: F401
+from tests.distill.test_golden_zoo import test_losses_parts_and_gradients_equal_the_authors as test_zoo  # noqa: F401
 from tests.gpu.conftest import tf32
 
 

@@ -104,7 +104,6 @@ def test_a_damaged_file_is_named(desk, text, expected):
     [
         ({"top1": 101.0}, "top1: 101.0 is not valid; expected a number from 0 to 100"),
         ({"nll": None}, "nll: None is not valid; expected a number not below 0"),
-        ({"top1": float("nan")}, "top1: nan is not valid"),
         ({"images": 0}, "images: 0 is not valid"),
         ({"selection": "lucky"}, "selection: 'lucky' is not valid; valid: best, imported, last"),
     ],
@@ -113,6 +112,14 @@ def test_an_impossible_value_is_named(desk, values, expected):
     desk.write_results()
     desk.write_metrics("small", 0, **values)
     assert expected in fault(desk)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e400"])
+def test_a_number_that_nothing_writes_is_an_edit(desk, number):
+    desk.write_results()
+    path = run_folder(desk.results, "toy", "small", 0) / "metrics.json"
+    path.write_text(re.sub(r'"top1": [0-9.]+', f'"top1": {number}', path.read_text()))
+    assert "its seal does not fit" in fault(desk)
 
 
 def test_a_key_that_a_file_lacks_is_missed_only_where_a_table_shows_it(desk):

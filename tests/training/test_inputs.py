@@ -8,6 +8,7 @@ import torch
 from distillery.errors import UserError
 from distillery.experiment import load_experiment
 from distillery.randomness import seed_generators
+from distillery.results import write_sealed
 from distillery.training import inputs
 
 
@@ -23,7 +24,7 @@ def test_a_constant_channel_is_refused_in_one_line(workplace):
     path = workplace.results / "datasets/tiny/manifest.json"
     manifest = json.loads(path.read_text())
     manifest["statistics"]["std"][2] = 0.0
-    path.write_text(json.dumps(manifest))
+    write_sealed(path, {key: value for key, value in manifest.items() if key != "seal"})
     message = refusal(workplace)
     assert message.startswith("preprocess.normalize: the training images' deviations are (")
     assert "0.0) (red, green, blue), and nothing can be divided by 0; write normalize: none" in message
