@@ -98,15 +98,15 @@ def step_of(job: Job, images: torch.Tensor) -> Callable[[], None]:
     training = build_training(job, job.spec.recipe, fabric, StopSignal(), time.monotonic())
     training.metric_logger.begin(training.name, 1, training.batches.steps, training.train_state)
     labels = torch.arange(len(images), device=DEVICE) % CLASSES
-    batches = repeat(Batch(images, labels, torch.arange(len(images), device=DEVICE)))
+    shown = repeat(Batch(images, labels, torch.arange(len(images), device=DEVICE)))
     stored: Iterator[Outputs | None] = repeat(None)
     if training.bank is not None:
         stored = training.bank.answers(_endless(training), pin_memory=DEVICE.type == "cuda")
-    sums = EpochSums(fabric.device, {})
+    sums, batches = EpochSums(fabric.device, {}), zip(shown, stored, strict=False)
     training.learner.train()
 
     def step() -> None:
-        _train_step(training, 0, batches, sums, stored)
+        _train_step(training, 0, None, batches, sums)
 
     return step
 

@@ -120,12 +120,13 @@ def ours(case: Case, run: str) -> Step:
     fabric = start_devices(job.spec.recipe, None)
     training = build_training(job, job.spec.recipe, fabric, StopSignal(), time.monotonic())
     training.metric_logger.begin(training.name, 1, training.batches.steps, training.train_state)
-    batches = repeat(Batch(case.images, case.labels, torch.arange(case.batch, device=DEVICE)))
+    images = Batch(case.images, case.labels, torch.arange(case.batch, device=DEVICE))
+    batches = repeat((images, None))
     sums = EpochSums(fabric.device, {})
     training.learner.train()
 
     def step() -> None:
-        _train_step(training, 0, batches, sums)
+        _train_step(training, 0, None, batches, sums)
         training.metric_logger.step(case.batch, sums.means)
 
     return step

@@ -30,13 +30,18 @@ OBJECTIVES = {
     "rkd": "{ce: {}, rkd: {}}",
     "crd": "{ce: {}, crd: {negatives: 9}}",
     "logits": "{ce: {}, kd: {temperature: learned}, dkd: {beta: 1}, nkd: {}, dist: {}, wttm: {}, wsld: {}, uskd: {}}",
+    "maps": "{ce: {}, fitnet: {}, at: {}, nst: {}, vid: {}, sp: {}, reviewkd: {}, masked_generative: {}}",
+    "relations": "{ce: {}, pkt: {weight: 100}, cc: {}}",
+    "views": "{mlkd: {}}",
+    "refined": "{pskd: {}, tfkd: {}}",
+    "paired": "{ce: {}, cskd: {}}",
     "simkd": "{simkd: {}}",
     "cat": "{ce: {}, cat: {weight: 0.1}}",
     "srrl": "{ce: {}, srrl: {}}",
     "ofa": "{ce: {}, ofa: {eps: 1.5}}",
     "few_labels": "{ce: {}, kd: {}}, labels: 6",
 }
-WITHOUT_TEACHER = {"ce", "bake"}
+WITHOUT_TEACHER = {"ce", "bake", "refined", "paired"}
 
 FIGURES: list[str] = []
 
