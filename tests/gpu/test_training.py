@@ -109,6 +109,7 @@ def test_channels_last_changes_no_more_than_rounding(arena, keys, report):
 @pytest.mark.parametrize("mode", ["constant", "reflect"])
 def test_images_in_memory_are_augmented_as_on_the_cpu(arena, mode, device):
     from distillery.data.arrow import ArrowImages
+    from distillery.data.loader import SecondView
     from distillery.data.memory import MemoryTraining, squares_of
     from distillery.data.orders import shuffled_order
     from distillery.data.samplers import GlobalBatches
@@ -122,7 +123,9 @@ def test_images_in_memory_are_augmented_as_on_the_cpu(arena, mode, device):
     found = []
     for where in (torch.device("cpu"), device):
         batches = GlobalBatches(shuffled_order(len(images), 0), len(images), 8)
-        loader = MemoryTraining(images, transform, batches, 0, squares_of(images, preprocess, where), second_view=True)
+        loader = MemoryTraining(
+            images, transform, batches, 0, squares_of(images, preprocess, where), SecondView(transform)
+        )
         found.append([part for batch in loader for part in (batch.images, batch.view)])
         assert all(part.device.type == where.type for part in found[-1])
     assert all(torch.equal(one, other.cpu()) for one, other in zip(*found, strict=True))

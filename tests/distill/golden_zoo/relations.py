@@ -158,7 +158,7 @@ def check_pskd_run(stored, meta):
     classes = len(stored["bias"])
     weight, bias = (stored[name].clone().requires_grad_() for name in ("weight", "bias"))
     term = PSKD(meta["alpha_T"])
-    term.setup(TermContext(labels=labels.numpy(), classes=classes, epochs=meta["epochs"]))
+    term.setup(TermContext(labels=labels.cpu().numpy(), classes=classes, epochs=meta["epochs"]))
     term.double()
     settings = {name: meta[name] for name in ("lr", "momentum", "nesterov")}
     optimizer, values = torch.optim.SGD([weight, bias], **settings), []
