@@ -145,6 +145,13 @@ def try_json(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def dead_terms(results: Path) -> list[str]:
+    """What rehearsals found of terms that are 0 for all images: a line each, of all runs in a folder of results."""
+    records = (try_json(path) for path in sorted(results.glob("*/*/seed*/run.json")))
+    alarms = [alarm for record in records if record is not None for alarm in record.get("alarms", [])]
+    return [alarm["line"] for alarm in alarms if alarm["alarm"] == "dead_term"]
+
+
 def remove_others(folder: Path, suffixes: Iterable[str], keep: Iterable[Path]) -> None:
     """Remove files of these kinds that are made no more; they would pass for current ones."""
     kept, old = set(keep), tuple(suffixes)

@@ -9,11 +9,16 @@ from safetensors.torch import load_file
 
 from distillery.cluster.signals import Stopped
 from distillery.data import loader
+from distillery.data.prepare import prepare_dataset
 from distillery.distill.losses.kd import KD
 from distillery.distill.teacher import Teacher
+from distillery.experiment import load_experiment
 from distillery.experiment.schema.objective import TERMS
+from distillery.results import dead_terms
 from distillery.training import alarms, build
 from distillery.training.alarms import Alarms
+from distillery.training.job import Job, Machine
+from distillery.training.run import make_run
 
 
 @pytest.fixture
@@ -43,6 +48,18 @@ def test_a_term_that_stays_at_one_value_is_named_after_twenty_steps(taught, monk
     found = taught()["constant_term"]
     assert (found["term"], found["epoch"], found["step"], found["value"]) == ("kd", 5, 4, value)
     assert f"the term kd has been {shown} for 20 steps" in found["line"]
+
+
+def test_a_rehearsal_names_a_dead_term_with_file_and_key(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace.folder)
+    monkeypatch.setattr(KD, "forward", lambda self, inputs: inputs.student.logits_BC.sum() * 0)
+    experiment = load_experiment(workplace.experiment, rehearsal=True)
+    prepare_dataset("tiny", experiment.dataset, workplace.results / "datasets/tiny", workers=1)
+    for run in ("big", "taught"):
+        make_run(Job(experiment, run, 0, workplace.results, Machine(workers=0, threads=1)))
+    (line,) = dead_terms(workplace.results)
+    assert line.startswith(f"{workplace.experiment}: tiny.runs.taught.objective.kd: 0 for all images of a rehearsal")
+    assert line in capsys.readouterr().err
 
 
 def test_a_term_without_a_say_in_the_gradient_is_named(taught, workplace):

@@ -10,6 +10,7 @@ try:
     from distillery.errors import UserError
     from distillery.experiment.plan import REHEARSAL, any_of, make_plan
     from distillery.reporting.measurements import needed_files
+    from distillery.results import dead_terms
 except ModuleNotFoundError as error:
     sys.exit(
         f"distillery: {error}; {sys.executable} is not the environment of this project: run `make` in its root, "
@@ -69,6 +70,8 @@ onsuccess:
         print(
             f"Rehearsed: tables, logs and results are in {REHEARSAL}/; the numbers in the tables mean nothing."
         )
+        for line in dead_terms(Path("results")):
+            print(f"warning: {line}")
 
 
 wildcard_constraints:

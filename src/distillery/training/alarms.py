@@ -49,6 +49,7 @@ class Alarms:
         train_state: what was said is kept there, for run.json and for a run that goes on.
         say: shows a line.
         knows_labels: whether the teacher may be expected to.
+        rehearsed: in a rehearsal, the key of the objective, ``FILE: EXPERIMENT.runs.RUN.objective``; else None.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class Alarms:
         train_state: TrainState,
         say: Callable[[str], None],
         knows_labels: bool = True,
+        rehearsed: str | None = None,
     ) -> None:
+        self.rehearsed = rehearsed
         self.name, self.fabric, self.train_state, self.say = name, fabric, train_state, say
         self.student, self.objective, self.classes, self.steps = learner.student, learner.objective, classes, steps
         self.teacher = None if teacher is None else teacher.extractor.network
@@ -170,6 +173,16 @@ class Alarms:
                 "at --workers",
             )
         for name, values in terms.items():
+            # A rehearsal has no twenty steps, and its networks no reason to agree to the last bit.
+            if self.rehearsed is not None and not any(values):
+                self._raise(
+                    "dead_term",
+                    name,
+                    steps[-1],
+                    0.0,
+                    f"{self.rehearsed}.{name}: 0 for all images of a rehearsal, so it would teach nothing; look at its "
+                    "options, or leave it out",
+                )
             for step, value in zip(steps, values, strict=True):
                 before, count = self.same.get(name, (value, 0))
                 same = abs(value - before) <= ONE_VALUE * abs(before)

@@ -93,6 +93,7 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         metric_logger.say,
         # A rehearsal's teacher has hardly been trained.
         knows_labels=not job.experiment.rehearsal,
+        rehearsed=f"{job.where}.objective" if job.experiment.rehearsal else None,
     )
     wrapped, optimizer = fabric.setup(learner, optimizer)
     return Training(
