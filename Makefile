@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-methods rehearse rehearse-families save restore test test-slurm test-gpu test-faults bench quick lint format lock clean
+.PHONY: help demo demo-methods rehearse rehearse-families save restore test test-slurm test-gpu test-faults bench benchmark quick lint format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ test-gpu: .venv/.installed  ## what only a GPU can show, with a report (under 8 
 
 bench: workflow/schemas  ## how fast, beside the strongest rivals: tables of ratios (10 minutes, on a quiet machine)
 	@for part in benchmarks/*.py; do echo "== $$part"; python "$$part" || exit 1; done
+
+benchmark: workflow/schemas  ## every term on CIFAR-10, beside a student alone and tuned KD (some ten hours on 2 cores)
+	@python scripts/benchmark.py
 
 quick: workflow/schemas  ## the quick tests (under 2 minutes)
 	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal -m "not slow"

@@ -9,6 +9,7 @@ import pytest
 from distillery.experiment import load_experiments
 from distillery.experiment.schema.columns import COLUMNS
 from distillery.experiment.schema.experiment import head_cells
+from distillery.experiment.schema.objective import TERMS
 from distillery.models.registry import create_model, is_model
 from distillery.reporting.content import gather, read_ledger
 from distillery.reporting.published import load_published
@@ -89,6 +90,16 @@ def test_a_number_of_the_best_epoch_is_compared_with_the_best_epoch(name):
     for (_, run, metric), number in ledger_of(experiment).items():
         if run in experiment.recipes and number.selection and COLUMNS[metric].share:
             assert experiment.recipes[run].selection == number.selection, run
+
+
+def test_the_benchmark_has_every_term_and_its_tuning_every_pair_of_settings():
+    benchmark, tuning = (EXPERIMENTS[name] for name in ("cifar10-laptop", "cifar10-laptop-tuning"))
+    assert {term for line in benchmark.config.runs.values() for term in line.objective.terms()} == set(TERMS)
+    recipes = [recipe for experiment in (benchmark, tuning) for recipe in experiment.recipes.values()]
+    assert {(recipe.epochs, recipe.optimizer.lr, recipe.crops) for recipe in recipes} == {(5, 0.1, 5)}
+    students = [tuning.config.runs[run].objective for run in tuning.recipes]
+    assert len({(line.kd.temperature, line.kd.weight) for line in students}) == 12
+    assert all(line.ce.weight == pytest.approx(1 - line.kd.weight) for line in students)
 
 
 def test_every_network_is_known():
