@@ -39,7 +39,7 @@ test-slurm: .venv/.installed  ## the workflow on a real Slurm cluster on this ma
 	bash tests/slurm/install.sh
 	TEST_SLURM=1 OMP_NUM_THREADS=1 pytest tests/slurm
 
-test-faults: workflow/schemas  ## broken configurations, data and machines, each with its one line (a minute)
+test-faults: workflow/schemas  ## broken configurations, data and machines, each with its one line (half a minute of one core)
 	OMP_NUM_THREADS=1 pytest tests/faults
 
 test-gpu: .venv/.installed  ## what only a GPU can show, with a report (under 8 minutes on one or more GPUs)
