@@ -23,6 +23,8 @@ RUN python3 -m venv /opt/distillery \
 
 COPY README.md pyproject.toml /tmp/build/
 COPY src /tmp/build/src
+COPY config /tmp/build/config
+COPY workflow /tmp/build/workflow
 RUN pip install --no-cache-dir --disable-pip-version-check --no-deps --no-build-isolation /tmp/build \
     && rm -rf /tmp/build
 

@@ -131,6 +131,17 @@ def _root(version: Annotated[bool, Option("--version", callback=_show_version, i
 
 
 @app.command()
+def init(
+    folder: Annotated[Path, Argument(help="An empty or a new folder.")] = Path(),
+    dvc: Annotated[bool, Option("--dvc", help="Keep versions of data and results with DVC.")] = False,
+) -> None:
+    """Start a project of your own: an example that runs, data sets, recipes, the workflow and its profiles."""
+    from distillery.project import create_project
+
+    create_project(folder, dvc=dvc)
+
+
+@app.command()
 def check(config: Config, results: Results = RESULTS, workers: Workers = 2) -> None:
     """Validate an experiment file with its models, list its runs, and say what they will need of this machine."""
     from tabulate import tabulate

@@ -57,3 +57,9 @@ def work_folder(results: Path, experiment: str, run: str, seed: int) -> Path:
 def diverged_folder(results: Path, experiment: str, run: str, seed: int) -> Path:
     """Curves of a run that diverged, kept beside its logs: Snakemake removes what a failed job has made."""
     return results.parent / "logs" / experiment / run / f"seed{seed}" / "diverged"
+
+
+def shipped(name: str) -> Path:
+    """A file or folder of workflow/ or config/: in the package where a wheel was installed, else beside src/."""
+    packaged = Path(__file__).parent / name
+    return packaged if packaged.exists() else Path(__file__).parents[2] / name

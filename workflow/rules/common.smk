@@ -9,6 +9,7 @@ from pathlib import Path
 try:
     from distillery.errors import UserError
     from distillery.experiment.plan import REHEARSAL, any_of, make_plan
+    from distillery.paths import shipped
     from distillery.reporting.measurements import needed_files
     from distillery.results import dead_terms
 except ModuleNotFoundError as error:
@@ -61,7 +62,7 @@ os.environ.update(
     CONFIG=str(plan.config),
     SHRUNK="--rehearsal" if plan.rehearsal else "",
     PARTIAL="--partial" if plan.partial else "",
-    LAUNCH=str(Path(workflow.basedir, "scripts", "launch.sh")),
+    LAUNCH=str(shipped("workflow/scripts/launch.sh")),
 )
 
 

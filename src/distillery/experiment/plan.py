@@ -198,9 +198,11 @@ class Plan:
     def raw_images(self, name: str) -> list[str]:
         """What DVC knows of the raw images: a small file that `dvc add data` changes when images were changed.
 
-        Images outside data/ are not watched; `snakemake --forcerun prepare_dataset` says that they changed.
+        Without DVC, and outside data/, images are not watched: `snakemake --forcerun prepare_dataset` says that they
+        changed.
         """
-        return ["data.dvc"] if Path(self.dataset(name).path).is_relative_to("data") else []
+        known = Path("data.dvc").exists() and Path(self.dataset(name).path).is_relative_to("data")
+        return ["data.dvc"] if known else []
 
     def raw_images_of(self, experiment: str) -> list[str]:
         """The same for the data set of an experiment and of all that its runs start from.
