@@ -16,6 +16,15 @@ class UserError(ValueError):
 
 
 @contextmanager
+def keyed(key: str) -> Iterator[None]:
+    """Put a key before errors that say only what is wrong with its value."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+
+
+@contextmanager
 def located(where: str) -> Iterator[None]:
     """Put where a key stands, as ``config/digits.yaml: digits.runs.resnet8``, before errors that begin with the key."""
     try:

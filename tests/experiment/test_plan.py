@@ -143,7 +143,10 @@ def test_what_decides_a_table(plan, config):
     assert again.drawing("one") == plan.drawing("one")
 
 
-def test_raw_images_in_data_are_watched(plan):
+def test_raw_images_in_data_are_watched_where_dvc_knows_them(plan, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert plan.raw_images("few") == []
+    (tmp_path / "data.dvc").touch()
     assert plan.raw_images("few") == plan.raw_images_of("one") == plan.raw_images_of("two") == ["data.dvc"]
     assert plan.raw_images("other") == []
 

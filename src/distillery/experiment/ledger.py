@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from distillery.experiment.plugins import is_plugin, source_of
 from distillery.experiment.schema.block import Block, Neutral
 from distillery.experiment.schema.columns import COLUMNS, METRICS
 from distillery.experiment.schema.dataset import Dataset
@@ -58,6 +59,10 @@ def entry(value: Any) -> Any:  # noqa: ANN401
         fields = type(value).model_fields.items()
         kept = {name: getattr(value, name) for name, field in fields if not _is_neutral(field.metadata, value, name)}
         content = {name: entry(part) for name, part in (kept | (value.model_extra or {})).items()}
+        if is_plugin(type(value).__module__):
+            parts = [f"{type(value).__module__}:{type(value).__name__}"]
+            parts += [getattr(type(value), name, None) or "" for name in ("implementation", "head")]
+            content["source"] = [source_of(part) for part in parts if is_plugin(part)]
         return content if type(value).numerics is None else content | {"numerics": type(value).numerics}
     if isinstance(value, Mapping):
         return {key: entry(part) for key, part in value.items()}

@@ -10,11 +10,13 @@ from typing import Any
 from distillery.errors import UserError
 from distillery.experiment.checks import check_experiment, check_run
 from distillery.experiment.experiment import Experiment
+from distillery.experiment.plugins import check_own_terms, use_project
 from distillery.experiment.reading import nearest, read_mapping, validate
 from distillery.experiment.rehearsal import rehearsed
 from distillery.experiment.schema.block import LONGEST_NAME, NAME_PATTERN
 from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.experiment import ExperimentConfig, RunConfig
+from distillery.experiment.schema.objective import TERMS, Objective
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.experiment.spec import RUN_PREFIX
 from distillery.experiment.sweep import merged, written_out
@@ -60,6 +62,8 @@ def load_experiments(folder: Path) -> dict[str, Experiment]:
 def _read_experiment(path: Path, linked: dict[str, Experiment], rehearsal: bool = False) -> Experiment:
     """Read an experiment and remember it among the linked ones; what its runs say of other runs is not checked yet."""
     raw = read_mapping(path)
+    use_project(path.resolve().parent.parent)
+    check_own_terms(TERMS, lambda name: name == "loss" or hasattr(Objective, name))
     if len(raw) != 1:
         raise UserError(f"{path}: expected one top-level key, the experiment's name; found {len(raw)}")
     (name,) = raw

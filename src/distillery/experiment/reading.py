@@ -245,6 +245,8 @@ def _describe(fault: Any, model: type[BaseModel], data: object, prefix: tuple[st
     if kind == "extra_forbidden":
         valid = [name for block in _blocks(model, fault["loc"][:-1])[:1] for name in block.model_fields]
         return f"{key}: unknown key {str(location[-1])!r}; {nearest(str(location[-1]), valid)}"
+    if kind == "plugin":
+        return f"{key}: {context['said']}"
     if kind == "missing":
         return f"{key}: missing; this key is required"
     if kind == "union_tag_not_found":

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from distillery.errors import UserError
+from distillery.errors import UserError, keyed
 from distillery.experiment.address import Address, parse_address
 from distillery.experiment.ledger import (
     DECAY_PATTERNS,
@@ -18,6 +18,7 @@ from distillery.experiment.ledger import (
     file_sha256,
     images_entry,
 )
+from distillery.experiment.plugins import is_plugin, source_of
 from distillery.experiment.schema.block import Block, Neutral, WeightsChoice
 from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.labels import FewLabels
@@ -93,6 +94,9 @@ class RunSpec(Block):
         if self.model in ZOO:
             network = ZOO[self.model]
             content["network"] = {**network.fixed, "numerics": network.numerics}
+        elif is_plugin(self.model):
+            with keyed("model"):
+                content["network"] = {"source": source_of(self.model)}
         if self.weights_file is not None:
             content["weights"] = {"sha256": file_sha256(self.weights_file)}
             if content["weights"]["sha256"] is None:

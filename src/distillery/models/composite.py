@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from distillery.experiment.schema.objective import TERMS, Kind
+from distillery.experiment.schema.objective import Kind, term_options
 from distillery.models.taps import Features, TapError, Taps, plan_taps
 
 
@@ -83,7 +83,7 @@ def with_head(network: nn.Module, record: dict[str, Any], input_size: int, name:
     """Put the head that a run.json names, if it names one, on a network; its weights are still to be loaded."""
     if "head" not in record:
         return network
-    path = TERMS[record["head"]["term"]].head
+    path = term_options(record["head"]["term"]).head
     assert path is not None
     module, _, head = path.partition(":")
     return Composite(network, getattr(import_module(module), head)(**record["head"]["arguments"]), input_size, name)

@@ -1,4 +1,4 @@
-"""Every network by its name: the CIFAR zoo of this project, then timm's, then torchvision's.
+"""Every network by its name: a plugin's, the zoo of this project, then timm's, then torchvision's.
 
 A new network of the zoo is one builder and one entry of `distillery.models.zoo.ZOO`. Libraries are imported when a name
 needs them, and no sooner: the zoo's names cost nothing.
@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from difflib import get_close_matches
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from distillery.errors import UserError
+from distillery.errors import UserError, keyed
+from distillery.experiment.plugins import is_plugin, load_plugin
 from distillery.experiment.reading import nearest
 from distillery.experiment.zoo import ZOO
 
@@ -33,7 +34,11 @@ def model_names() -> list[str]:
 
 
 def is_model(name: str) -> bool:
-    """Whether `create_model` knows a name. Imports nothing for a network of the zoo."""
+    """Whether `create_model` knows a name. Imports nothing for a network of the zoo.
+
+    Raises:
+        UserError: a plugin that it names is no good.
+    """
     return _library(name) is not None
 
 
@@ -59,7 +64,7 @@ def create_model(name: str, num_classes: int, /, **model_args: Any) -> "nn.Modul
 
     Args:
         name: a name of the zoo, of timm or of torchvision, looked for in this order; ``timm:NAME`` and
-            ``torchvision:NAME`` choose.
+            ``torchvision:NAME`` choose; ``plugins.FILE:NAME`` is a function of a project's own.
         num_classes: width of the last layer.
         model_args: further arguments of the network's builder.
 
@@ -77,7 +82,9 @@ def create_model(name: str, num_classes: int, /, **model_args: Any) -> "nn.Modul
         raise UserError(
             f"model_args.{reserved[0]}: cannot be set here; classes come from the data set, weights from `weights`"
         )
-    build = {"zoo": _build_zoo, "timm": _build_timm, "torchvision": _build_torchvision}[library]
+    build = {"plugin": _build_plugin, "zoo": _build_zoo, "timm": _build_timm, "torchvision": _build_torchvision}[
+        library
+    ]
     try:
         return build(bare_name(name), num_classes, model_args)
     except UserError:
@@ -174,7 +181,11 @@ def bare_name(name: str) -> str:
 
 
 def _library(name: str) -> str | None:
-    """Find which library a name belongs to: zoo, timm or torchvision; None if it is unknown."""
+    """Find which library a name belongs to: plugin, zoo, timm or torchvision; None if it is unknown."""
+    if is_plugin(name):
+        with keyed("model"):
+            load_plugin(name)
+        return "plugin"
     if name in ZOO:
         return "zoo"
     bare = bare_name(name)
@@ -202,6 +213,13 @@ def _torchvision_names() -> list[str]:
     import torchvision
 
     return list(torchvision.models.list_models(module=torchvision.models))
+
+
+def _build_plugin(name: str, num_classes: int, model_args: Mapping[str, Any]) -> "nn.Module":
+    network = load_plugin(name)(num_classes, **model_args)
+    if not hasattr(network, "state_dict"):
+        raise UserError(f"model {name!r}: must give a torch.nn.Module; it gave a {type(network).__name__}")
+    return cast("nn.Module", network)
 
 
 def _build_zoo(name: str, num_classes: int, model_args: Mapping[str, Any]) -> "nn.Module":
@@ -248,7 +266,10 @@ def _explain_arguments(
         given = ", ".join(f"{key}: {value!r}" for key, value in model_args.items())
         return f"model_args: {name} cannot be built with {{{given}}}: {_first_line(error)}"
     where = f"model_args.{unknown[1]}: {name} has no argument {unknown[1]!r}"
-    builder = _zoo_builder(name) if name in ZOO else type(build(bare_name(name), num_classes, {})).__init__
+    if is_plugin(name):
+        builder = load_plugin(name)
+    else:
+        builder = _zoo_builder(name) if name in ZOO else type(build(bare_name(name), num_classes, {})).__init__
     accepted = [
         parameter.name
         for parameter in list(inspect.signature(builder).parameters.values())[1:]

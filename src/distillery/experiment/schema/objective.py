@@ -6,6 +6,7 @@ A new term is a file in distill/losses/, and here a class of options with its li
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -13,12 +14,15 @@ from pydantic import (
     AfterValidator,
     Discriminator,
     Field,
+    ModelWrapValidatorHandler,
     Tag,
     create_model,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from distillery.errors import UserError, located
+from distillery.experiment.plugins import load_plugin, own_terms
 from distillery.experiment.schema.block import (
     Block,
     Count,
@@ -701,8 +705,25 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
 )
 
 
+@lru_cache(maxsize=64)
+def _widened(objective: type[Any], own: tuple[tuple[str, type[TermOptions]], ...]) -> Any:  # noqa: ANN401
+    fields: dict[str, Any] = {name: (options | None, None) for name, options in own}
+    return create_model("Objective", __base__=objective, __module__=__name__, **fields)
+
+
 class _WeightedSum(Block):
     """What an objective can do, whatever terms there are."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _with_own_terms(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:  # noqa: ANN401
+        """Give the class a field more for each term of a plugin that is named."""
+        named = [name for name in data if name not in cls.model_fields] if isinstance(data, Mapping) else []
+        try:
+            own = tuple((name, term_options(name)) for name in named if name in own_terms())
+        except UserError as error:
+            raise PydanticCustomError("plugin", "{said}", {"said": str(error)}) from None
+        return _widened(cls, own).model_validate(data) if own else handler(data)
 
     @model_validator(mode="after")
     def _has_terms(self) -> Self:
@@ -795,6 +816,25 @@ else:
         __doc__="The loss of a run: a weighted sum of named terms. One field a term; its options are its keys.",
         **_fields,
     )
+
+
+def term_options(name: str) -> type[TermOptions]:
+    """The options of a term of that name, Distillery's or a plugin's.
+
+    Raises:
+        UserError: its plugin is no good.
+    """
+    if name in TERMS:
+        return TERMS[name]
+    where = own_terms()[name]
+    options = load_plugin(where)
+    if not (isinstance(options, type) and issubclass(options, TermOptions)):
+        raise UserError(f"{where}: the options of the term {name!r} must be a class made from TermOptions")
+    if not isinstance(implementation := getattr(options, "implementation", None), str):
+        raise UserError(f'{where}: has no `implementation`; write implementation: ClassVar[str] = "plugins.FILE:CLASS"')
+    load_plugin(implementation)
+    return options
+
 
 # What a run learns by unless it says otherwise: cross-entropy with the labels.
 PLAIN = Objective.model_validate({"ce": {}})
