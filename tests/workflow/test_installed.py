@@ -1,0 +1,109 @@
+"""docs/projects.md, followed to the letter with an installed wheel, in a folder far from the repository."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+UV = shutil.which("uv") or shutil.which("uv", path=ROOT / ".uv" / "bin")
+SNAKEMAKE = "#!{python}\nimport sys\n\nfrom snakemake.cli import main\n\nsys.exit(main())\n"
+
+
+class Installed:
+    """A folder, and an environment that has the wheel, and its dependencies from the one that runs the tests."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.bin = folder, folder / "venv" / "bin"
+        self.call(UV, "venv", "--quiet", "--offline", "--python", sys.executable, "venv")
+        self.call(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder / "dist"), cwd=ROOT)
+        (wheel,) = (folder / "dist").glob("*.whl")
+        self.call(UV, "pip", "install", "--quiet", "--offline", "--no-deps", "--python", "venv", str(wheel))
+        site = next(folder.glob("venv/lib/python*/site-packages"))
+        # Of the other environment, its packages, but not the path to this checkout.
+        (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        (self.bin / "snakemake").write_text(SNAKEMAKE.format(python=self.bin / "python"))
+        (self.bin / "snakemake").chmod(0o755)
+
+    def call(self, *command: str, cwd: Path | None = None) -> str:
+        kept = {name: os.environ[name] for name in ("HOME", "UV_CACHE_DIR", "UV") if name in os.environ}
+        path = os.pathsep.join([str(self.bin), os.defpath])
+        # Away from the checkout, whose packages a caller's PYTHONPATH might name.
+        done = subprocess.run(
+            command,
+            cwd=cwd or self.folder,
+            env=kept | {"PATH": path, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout
+        return done.stdout
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    if UV is None:
+        pytest.skip("needs uv, which make brings to .uv/")
+    return Installed(tmp_path_factory.mktemp("installed"))
+
+
+def write_down(project: Path) -> None:
+    """Write what the page says, where it says so."""
+    page = (ROOT / "docs" / "projects.md").read_text()
+    dataset, recipe, model, term, experiment = re.findall(r"```\w+\n(.*?)```", page, flags=re.DOTALL)
+    with (project / "config" / "datasets.yaml").open("a") as file:
+        file.write(dataset)
+    (project / "plugins").mkdir()
+    for name, text in {
+        "config/recipes/shapes.yaml": recipe,
+        "plugins/nets.py": model,
+        "plugins/gap.py": term,
+        "config/thesis.yaml": experiment,
+    }.items():
+        assert f"`{name}`" in page
+        (project / name).write_text(text)
+    generator = np.random.Generator(np.random.Philox(key=0))
+    for split, count in (("train", 8), ("val", 4)):
+        for number, name in enumerate(("disc", "ring", "star")):
+            folder = project / "data" / "shapes" / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = generator.integers(0, 128, (8, 8, 3)) + 60 * np.eye(3, dtype=int)[number]
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
+
+
+def test_a_project_of_ones_own_from_an_empty_folder_to_its_table(installed):
+    assert "site-packages/distillery" in installed.call("python", "-c", "import distillery; print(distillery.__file__)")
+    installed.call("distillery", "init", "my-thesis")
+    project = installed.folder / "my-thesis"
+    planned = installed.call("snakemake", "--cores", "2", "--dry-run", cwd=project)
+    assert "assemble the tables of example" in planned
+    write_down(project)
+    planned = installed.call("snakemake", "--cores", "2", "--dry-run", "--profile", "slurm", cwd=project)
+    assert {"assemble the tables of example", "assemble the tables of thesis"} <= set(
+        re.findall(r"^Job \d+: (.+)$", planned, flags=re.MULTILINE)
+    )
+    assert "plugins.nets:small" in installed.call("distillery", "check", "config/thesis.yaml", cwd=project)
+    installed.call("snakemake", "--cores", "2", "results/tables/thesis.md", cwd=project)
+    assert re.search(r"\| student +\| teacher +\|", (project / "results" / "tables" / "thesis.md").read_text())
+
+    # Another comment retrains nothing, another loss retrains the run that has it.
+    term = project / "plugins" / "gap.py"
+    term.write_text(f"# Mine.\n{term.read_text()}")
+    again = ("snakemake", "--cores", "2", "--dry-run", "results/tables/thesis.md")
+    assert "Nothing to be done" in installed.call(*again, cwd=project)
+    term.write_text(term.read_text().replace(".mean()", ".sum()"))
+    planned = installed.call(*again, cwd=project)
+    assert "train thesis/student, seed 0" in planned
+    assert "train thesis/teacher" not in planned
+    assert "objective.gap.source.0: " in installed.call("distillery", "why", "thesis/student", cwd=project)
