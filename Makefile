@@ -67,7 +67,7 @@ format: .venv/.installed  ## rewrite files in the house style
 	snakefmt workflow
 
 lock: $(UV)  ## refresh requirements.txt from pyproject.toml
-	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --extra dev --extra dali --upgrade \
+	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --extra workflow --extra dvc --extra dev --extra dali --upgrade \
 		--no-emit-index-url --no-header --quiet --output-file requirements.txt pyproject.toml
 
 clean:  ## remove the environment; keeps data/ and results/
