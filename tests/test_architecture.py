@@ -22,7 +22,7 @@ MAY_USE = {
     "models": {"experiment"},
     "distill": {"experiment", "models"},
     "evaluation": {"experiment", "data", "models", "reporting"},
-    "reporting": {"experiment", "data"},
+    "reporting": {"experiment", "data", "cluster"},
     "training": {"experiment", "data", "models", "distill", "evaluation", "reporting", "cluster"},
     "project": {"experiment", "data"},
     "cli": {"experiment", "data", "models", "distill", "evaluation", "reporting", "training", "cluster", "project"},

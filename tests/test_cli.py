@@ -31,6 +31,10 @@ def test_check_lists_the_runs_of_an_experiment(capsys):
     ("arguments", "message"),
     [
         (("check", "nowhere.yaml"), "nowhere.yaml: cannot be read: No such file or directory"),
+        (("check", "config/tinny.yaml"), "No such file or directory; did you mean 'config/tiny.yaml'?"),
+        (("check", "tiny"), "tiny: cannot be read: No such file or directory; did you mean 'config/tiny.yaml'?"),
+        (("status", "config/tinny.yaml"), "did you mean 'config/tiny.yaml'?"),
+        (("status", "--watch"), "--watch needs a terminal"),
         (("train", "config/tiny.yaml", "smal"), "no run 'smal'; did you mean 'small'"),
         (("train", "config/tiny.yaml", "small", "--seed", "7"), "no seed 7; valid: 0, 1"),
         (
@@ -58,7 +62,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(workplace, monkeypatch, capsys,
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        ((), "distillery: Missing command; see distillery --help"),
+        (("trian",), "distillery: No such command 'trian'. Did you mean 'train'?; see distillery --help"),
         (("train", "config/tiny.yaml"), "distillery: Missing argument 'run'; see distillery train --help"),
         (("check", "a", "--sed", "4"), "distillery: No such option: --sed; see distillery check --help"),
         (
@@ -74,6 +78,9 @@ def test_misuse_gets_one_line_and_exit_code_2(capsys, arguments, line):
 
 def test_version_and_help_end_well(capsys):
     assert run(capsys, "--version") == (0, f"distillery {__version__}\n", "")
+    code, out, _ = run(capsys)
+    assert code == 0
+    assert "Commands:" in out
     code, out, _ = run(capsys, "train", "--help")
     assert code == 0
     assert "--checkpoint-seconds" in out

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -49,7 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
     command = typer.main.get_command(app)
     try:
         # Not command.main(), which takes an EOFError out of a library for the user's Ctrl-C.
-        with command.make_context("distillery", sys.argv[1:] if arguments is None else list(arguments)) as context:
+        given = sys.argv[1:] if arguments is None else list(arguments)
+        with command.make_context("distillery", given or ["--help"]) as context:
             code = command.invoke(context)
     except UserError as error:
         code = _fail(str(error))
@@ -563,6 +565,39 @@ def why(
 
     for line in explain(target, config_dir, results, rehearsal=rehearsal):
         print(line)
+
+
+@app.command()
+def status(
+    config: Annotated[
+        Path | None, Argument(help="An experiment file; by default all experiments that have begun.")
+    ] = None,
+    watch: Annotated[bool, Option("--watch", help="Look again every two seconds, until Ctrl-C.")] = False,
+    as_json: Annotated[bool, Option("--json", help="For programs.")] = False,
+    config_dir: ConfigDir = CONFIG_DIR,
+    results: Results = RESULTS,
+    rehearsal: Rehearsal = False,
+) -> None:
+    """Show what each run is doing, from files alone: also from another terminal, and on a cluster."""
+    from distillery.reporting.status import as_data, begun, board, read_status, watch_board
+
+    if watch and (as_json or not sys.stdout.isatty()):
+        raise UserError("status: --watch needs a terminal, and no --json; leave it out")
+    experiments = []
+    for path in begun(config_dir, results) if config is None else [config]:
+        try:
+            experiments.append(load_experiment(path, rehearsal=rehearsal))
+        except UserError as error:
+            if config is not None:
+                raise
+            print(f"distillery: {error}", file=sys.stderr)  # of the others there is still something to say
+
+    look = partial(read_status, experiments, results)
+
+    if watch:
+        watch_board(look)
+    else:
+        print(as_data(look()) if as_json else board(look()))
 
 
 @app.command()

@@ -54,9 +54,19 @@ def work_folder(results: Path, experiment: str, run: str, seed: int) -> Path:
     return results / "work" / experiment / run / f"seed{seed}"
 
 
+def lock_path(results: Path, experiment: str, run: str, seed: int) -> Path:
+    """Where a run says that it is being made, whatever its spec."""
+    return work_folder(results, experiment, run, seed) / "lock"
+
+
+def log_folder(results: Path, experiment: str, run: str, seed: int) -> Path:
+    """What the workflow's jobs of a run have said: train.log or import.log, and evaluate.log."""
+    return results.parent / "logs" / experiment / run / f"seed{seed}"
+
+
 def diverged_folder(results: Path, experiment: str, run: str, seed: int) -> Path:
     """Curves of a run that diverged, kept beside its logs: Snakemake removes what a failed job has made."""
-    return results.parent / "logs" / experiment / run / f"seed{seed}" / "diverged"
+    return log_folder(results, experiment, run, seed) / "diverged"
 
 
 def shipped(name: str) -> Path:

@@ -155,6 +155,25 @@ class RunLock:
         time.sleep(min(self.heartbeat_seconds, 0.5))
 
 
+def look(path: Path, death_seconds: float = DEATH_SECONDS) -> tuple[Owner, float | None] | None:
+    """Who owns a lock, and for how many seconds he has been silent, None while he lives; None if there is no lock.
+
+    Nothing is waited for, so that an owner on another machine lives as long as his last heartbeat is recent by this
+    machine's clock.
+    """
+    try:
+        owner, silent = _read(path), time.time() - _date(path) / 1e9
+    except OSError:
+        return None
+    if owner is None:
+        return None
+    if owner.started and owner.machine == socket.gethostname():
+        lives = _started(owner.process) == owner.started
+    else:
+        lives = silent < death_seconds
+    return owner, None if lives else silent
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[RunLock | None]:
     """Hold the lock of a run while it is made; of the processes that make it together, the first one does.
@@ -196,7 +215,7 @@ def _read(path: Path) -> Owner | None:
         return Owner(**json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):  # being written, or left empty by a machine that lost its power
+    except (ValueError, TypeError, RecursionError):  # being written, or left empty by a machine that lost its power
         return Owner("", "an unknown machine", 0, "", None, "an unknown time")
 
 

@@ -57,7 +57,16 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"{path}: cannot be read: {reason}") from None
+        meant = _meant_file(path) if isinstance(error, FileNotFoundError) else ""
+        raise UserError(f"{path}: cannot be read: {reason}{meant}") from None
+
+
+def _meant_file(path: Path) -> str:
+    """Which files a missing one resembles, beside it and in config/, as ``; did you mean 'config/digits.yaml'?``."""
+    files = [file for folder in dict.fromkeys([path.parent, Path("config")]) for file in sorted(folder.glob("*.yaml"))]
+    stems = get_close_matches(path.stem, [file.stem for file in files], n=2, cutoff=0.6)
+    close = dict.fromkeys(repr(str(file)) for stem in stems for file in files if file.stem == stem)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _kind_of_file(mode: int) -> str:

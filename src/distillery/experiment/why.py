@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from distillery.errors import UserError
 from distillery.experiment.experiment import Experiment
@@ -57,7 +58,7 @@ def _parse(target: str, config: Path, results: Path) -> tuple[str, str | None, i
             "whether they would be made again, and `distillery why EXPERIMENT` which runs saw others"
         )
     if parts and parts[0] in ("tables", "figures") and len(parts) > 1:
-        file = re.fullmatch(r"(.+)\.(?:md|tex|csv)", parts[-1])
+        file = re.fullmatch(r"(.+)\.(?:md|tex|csv|html)", parts[-1])
         parts[-1] = file[1] if file else parts[-1]
         table = parts[2] if parts[0] == "tables" and len(parts) > 2 else None
         parts = [parts[1]]
@@ -79,12 +80,29 @@ def _explain_run(experiment: Experiment, run: str, seed: int, results: Path) -> 
     if record is None or not (folder / "weights.safetensors").is_file():
         yield f"{folder}: not made yet"
         return
+    reasons = stale_for(experiment, run, seed, results, record, images_digest(results, spec.dataset))
+    yield f"{folder}: {'stale' if reasons else f'up to date (digest {spec.digest})'}"
+    yield from (f"  {reason}" for reason in reasons)
+
+
+def images_digest(results: Path, dataset: str) -> Any:  # noqa: ANN401
+    """What a prepared data set's manifest says of its images; None where none can be read."""
+    return (try_json(dataset_folder(results, dataset) / "manifest.json") or {}).get("digest")
+
+
+def stale_for(
+    experiment: Experiment, run: str, seed: int, results: Path, record: dict[str, Any], images: object
+) -> list[str]:
+    """What differs between a run's results, of which ``record`` is run.json, and the present configuration, key by key.
+
+    ``images`` is the digest of the data set's images as they are now; None passes that over.
+    """
+    folder, spec = run_folder(results, experiment.name, run, seed), experiment.spec(run, seed)
     reasons = differences(record.get("spec") or {}, spec.ledger)
     if not reasons and record.get("digest") != spec.digest:
         reasons = [f"digest: {record.get('digest')} -> {spec.digest}"]
-    manifest = try_json(dataset_folder(results, spec.dataset) / "manifest.json")
-    if manifest is not None and manifest.get("digest") != record.get("manifest_digest"):
-        reasons.append(f"images of {spec.dataset}: {record.get('manifest_digest')} -> {manifest.get('digest')}")
+    if images is not None and images != record.get("manifest_digest"):
+        reasons.append(f"images of {spec.dataset}: {record.get('manifest_digest')} -> {images}")
     # A run's profile is of its first seed.
     profiled = [profile_path(results, experiment.name, run)] if seed == experiment.seeds(run)[0] else []
     for path in [folder / "metrics.json", *profiled]:
@@ -92,5 +110,4 @@ def _explain_run(experiment: Experiment, run: str, seed: int, results: Path) -> 
         for key, now in (("digest", record.get("digest")), ("evaluation", MEASURED), ("profiling", PROFILING)):
             if measured.get(key, now) != now:
                 reasons.append(f"{path.name}: {key}: {measured[key]} -> {now}")
-    yield f"{folder}: {'stale' if reasons else f'up to date (digest {spec.digest})'}"
-    yield from (f"  {reason}" for reason in reasons)
+    return reasons

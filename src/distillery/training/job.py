@@ -7,7 +7,7 @@ from typing import Literal
 
 from distillery.data.manifest import Manifest, load_manifest
 from distillery.experiment import Experiment, RunSpec
-from distillery.paths import dataset_folder, run_folder, work_folder
+from distillery.paths import dataset_folder, lock_path, run_folder
 
 # What prepares images. `memory` keeps them decoded; `torch` has worker processes, and so has `dali` for measurements;
 # `auto` is `memory` where they fit and the recipe allows it, and `torch` elsewhere.
@@ -73,4 +73,4 @@ class Job:
     @property
     def lock(self) -> Path:
         """Where it says that it is being made; whatever its spec, it has one folder."""
-        return work_folder(self.results, self.experiment.name, self.run, self.seed) / "lock"
+        return lock_path(self.results, self.experiment.name, self.run, self.seed)
