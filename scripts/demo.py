@@ -16,7 +16,7 @@ LOCK = Path(".snakemake", "demo.lock")
 
 WHERE_TO_LOOK = """
 Where to look next
-  these tables    results/tables/{0}.md; for papers .tex, for programs .csv
+  these tables    results/tables/{0}.md; for browsers .html, for papers .tex, for programs .csv
   figures         results/figures/{0}/
   TensorBoard     .venv/bin/tensorboard --logdir results/{0}
   HTML report     .venv/bin/snakemake --config experiments={0} --report results/report.html

@@ -27,7 +27,7 @@ def profile_path(results: Path, experiment: str, run: str) -> Path:
 
 
 def table_folder(results: Path) -> Path:
-    """<experiment>.md, .tex and .csv, and a folder <experiment>/ with each table alone."""
+    """<experiment>.md, .tex, .csv and .html, and a folder <experiment>/ with each table alone."""
     return results / "tables"
 
 

@@ -213,7 +213,7 @@ def test_times_stand_apart_and_leave_the_experiment_as_it_was(judged):
     tabulate(judged)
     changed = {str(path) for path, content in snapshot(folder).items() if content != before[path]}
     assert changed - {"toy/_experiment.json", "toy/methods.json"} == {
-        f"toy/speed.{kind}" for kind in ("md", "tex", "csv", "json")
+        f"toy/speed.{kind}" for kind in ("md", "tex", "csv", "html", "json")
     }
     experiment = (folder / "toy.md").read_text()
     link = re.search(r"\[.*?\]\((toy/speed\.md)\)", experiment)[1]
@@ -254,7 +254,7 @@ def test_each_table_is_also_written_alone(judged):
     folder = table_folder(judged.results)
     assert {path.relative_to(folder) for path in files} == {path for path in snapshot(folder) if path.suffix != ".json"}
     assert {str(path.relative_to(folder)) for path in files} == {
-        f"{stem}.{kind}" for stem in ("toy", "toy/methods", "toy/speed") for kind in ("md", "tex", "csv")
+        f"{stem}.{kind}" for stem in ("toy", "toy/methods", "toy/speed") for kind in ("md", "tex", "csv", "html")
     }
     experiment, alone = (folder / "toy.md").read_text(), (folder / "toy" / "methods.md").read_text()
     table = alone.partition("## ")[2].partition("## How")[0]
@@ -271,7 +271,7 @@ def test_tables_that_the_experiment_no_longer_has_disappear(judged):
     tabulate(judged)
     assert sorted(path.name for path in alone.iterdir()) == [
         "_experiment.json",
-        *("methods.csv", "methods.json", "methods.md", "methods.tex"),
+        *("methods.csv", "methods.html", "methods.json", "methods.md", "methods.tex"),
         "notes.txt",
     ]
 

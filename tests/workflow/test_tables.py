@@ -33,7 +33,7 @@ def test_a_table_alone_needs_its_own_runs_and_is_that_of_its_experiment(made):
     assert made.planned(target) == {"assemble the table alone of tiny"}
     result = made.run("snakemake", target, "--cores", "1")
     assert result.returncode == 0, result.stdout
-    alone = {name: made.read(f"results/tables/tiny/alone.{name}") for name in ("md", "tex", "csv")}
+    alone = {name: made.read(f"results/tables/tiny/alone.{name}") for name in ("md", "tex", "csv", "html")}
     # The experiment would train; made by hand from what there is, it writes the same.
     assert made.run("distillery", "tabulate", "config/tiny.yaml", "--partial").returncode == 0
     assert {name: made.read(f"results/tables/tiny/alone.{name}") for name in alone} == alone

@@ -11,6 +11,12 @@ rule assemble_tables:
         raw=lambda w: plan.raw_images_of(w.experiment),
         published=lambda w: plan.published(w.experiment),
     output:
+        page=report(
+            "results/tables/{experiment}.html",
+            category="Tables",
+            labels={"experiment": "{experiment}", "format": "HTML"},
+            caption="../report/tables.rst",
+        ),
         markdown=report(
             "results/tables/{experiment}.md",
             category="Tables",
@@ -45,7 +51,7 @@ rule assemble_table:
         raw=lambda w: plan.raw_images_of(w.experiment),
         published=lambda w: plan.published(w.experiment),
     output:
-        multiext("results/tables/{experiment}/{table}", ".md", ".tex", ".csv", ".json"),
+        multiext("results/tables/{experiment}/{table}", ".md", ".tex", ".csv", ".html", ".json"),
     log:
         "logs/{experiment}/tables/{table}.log",
     benchmark:

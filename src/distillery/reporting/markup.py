@@ -43,10 +43,18 @@ _SIGN = re.compile(r"(?<![\w.)])([+-])(?=\d)")
 
 @dataclass(frozen=True)
 class Cell:
-    """One field of a table, as plain text."""
+    """One field of a table, as plain text.
+
+    What else is known of it is for formats with room behind the text: the number that rows are sorted by, what a reader
+    may ask next, a verdict's or a gain's finding, and the run that it is about.
+    """
 
     text: str
     bold: bool = False
+    value: float | None = None
+    hint: str = ""
+    finding: str = ""
+    run: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from distillery.experiment.schema.columns import COLUMNS, METRICS, PROFILE, Colu
 from distillery.experiment.schema.experiment import Grid, head_cells
 from distillery.paths import dataset_folder, profile_path, run_folder, table_folder, table_seal
 from distillery.reporting.content import Content, Entry, gather, read_ledger
+from distillery.reporting.html import Part, to_html
 from distillery.reporting.legend import NOT_RUN, SELECTIONS, introduce, legend
 from distillery.reporting.markup import LATEX_HEAD, Cell, Sheet, defuse, escape_markdown, to_latex, to_markdown
 from distillery.reporting.measurements import Measured, Profile, needed_files, read_measurements
@@ -32,7 +33,7 @@ CSV_HEADER = (
 def tabulate_experiment(experiment: Experiment, results: Path, published: Path, *, partial: bool = False) -> list[Path]:
     """Write the tables of an experiment from the metrics and profiles of its runs, and return the files.
 
-    The experiment's own three files have the same bytes whenever they are made from the same results. A table
+    The experiment's own four files have the same bytes whenever they are made from the same results. A table
     with times cannot have that, so it is only written alone, and the experiment links to it. The ledger ``published``
     need not exist. ``partial`` marks what is missing or stale instead of refusing it.
 
@@ -53,6 +54,9 @@ def tabulate_experiment(experiment: Experiment, results: Path, published: Path, 
         ),
         folder / f"{experiment.name}.tex": _latex(experiment, stable),
         folder / f"{experiment.name}.csv": _csv(stable),
+        folder / f"{experiment.name}.html": _html(
+            experiment, contents, introduce(experiment, manifest, runs), legend(stable)
+        ),
     }
     parts: dict[str | None, dict[Path, str]] = {None: files}
     for content in contents:
@@ -62,7 +66,7 @@ def tabulate_experiment(experiment: Experiment, results: Path, published: Path, 
     made_of = {name: [content.name for content in stable] if name is None else [name] for name in parts}
     seals = [_write(experiment, name, part, made_of[name], results) for name, part in parts.items()]
     written = [path for part in parts.values() for path in part]
-    remove_others(folder / experiment.name, (".md", ".tex", ".csv", ".json"), keep=[*written, *seals])
+    remove_others(folder / experiment.name, (".md", ".tex", ".csv", ".html", ".json"), keep=[*written, *seals])
     return written
 
 
@@ -138,16 +142,21 @@ def _grid_cell(content: Content, run: str) -> Cell:
             published, _, finding = _verdict_cells(entry)
             text += f" ({published.text})" if finding.text == text else f" ({published.text}: {finding.text})"
         texts.append(text)
-    return Cell(" / ".join(texts), entries[0].best)
+    findings = dict.fromkeys(entry.verdict.finding for entry in entries if entry.verdict is not None)
+    value = None if entries[0].summary is None else entries[0].summary.mean
+    hint = "\n".join(dict.fromkeys(part for entry in entries for part in _hints(content, entry)))
+    return Cell(" / ".join(texts), entries[0].best, value, hint, "".join(findings) if len(findings) == 1 else "", run)
 
 
 def _row(content: Content, run: str, has_teacher: bool) -> tuple[Cell, ...]:
-    cells = [Cell(run)] + [Cell(content.teachers[run] or NOTHING)] * has_teacher
+    teacher = content.teachers[run]
+    cells = [Cell(run, run=run)] + [Cell(teacher or NOTHING, run=teacher or "")] * has_teacher
     cells += [Cell(content.labels.get(run, "all"))] * bool(content.labels)
     cells += [_value_cell(content, content.entries[run, metric]) for metric in content.table.columns]
     if content.scored:
         measured = content.runs.get(run, Measured())
-        cells += [Cell(str(len(measured.metrics) or NOTHING)), Cell(SELECTIONS.get(measured.selection, NOTHING))]
+        n = len(measured.metrics)
+        cells += [Cell(str(n or NOTHING), value=n or None), Cell(SELECTIONS.get(measured.selection, NOTHING))]
     for metric in content.judged:
         cells += _verdict_cells(content.entries[run, metric])
     return tuple(cells)
@@ -157,12 +166,41 @@ def _value_cell(content: Content, entry: Entry) -> Cell:
     column, summary = COLUMNS[entry.metric], entry.summary
     if summary is None:
         return Cell(entry.uncompared or (NOT_RUN if entry.gap else NOTHING))
+    hint = "\n".join(_hints(content, entry)[:1])
     if entry.gain is not None:
         # The table's n is the run's own.
         fewer = 1 < entry.gain.n < len(content.runs[entry.run].metrics)
-        return Cell(describe_gain(entry.gain, column) + f", n = {entry.gain.n}" * fewer, entry.best)
+        text = describe_gain(entry.gain, column) + f", n = {entry.gain.n}" * fewer
+        finding = "" if not entry.gain.shown else "better" if entry.gain.mean > 0 else "worse"
+        return Cell(text, entry.best, summary.mean, hint, finding, entry.run)
     spread = "" if summary.std is None else f" ± {column.show(summary.std)}"
-    return Cell(column.show(summary.mean) + spread, entry.best)
+    return Cell(column.show(summary.mean) + spread, entry.best, summary.mean, hint, run=entry.run)
+
+
+def _hints(content: Content, entry: Entry) -> list[str]:
+    """What stands behind a value: its seeds or its test; and behind a verdict, its test and its source."""
+    column, gain, measured = COLUMNS[entry.metric], entry.gain, content.runs.get(entry.run, Measured())
+    if gain is not None:
+        tests = [f"{name} {p:.2g}" for name, p in (("p", gain.p), ("p by Holm's method", gain.p_holm)) if p is not None]
+        hints = [", ".join([f"over {content.table.baseline}: paired t-test over {gain.n} seeds", *tests])]
+    else:
+        seeds = measured.by_seed(column.key) if column.file == METRICS and column.compute is None else {}
+        hints = [", ".join(f"seed {seed}: {column.show(value)}" for seed, value in sorted(seeds.items()))]
+    return [*hints, *_verdict_hints(entry)]
+
+
+def _verdict_hints(entry: Entry) -> list[str]:
+    number, verdict, column = entry.published, entry.verdict, COLUMNS[entry.metric]
+    if number is None or verdict is None:
+        return []
+    hint = verdict.finding
+    if verdict.tolerance is not None and column.better is None:
+        hint += ": compared by the published digits"
+    elif verdict.tolerance is not None:
+        hint += f": noise explains a shortfall of {column.show(verdict.tolerance)} (one-sided t-test at 5 %)"
+    runs = "" if number.n is None else f", n = {number.n}"
+    epoch = "" if number.selection is None else f", {SELECTIONS[number.selection]}"
+    return [hint, f"source: {number.source}{runs}{epoch}"]
 
 
 def describe_gain(gain: Gain, column: Column) -> str:
@@ -202,7 +240,12 @@ def _verdict_cells(entry: Entry) -> list[Cell]:
     column = COLUMNS[entry.metric]
     value = column.show(float(number.value)) if column.decimals is None else f"{number.value:f}"
     difference = NOTHING if verdict.difference is None else column.show_difference(verdict.difference)
-    return [Cell(value + spread), Cell(difference), Cell(verdict.finding)]
+    hint = "\n".join(_verdict_hints(entry))
+    return [
+        Cell(value + spread, value=float(number.value), hint=hint),
+        Cell(difference, value=verdict.difference, hint=hint),
+        Cell(verdict.finding, hint=hint, finding=verdict.finding),
+    ]
 
 
 def _notes(content: Content) -> tuple[str, ...]:
@@ -282,6 +325,9 @@ def _alone(experiment: Experiment, content: Content, introduction: str, results:
         path.with_name(f"{content.name}.md"): _join([*top, to_markdown(lay_out(content)), legend([content])]),
         path.with_name(f"{content.name}.tex"): _latex(experiment, [content]),
         path.with_name(f"{content.name}.csv"): _csv([content]),
+        path.with_name(f"{content.name}.html"): _html(
+            experiment, [content], introduction, legend([content]), alone=True
+        ),
     }
 
 
@@ -292,6 +338,21 @@ def _section(experiment: Experiment, content: Content) -> str:
     link = f"[{experiment.name}/{content.name}.md]({experiment.name}/{content.name}.md)"
     why = "Times differ from machine to machine and from day to day, so they stand apart"
     return f"## {escape_markdown(content.title)}\n\n{why}: {link}.\n"
+
+
+def _html(
+    experiment: Experiment, contents: list[Content], introduction: str, reading: str, *, alone: bool = False
+) -> str:
+    parts = [
+        Part(
+            content.name,
+            content.title,
+            None if content.timed and not alone else lay_out(content),
+            _latex(experiment, [content]),
+        )
+        for content in contents
+    ]
+    return to_html(experiment.name, introduction, parts, reading, up="../../" if alone else "../")
 
 
 def _latex(experiment: Experiment, contents: list[Content]) -> str:
