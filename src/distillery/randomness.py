@@ -91,7 +91,7 @@ def seed_generators(seed: int, stream: str, *position: int) -> None:
     random.seed(key)
     np.random.seed(key & 0xFFFFFFFF)
     torch.default_generator.manual_seed(key)
-    # As torch.manual_seed, less the kinds of devices that nothing here runs on: it looks up the callers for each of them,
+    # As torch.manual_seed, less the kinds of devices that nothing here runs on: it looks up the callers for each,
     # which takes longer than a small network's layer.
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(key)
