@@ -66,6 +66,31 @@ def test_exactly_one_rule_makes_each_network(plan, path, kind):
     assert [each for each in ("imported", "teacher", "student") if made_by(plan, each, path)] == [kind]
 
 
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("wide/taken", "imported"), ("wide/big", "teacher"), ("wide/mid", "teacher"), ("wide/small", "student"),
+     ("wide/s-kd", "student")],
+)  # fmt: skip
+def test_defaults_and_sweeps_count_when_a_rule_is_chosen(config, path, kind):
+    (config / "wide.yaml").write_text("""
+wide:
+  dataset: few
+  defaults: {recipe: short}
+  runs:
+    taken: {model: cifar_resnet8, weights: a.pth}
+    big: {model: cifar_resnet14}
+    mid: {model: cifar_resnet14}
+    small: {model: cifar_resnet8}
+  sweep:
+    pairs:
+      over:
+        student: {s: {model: cifar_resnet8, teacher: big}, t: {model: cifar_resnet8, teacher: {run: mid}}}
+        method: {kd: {objective: {kd: {}}}}
+""")
+    plan = make_plan(config, {"experiments": "wide"}, needed_files)
+    assert [each for each in ("imported", "teacher", "student") if made_by(plan, each, path)] == [kind]
+
+
 def test_in_a_rehearsal_stand_ins_are_trained(config):
     plan = make_plan(config, {"rehearsal": "true", "experiments": "one"}, needed_files)
     assert made_by(plan, "student", "one/taken")

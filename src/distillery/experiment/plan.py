@@ -20,6 +20,7 @@ from distillery.experiment.reading import nearest, read_mapping
 from distillery.experiment.rehearsal import rehearsed_dataset, representatives
 from distillery.experiment.schema.block import NAME_PATTERN
 from distillery.experiment.schema.dataset import HUB_PREFIX, Dataset
+from distillery.experiment.sweep import written_out
 from distillery.paths import bank_folder, dataset_folder, figure_folder, profile_path, run_folder, table_folder
 from distillery.results import try_json
 
@@ -91,8 +92,9 @@ class Plan:
 
     def _kinds(self, name: str) -> dict[str, Kind]:
         try:
-            content = read_mapping(self.config / f"{name}.yaml")
-            runs: dict[str, Any] = {run: keys for run, keys in content[name]["runs"].items() if isinstance(keys, dict)}
+            path = self.config / f"{name}.yaml"
+            content = written_out(path, name, read_mapping(path)[name])
+            runs: dict[str, Any] = {run: keys for run, keys in content["runs"].items() if isinstance(keys, dict)}
         except (UserError, LookupError, TypeError, AttributeError):
             return {}
         named = [keys.get("teacher") for keys in runs.values()]
