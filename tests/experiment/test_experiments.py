@@ -168,6 +168,9 @@ def test_the_learning_rates_are_those_of_the_original_code(run, schedule):
         ("cifar100/shufflenet_v1-reviewkd", 128, (0.02, 5e-4, True), "32-true", "best"),
         ("cifar100/resnet20-mlkd", 64, (0.025, 5e-4, False), "32-true", "best"),
         ("cifar100/mobilenet_v2-mlkd", 64, (0.01, 5e-4, False), "32-true", "best"),
+        ("imagenet-methods/resnet18-dkd", 512, (0.2, 1e-4, False), "32-true", "best"),
+        ("imagenet-methods/mobilenet_v1-reviewkd", 256, (0.1, 1e-4, False), "32-true", "best"),
+        ("imagenet-methods/resnet18-wsld", 256, (0.1, 1e-4, True), "32-true", "best"),
         ("cifar10/efficientnet_b0-kd-resnet152", 256, (0.1, 0.0, True), "32-true", "best"),
     ],
 )
