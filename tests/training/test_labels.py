@@ -146,6 +146,15 @@ def test_what_cannot_go_together_gets_one_line(workplace, keys, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("terms", ["pskd: {}", "ce: {}, masked_generative: {}"])
+def test_a_term_that_never_reads_the_rows_of_other_images_may_do_without_them(workplace, terms):
+    workplace.edit(
+        "objective: {ce: {weight: 0.5}, kd: {weight: 0.5, temperature: 2}}",
+        f"labels: 6, images: labelled, objective: {{kd: {{}}, {terms}}}",
+    )
+    assert set(load_experiment(workplace.experiment).spec("taught").objective.terms()) > {"kd"}
+
+
 def test_images_without_a_label_need_a_term_that_does_without(workplace):
     workplace.edit(
         "    small:  {model: cifar_resnet8, recipe: tiny}",

@@ -79,7 +79,9 @@ class FewLabels(Block):
                 raise UserError(f"labels: {name} needs the label of every image; remove {name} or write labels: all")
             if self.labels == 0 and options.needs.labels:
                 raise UserError(f"labels: 0 leaves {name} nothing to learn from; remove {name} or give it some labels")
-            if self.images == "labelled" and options.needs.indices:
+            # Its memory is compared with all that it holds. A term of labels reads the rows of labelled images alone.
+            remembers_all = options.needs.indices and not options.draws_by_index and not options.needs.labels
+            if self.images == "labelled" and remembers_all:
                 raise UserError(
                     f"images: {name} remembers every training image, and would never see those without a label; write "
                     "images: all"
