@@ -13,7 +13,7 @@ help:  ## list the targets
 demo: workflow/schemas  ## real digits, from images to a judged table (4 minutes on 2 cores)
 	@python scripts/demo.py
 
-demo-methods: workflow/schemas  ## does each method help, on the digits? (14 minutes on 2 cores)
+demo-methods: workflow/schemas  ## does each method help, on the digits? (about 15 minutes on 2 cores)
 	@python scripts/demo.py digits-methods
 
 # After each job, Snakemake looks for work one such timespan later, and every timespan from then on: by default every second,
