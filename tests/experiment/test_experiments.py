@@ -1,12 +1,14 @@
 """The published systems: every printed number has its run and its table, every recipe is the source's."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from distillery.experiment import load_experiments
+from distillery.experiment.plan import Plan
 from distillery.experiment.schema.columns import COLUMNS
 from distillery.experiment.schema.experiment import head_cells
 from distillery.experiment.schema.objective import TERMS
@@ -100,6 +102,13 @@ def test_the_benchmark_has_every_term_and_its_tuning_every_pair_of_settings():
     students = [tuning.config.runs[run].objective for run in tuning.recipes]
     assert len({(line.kd.temperature, line.kd.weight) for line in students}) == 12
     assert all(line.ce.weight == pytest.approx(1 - line.kd.weight) for line in students)
+
+
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+def test_the_workflow_imports_the_runs_that_have_no_recipe_from_anywhere(name):
+    pattern = re.compile(Plan(ROOT / "config").pattern("imported"))
+    imported = {run for run in EXPERIMENTS[name].config.runs if pattern.match(f"{name}/{run}/")}
+    assert imported == set(EXPERIMENTS[name].config.runs) - set(EXPERIMENTS[name].recipes)
 
 
 def test_every_network_is_known():

@@ -99,11 +99,13 @@ class Plan:
             return {}
         named = [keys.get("teacher") for keys in runs.values()]
         teachers = {str(key.get("run") if isinstance(key, dict) else key) for key in named}
-        # A rehearsal trains stand-ins for weights that come from elsewhere.
+        # A run with neither key trains by `defaults`; a rehearsal trains stand-ins for weights from elsewhere.
         imported = {
             run
             for run, keys in runs.items()
-            if keys.get("recipe") is None and (not self.rehearsal or str(keys.get("weights")).startswith("run:"))
+            if keys.get("recipe") is None
+            and keys.get("weights") is not None
+            and (not self.rehearsal or str(keys.get("weights")).startswith("run:"))
         }
         kinds: dict[str, Kind] = {}
         for run in runs:
