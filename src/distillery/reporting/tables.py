@@ -193,7 +193,7 @@ def _verdict_hints(entry: Entry) -> list[str]:
     number, verdict, column = entry.published, entry.verdict, COLUMNS[entry.metric]
     if number is None or verdict is None:
         return []
-    hint = verdict.finding
+    hint: str = verdict.finding
     if verdict.tolerance is not None and column.better is None:
         hint += ": compared by the published digits"
     elif verdict.tolerance is not None:
