@@ -73,7 +73,7 @@ def test_a_flipped_byte_of_a_table_or_profile_is_named(tabulated, capsys):
     place, tables = tabulated, tabulated.results / "tables"
     code, said, lines = verify(place, capsys)
     assert (code, lines) == (0, [])
-    assert said.startswith("20 files looked at")
+    assert said.startswith("23 files looked at")
     files = [path for path in tables.rglob("*") if path.is_file()]
     assert len(files) == 12
     for path in [*files, place.results / "tiny" / "small" / "profile.json"]:
@@ -93,7 +93,7 @@ def test_a_table_older_than_what_it_was_made_from_is_named(tabulated, capsys):
     write_sealed(metrics, read_json(metrics, "it") | {"top1": 12.5})
     code, _, lines = verify(tabulated, capsys)
     assert code == 2
-    assert len(lines) == 6  # scores alone and the page, in three formats; not the times
+    assert len(lines) == 8  # scores alone and the page, in four formats; not the times
     line = f"tiny.md: older than {metrics}, which it was made from; make it again with: distillery tabulate "
     assert any(line in each for each in lines)
 

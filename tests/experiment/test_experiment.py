@@ -57,7 +57,9 @@ def test_every_experiment_of_the_repository_loads_and_has_distinct_digests():
     for experiment in load_experiments(ROOT / "config").values():
         found = digests(experiment)
         assert found
-        assert len(set(found.values())) == len(found)
+        # The benchmark's tuned KD has KD's usual settings until it is tuned.
+        distinct = {run: digest for run, digest in found.items() if run[0] != "kd-tuned"}
+        assert len(set(distinct.values())) == len(distinct)
 
 
 def test_digests_are_the_same_on_every_machine_and_in_every_release(config):

@@ -126,6 +126,7 @@ def power(effect: float, n: int) -> float:
     """
     from scipy.special import nctdtr, stdtrit
 
-    # Beyond this the power is 1, and the function not defined.
     shift = min(abs(effect) * math.sqrt(n), 1e4)
-    return 1 - float(nctdtr(n - 1, shift, float(stdtrit(n - 1, 1 - ALPHA / 2))))
+    missed = float(nctdtr(n - 1, shift, float(stdtrit(n - 1, 1 - ALPHA / 2))))
+    # Where the function is not defined, the shift is above 30 and next to nothing is missed.
+    return 1.0 if math.isnan(missed) else 1 - missed
