@@ -75,7 +75,7 @@ def test_a_flipped_byte_of_a_table_or_profile_is_named(tabulated, capsys):
     assert (code, lines) == (0, [])
     assert said.startswith("23 files looked at")
     files = [path for path in tables.rglob("*") if path.is_file()]
-    assert len(files) == 12
+    assert len(files) == 15
     for path in [*files, place.results / "tiny" / "small" / "profile.json"]:
         whole = path.read_bytes()
         for position in (0, len(whole) // 2, whole.find(b'"seal"') + 1, len(whole) - 1):
