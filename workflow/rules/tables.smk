@@ -51,7 +51,14 @@ rule assemble_table:
         raw=lambda w: plan.raw_images_of(w.experiment),
         published=lambda w: plan.published(w.experiment),
     output:
-        multiext("results/tables/{experiment}/{table}", ".md", ".tex", ".csv", ".html", ".json"),
+        multiext(
+            "results/tables/{experiment}/{table}",
+            ".md",
+            ".tex",
+            ".csv",
+            ".html",
+            ".json",
+        ),
     log:
         "logs/{experiment}/tables/{table}.log",
     benchmark:
