@@ -54,12 +54,12 @@ def brought(requirements):
 
 
 def hidden():
-    """The packages here that a core install would not have."""
+    """The packages here that a core install would not have; but torch asks for optree's version, which is not hidden."""
     core = brought(PROJECT["dependencies"]) | {"distillery"}
     return {
         package
         for package, owners in metadata.packages_distributions().items()
-        if not core & {canonicalize_name(owner) for owner in owners}
+        if package != "optree" and not core & {canonicalize_name(owner) for owner in owners}
     }
 
 

@@ -148,7 +148,7 @@ def stop_workers_of_one_at(step):
 def test_a_signal_ends_the_wait_for_data_of_one_of_two_processes(workplace, straight):
     # Once the worker is stopped, what it had loaded ahead is still there: two batches.
     workplace.edit_recipe("epochs: 2")
-    job = workplace.job(results="hanging", workers=1)
+    job = workplace.job(results="hanging", workers=1, loader="torch")
     begun = time.monotonic()
     make_in_processes(job, 2, stop_workers_of_one_at(1))
     assert time.monotonic() - begun < 30
