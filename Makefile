@@ -32,8 +32,11 @@ save: .venv/.installed  ## record, and send results to DVC's remote
 restore: .venv/.installed  ## bring recorded results back from DVC's remote
 	@python scripts/versions.py restore $(EXPERIMENT)
 
-test: .venv/.installed lint  ## every check and test (under 12 minutes on 2 cores)
-	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal
+test: .venv/.installed lint  ## every check and test but those below (under 12 minutes on 2 cores)
+	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal -m "not sweep"
+
+test-sweep: workflow/schemas  ## every term and every family of networks, as student and as teacher (8 minutes of one core)
+	OMP_NUM_THREADS=1 pytest -m sweep
 
 test-slurm: .venv/.installed  ## the workflow on a real Slurm cluster on this machine (Debian or Ubuntu, as root)
 	bash tests/slurm/install.sh
@@ -52,7 +55,7 @@ benchmark: workflow/schemas  ## every term on CIFAR-10, beside a student alone a
 	@python scripts/benchmark.py
 
 quick: workflow/schemas  ## the quick tests (under 2 minutes)
-	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal -m "not slow and not sweep"
 
 lint: workflow/schemas  ## style, types, workflow style
 	ruff check .

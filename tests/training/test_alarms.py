@@ -179,7 +179,7 @@ NAMES = ("ce", "kd", "mgd", "bake", "overhaul", "rkd", "crd")
 MODELS = ("cifar_resnet8", "cifar_resnet14")
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_fifty_healthy_runs_raise_no_alarm(workplace, one_thread):
     workplace.edit_recipe("epochs: 6")
     workplace.edit("seeds: [0, 1]", f"seeds: {list(range(10))}")

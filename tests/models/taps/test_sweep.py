@@ -85,7 +85,7 @@ def build(library, name, arguments):
     return torchvision.models.get_model(name, num_classes=5, **arguments), size
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize(
     ("library", "name", "arguments"),
     [
