@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-methods rehearse rehearse-families save restore test test-slurm test-gpu test-faults bench benchmark quick lint format lock clean
+.PHONY: help demo demo-methods rehearse rehearse-families save restore test test-slurm test-gpu test-faults test-sweep bench benchmark quick lint format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
