@@ -3,15 +3,10 @@
 Heavy libraries are imported inside the commands that need them, so that the light ones answer at once.
 """
 
-import atexit
-import ctypes
 import math
 import os
-import platform
 import signal
 import sys
-import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,8 +15,9 @@ import typer
 from typer import Argument, Option
 
 from distillery import __version__
-from distillery.errors import UserError, located
-from distillery.experiment import Experiment, load_experiment
+from distillery.errors import UserError, machine_at_fault
+from distillery.experiment import load_experiment
+from distillery.process import end_process, import_fabric, keep_memory, limit_threads
 
 app = typer.Typer(
     add_completion=False,
@@ -71,42 +67,13 @@ def main(arguments: list[str] | None = None) -> None:
         where = f"{error.filename}: " if error.filename is not None else ""
         code = _fail(f"{where}{error.strerror or error}; mend it, and the same command continues from what is saved")
     except RuntimeError as error:
-        said = _machine_at_fault(error)
+        said = machine_at_fault(error)
         if said is None:
             raise
         code = _fail(said)
     if arguments is None:
-        _end_process(code or 0)
+        end_process(code or 0)
     sys.exit(code or 0)
-
-
-def _end_process(code: int) -> None:
-    """End as an interpreter does, but without taking torch's modules apart one by one, which takes a second."""
-    threading._shutdown()  # type: ignore[attr-defined]
-    atexit._run_exitfuncs()
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError):  # a full disk, a closed pipe
-            code = code or 1
-    os._exit(code)
-
-
-def _machine_at_fault(error: RuntimeError) -> str | None:
-    """Say what to do where memory ran out, of a GPU or of a process that reads images; None for other errors."""
-    sentences = str(error).strip().split(". ")
-    # By its name, for light commands do without torch.
-    if type(error).__name__ == "OutOfMemoryError":
-        said = ". ".join(sentences[:3])
-        return f"{said}; give `train` a --device-batch (or a smaller one), or free the GPU: see nvidia-smi"
-    if "DataLoader worker" in str(error):
-        reason = sentences[0].splitlines()[0].rstrip(".")
-        return (
-            f"a process that reads images has ended ({reason}): memory or /dev/shm was full, or somebody ended it; use "
-            "fewer --workers, more memory, or a larger --shm-size of the container; the same command continues from "
-            "what is saved"
-        )
-    return None
 
 
 def _fail(line: str) -> int:
@@ -146,73 +113,15 @@ def init(
 @app.command()
 def check(config: Config, results: Results = RESULTS, workers: Workers = 2) -> None:
     """Validate an experiment file with its models, list its runs, and say what they will need of this machine."""
-    from tabulate import tabulate
-
-    from distillery.distill.losses.stages import check_stages
-    from distillery.experiment.checks import large_memories
-    from distillery.models.pretrained.checkpoint import check_file
-    from distillery.models.registry import check_arguments, explain_unknown, is_model
+    from distillery.training.check import check_experiment, describe_experiment, forecast_banks
     from distillery.training.forecast import Forecast
-    from distillery.training.optim import check_optimizer
 
     experiment = load_experiment(config)
-    for run, line in experiment.config.runs.items():
-        with located(experiment.where(run)):
-            if not is_model(line.model):
-                raise UserError(f"model: {explain_unknown(line.model)}")
-            if line.model_args:
-                check_arguments(line.model, line.model_args)
-            if run in experiment.recipes:
-                check_optimizer(experiment.recipes[run].optimizer)
-            check_file(experiment.spec(run).weights_file)
-    for teacher in sorted(experiment.teachers()):
-        _check_size(experiment, teacher)
-    check_stages(experiment)
-    rows = [
-        (run, seed, experiment.teacher(run) or "", experiment.config.runs[run].model, experiment.spec(run, seed).digest)
-        for run, seed in experiment.members()
-    ]
-    print(tabulate(rows, headers=("run", "seed", "teacher", "model", "digest"), tablefmt="github"))
+    check_experiment(experiment)
     forecast = Forecast(experiment, results, workers)
-    print(f"\n{forecast.line()}")
-    for note in large_memories(experiment):
-        print(f"note: {note}")
-    for bank in _describe_banks(experiment, results):
-        print(bank)
+    print("\n".join([*describe_experiment(experiment, forecast), *forecast_banks(experiment, results)]))
     for warning in forecast.warnings():
         print(f"warning: {warning}", file=sys.stderr)
-
-
-def _describe_banks(experiment: Experiment, results: Path) -> Iterator[str]:
-    """Forecast each bank of answers: who shares it, how large it is, and what it saves the teacher."""
-    from distillery.data.manifest import load_manifest
-    from distillery.experiment.bank import banks_of, describe_bank, holds_embedding
-    from distillery.models import create_model
-    from distillery.models.taps import plan_taps
-    from distillery.paths import dataset_folder
-
-    for teacher in sorted(experiment.teachers()):
-        for address, members in banks_of(experiment, teacher).items():
-            features, spec = 0, experiment.spec(*members[0])
-            if holds_embedding(spec) and spec.teacher is not None and spec.teacher.prepared_for is not None:
-                network = create_model(spec.teacher.model, 10, **spec.teacher.model_args)
-                features = plan_taps(network, spec.teacher.prepared_for.size, spec.teacher.model).features
-            folder = dataset_folder(results, spec.dataset)
-            size = None
-            if (folder / "manifest.json").exists():
-                manifest = load_manifest(folder)
-                size = manifest.splits["train"].images, len(manifest.classes)
-            yield describe_bank(experiment, teacher, address, members, size, features)
-
-
-def _check_size(experiment: Experiment, run: str) -> None:
-    """See that a teacher takes images of the size that it will be shown, where the configuration says it."""
-    from distillery.models import check_input, create_model
-
-    spec = experiment.spec(run)
-    if spec.prepared_for is not None:
-        with located(experiment.where(run)):
-            check_input(create_model(spec.model, 10, **spec.model_args), spec.model, spec.prepared_for.size, 10)
 
 
 @app.command()
@@ -250,27 +159,10 @@ def data(
     results: Results = RESULTS,
 ) -> None:
     """Show what a prepared data set holds, and draw samples as a recipe augments them."""
-    from distillery.data.arrow import ArrowImages
-    from distillery.data.contact_sheet import draw_contact_sheet
-    from distillery.data.manifest import load_manifest
-    from distillery.data.overview import describe_manifest
-    from distillery.experiment.loading import load_recipe, usual_recipe
-    from distillery.paths import contact_sheet_path, dataset_folder
+    from distillery.data.show import show_dataset
 
-    folder = dataset_folder(results, dataset)
-    manifest = load_manifest(folder)
-    print(describe_manifest(manifest))
-    if "train" not in manifest.splits:
-        return
-    name = recipe or usual_recipe(config_dir, dataset)
-    if name is None:
-        print(f"\nNo experiment of {config_dir} trains on {dataset}; name a --recipe to see it augmented.")
-        return
-    path = output or contact_sheet_path(results, dataset)
-    draw_contact_sheet(
-        manifest, ArrowImages(folder, manifest, "train"), name, load_recipe(config_dir, name, "--recipe")[0], path
-    )
-    print(f"\nSamples as the recipe {name} augments them: {path}")
+    for part in show_dataset(dataset, recipe, output, config_dir, results):
+        print(part)
 
 
 @app.command()
@@ -306,7 +198,7 @@ def train(
             f"{config}: {run} was changed after this job was planned (its digest is {digest}, not {expect_digest}); "
             "start snakemake again"
         )
-    _import_fabric()
+    import_fabric()
     from distillery.cluster.launch import note_finished
     from distillery.cluster.requeue import requeue_this_job
     from distillery.training.job import Job, Machine
@@ -348,7 +240,7 @@ def answer(
         raise UserError(f"{config}: no run says teacher: {{run: {teacher}, answers: bank}}")
     if address is not None and address not in banks:
         raise UserError(f"--address: {teacher} has no bank {address}; valid: {', '.join(sorted(banks))}")
-    _import_fabric()
+    import_fabric()
     from distillery.training.answers import record_answers
     from distillery.training.job import Job, Machine
 
@@ -360,17 +252,6 @@ def answer(
         print(f"distillery: {stopped}: saved; the same command continues from here", file=sys.stderr, flush=True)
         return 130 if str(stopped) == "SIGINT" else STOPPED
     return 0
-
-
-def _import_fabric() -> None:
-    """Import Fabric, without torchmetrics where that is installed: it looks at its version alone, for two seconds."""
-    if "torchmetrics" in sys.modules:
-        return
-    sys.modules["torchmetrics"] = None  # type: ignore[assignment]
-    try:
-        import lightning_fabric  # noqa: F401
-    finally:
-        del sys.modules["torchmetrics"]
 
 
 @app.command()
@@ -401,8 +282,8 @@ def evaluate(
             )
         from distillery.evaluation.evaluate import evaluate_run
 
-        _keep_memory()
-        _limit_threads(threads)
+        keep_memory()
+        limit_threads(threads)
         experiment, run = load_experiment(Path(what[0]), rehearsal=rehearsal), what[1]
         seed = experiment.seeds(run)[0] if seed is None else seed
         metrics = evaluate_run(experiment, run, seed, results, workers=workers)
@@ -414,8 +295,8 @@ def evaluate(
     from distillery.experiment.schema.recipe import Preprocess
     from distillery.paths import dataset_folder
 
-    _keep_memory()
-    _limit_threads(threads)
+    keep_memory()
+    limit_threads(threads)
     given = {"size": size, "resize": resize, "interpolation": interpolation, "normalize": normalize}
     given = {key: value for key, value in given.items() if value is not None}
     preprocess = validate(Preprocess, given, Path("command line")) if given else None
@@ -448,7 +329,7 @@ def verify(
     print(f"{files} files looked at, {faults} of them damaged, replaced, edited or out of date")
     for run, seed in experiment.members() if replay else ():
         if (run_folder(results, experiment.name, run, seed) / "run.json").is_file():
-            _import_fabric()
+            import_fabric()
             from distillery.training.replay import replay_run
 
             try:
@@ -466,7 +347,7 @@ def profile(
     """Count parameters and operations of a run's network and time it on this machine."""
     from distillery.evaluation.profile import profile_run
 
-    _limit_threads(threads)
+    limit_threads(threads)
     facts = profile_run(load_experiment(config, rehearsal=rehearsal), run, results)
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
 
@@ -523,34 +404,14 @@ def compare(
     rehearsal: Rehearsal = False,
 ) -> None:
     """Compare a run with a baseline: specs, scores paired by seed, and which validation images each gets right."""
-    from distillery.data.manifest import load_manifest
-    from distillery.evaluation.predict import predict_run, validation_labels
+    from distillery.evaluation.compare import compare_runs
     from distillery.experiment.plan import Plan
-    from distillery.paths import dataset_folder
-    from distillery.reporting import comparison
 
     experiment = load_experiment(config, rehearsal=rehearsal)
     other, slash, name = baseline.rpartition("/")
-    theirs = comparison.Side(Plan(config.parent, rehearsal=rehearsal).experiment(other) if slash else experiment, name)
-    ours = comparison.Side(experiment, run)
-    seeds = comparison.common_seeds(ours, theirs)
-    measured = comparison.read_both(ours, theirs, seeds, results)
-    manifest = load_manifest(dataset_folder(results, experiment.config.dataset))
-    _limit_threads(threads)
-    predicted = {}
-    for seed in seeds:
-        first, second = (
-            predict_run(side.experiment, side.run, seed, results, manifest, workers) for side in (ours, theirs)
-        )
-        predicted[seed] = first, second
-    labels = validation_labels(experiment, results, manifest)
-    parts = [
-        "\n".join(comparison.describe_specs(ours, theirs, seeds[0])),
-        comparison.describe_metrics(ours, theirs, measured, seeds),
-        comparison.describe_predictions(ours, theirs, labels, predicted),
-        comparison.describe_classes(ours, theirs, manifest.classes, labels, predicted),
-    ]
-    print("\n\n".join(parts))
+    theirs = Plan(config.parent, rehearsal=rehearsal).experiment(other) if slash else experiment
+    limit_threads(threads)
+    print("\n\n".join(compare_runs((experiment, run), (theirs, name), results, workers)))
 
 
 @app.command()
@@ -606,22 +467,3 @@ def schema(output: Annotated[Path, Option(help="Folder to write to.")] = Path("w
     from distillery.experiment.json_schema import write_schemas
 
     write_schemas(output)
-
-
-def _limit_threads(threads: int | None) -> None:
-    import torch
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
-def _keep_memory() -> None:
-    """Have glibc keep what is freed for what is asked for next: on CPUs, a third of the time went to the kernel.
-
-    It would return each large tensor at once, and have the kernel clear the pages of the next one. Not where networks
-    are timed, for those who deploy them have glibc as it is.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        for option, value in ((-3, 2**30), (-1, 2**31 - 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-            libc.mallopt(option, value)

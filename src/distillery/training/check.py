@@ -1,0 +1,76 @@
+"""What `distillery check` looks at before anything is paid for: names, sizes, weights, and what runs will need."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tabulate import tabulate
+
+from distillery.data.manifest import load_manifest
+from distillery.distill.losses.stages import check_stages
+from distillery.errors import UserError, located
+from distillery.experiment import Experiment
+from distillery.experiment.bank import banks_of, describe_bank, holds_embedding
+from distillery.experiment.checks import large_memories
+from distillery.models import check_input, create_model
+from distillery.models.pretrained.checkpoint import check_file
+from distillery.models.registry import check_arguments, explain_unknown, is_model
+from distillery.models.taps import plan_taps
+from distillery.paths import dataset_folder
+from distillery.training.forecast import Forecast
+from distillery.training.optim import check_optimizer
+
+
+def check_experiment(experiment: Experiment) -> None:
+    """See that an experiment's models, their arguments, optimizers, weights and teachers' sizes exist and fit.
+
+    Raises:
+        UserError: something does not.
+    """
+    for run, line in experiment.config.runs.items():
+        with located(experiment.where(run)):
+            if not is_model(line.model):
+                raise UserError(f"model: {explain_unknown(line.model)}")
+            if line.model_args:
+                check_arguments(line.model, line.model_args)
+            if run in experiment.recipes:
+                check_optimizer(experiment.recipes[run].optimizer)
+            check_file(experiment.spec(run).weights_file)
+    for teacher in sorted(experiment.teachers()):
+        _check_size(experiment, teacher)
+    check_stages(experiment)
+
+
+def describe_experiment(experiment: Experiment, forecast: Forecast) -> Iterator[str]:
+    """List an experiment's runs, and say what they will need of this machine."""
+    rows = [
+        (run, seed, experiment.teacher(run) or "", experiment.config.runs[run].model, experiment.spec(run, seed).digest)
+        for run, seed in experiment.members()
+    ]
+    yield tabulate(rows, headers=("run", "seed", "teacher", "model", "digest"), tablefmt="github")
+    yield f"\n{forecast.line()}"
+    for note in large_memories(experiment):
+        yield f"note: {note}"
+
+
+def forecast_banks(experiment: Experiment, results: Path) -> Iterator[str]:
+    """Forecast each bank of answers: who shares it, how large it is, and what it saves the teacher."""
+    for teacher in sorted(experiment.teachers()):
+        for address, members in banks_of(experiment, teacher).items():
+            features, spec = 0, experiment.spec(*members[0])
+            if holds_embedding(spec) and spec.teacher is not None and spec.teacher.prepared_for is not None:
+                network = create_model(spec.teacher.model, 10, **spec.teacher.model_args)
+                features = plan_taps(network, spec.teacher.prepared_for.size, spec.teacher.model).features
+            folder = dataset_folder(results, spec.dataset)
+            size = None
+            if (folder / "manifest.json").exists():
+                manifest = load_manifest(folder)
+                size = manifest.splits["train"].images, len(manifest.classes)
+            yield describe_bank(experiment, teacher, address, members, size, features)
+
+
+def _check_size(experiment: Experiment, run: str) -> None:
+    """See that a teacher takes images of the size that it will be shown, where the configuration says it."""
+    spec = experiment.spec(run)
+    if spec.prepared_for is not None:
+        with located(experiment.where(run)):
+            check_input(create_model(spec.model, 10, **spec.model_args), spec.model, spec.prepared_for.size, 10)
