@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from distillery.cluster.signals import Stopped
 from distillery.distill.losses.kd import kd_loss
+from distillery.distill.losses.logits import standardized_logits
 from distillery.distill.losses.ofa import OFA, Merge, ofa_loss
 from distillery.distill.step import Outputs, StepInputs
 from distillery.distill.term import OwnStage, TermContext
@@ -157,6 +158,22 @@ def test_stages_and_exponents_can_be_chosen():
     torch.testing.assert_close(
         logits_alone, ofa_loss(inputs.student.logits_BC, inputs.teacher.logits_BC, inputs.target)
     )
+
+
+def test_the_logits_of_stages_are_standardised_too_and_share_one_learned_temperature():
+    shapes, maps = [OwnStage(3, (4, 4))], [draw(3, 3, 4, 4).float()]
+    term = term_of(shapes, standardize=True)
+    loss, inputs = loss_of(term, maps)
+    ours, stage, theirs = map(
+        standardized_logits, (inputs.student.logits_BC, term.projectors["0"](maps[0]), inputs.teacher.logits_BC)
+    )
+    torch.testing.assert_close(loss, sum(ofa_loss(logits, theirs, inputs.target) for logits in (ours, stage)))
+    term = term_of(shapes, temperature={"lowest": 1.0, "span": 20.0, "reversal": 1.0, "epochs": 10})
+    loss, inputs = loss_of(term, maps)
+    loss.backward()
+    assert term.temperature.parameter.grad.any()
+    at_first = term_of(shapes, temperature=1 + 20 * torch.sigmoid(torch.ones(())).item())
+    torch.testing.assert_close(loss, loss_of(at_first, maps)[0])
 
 
 @pytest.mark.parametrize(

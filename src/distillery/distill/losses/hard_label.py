@@ -6,9 +6,9 @@ B batch, C classes.
 from torch import Tensor
 from torch.nn import functional as F
 
+from distillery.distill.losses.logits import LogitTerm
 from distillery.distill.precision import full_precision
 from distillery.distill.step import StepInputs
-from distillery.distill.term import Term
 
 
 @full_precision
@@ -23,14 +23,13 @@ def hard_label_loss(student_logits: Tensor, teacher_logits: Tensor, label_smooth
     return F.cross_entropy(student_logits, teacher_logits.argmax(dim=1), label_smoothing=label_smoothing)
 
 
-class HardLabel(Term):
+class HardLabel(LogitTerm):
     """The term ``hard_label``."""
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        super().__init__()
+    def __init__(self, standardize: bool = False, label_smoothing: float = 0.0) -> None:
+        super().__init__(standardize=standardize)
         self.label_smoothing = label_smoothing
 
     def forward(self, inputs: StepInputs) -> Tensor:
         """Return the batch mean."""
-        assert inputs.teacher is not None
-        return hard_label_loss(inputs.student.logits_BC, inputs.teacher.logits_BC, self.label_smoothing)
+        return hard_label_loss(*self.logits(inputs), self.label_smoothing)

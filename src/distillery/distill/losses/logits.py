@@ -126,10 +126,11 @@ class LogitTerm(Term):
     def logits(self, inputs: StepInputs) -> tuple[Tensor, Tensor]:
         """The student's and the teacher's logits (B, C)."""
         assert inputs.teacher is not None
-        student_BC, teacher_BC = inputs.student.logits_BC, inputs.teacher.logits_BC
-        if not self.standardize:
-            return student_BC, teacher_BC
-        return standardized_logits(student_BC), standardized_logits(teacher_BC)
+        return self.seen(inputs.student.logits_BC), self.seen(inputs.teacher.logits_BC)
+
+    def seen(self, logits_BC: Tensor) -> Tensor:
+        """Logits as the term looks at them."""
+        return standardized_logits(logits_BC) if self.standardize else logits_BC
 
     def temperature_at(self, epoch: float) -> float | Tensor:
         """T in an epoch; a learned one is a scalar with gradient."""

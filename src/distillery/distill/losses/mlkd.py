@@ -3,6 +3,7 @@
 B batch, C classes, T temperatures.
 """
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from distillery.distill.losses.cross_entropy import cross_entropy_loss
+from distillery.distill.losses.logits import LogitTerm, standardized_logits
 from distillery.distill.precision import full_precision
 from distillery.distill.step import StepInputs
-from distillery.distill.term import Term
 
 Compat = Literal["reference", "fixed"]
 
@@ -28,7 +29,7 @@ def mlkd_loss(
     target: Tensor,
     ce: float = 0.1,
     kd: float = 0.9,
-    temperature: float = 4.0,
+    temperature: float | Tensor = 4.0,
     standardize: bool = False,
     compat: Compat = "reference",
 ) -> Tensor:
@@ -46,7 +47,7 @@ def mlkd_parts(
     target: Tensor,
     ce: float = 0.1,
     kd: float = 0.9,
-    temperature: float = 4.0,
+    temperature: float | Tensor = 4.0,
     standardize: bool = False,
     compat: Compat = "reference",
 ) -> dict[str, Tensor]:
@@ -82,7 +83,7 @@ def mlkd_parts(
         images_B, classes_C = (mask.mean().expand_as(mask) for mask in (images_B, classes_C))
     views = [(weak_s, weak_t), (strong_s, strong_t)]
     every = (temperature, *STRONG, *WEAK)
-    seen = [(_standardized(ours), _standardized(theirs)) if standardize else (ours, theirs) for ours, theirs in views]
+    seen = [tuple(map(standardized_logits, pair)) for pair in views] if standardize else views
     answers = [(images_B * _divergence(*seen[0], t)).mean() for t in every]
     answers += [_divergence(*seen[1], t).mean() for t in (temperature, *STRONG)]
     answers += [_divergence(*seen[1 if compat == "fixed" else 0], t).mean() for t in WEAK]
@@ -116,7 +117,7 @@ def mlkd_unsure(teacher: Tensor) -> tuple[Tensor, Tensor]:
     return images_B, classes_C
 
 
-def _divergence(student_BC: Tensor, teacher_BC: Tensor, temperature: float) -> Tensor:
+def _divergence(student_BC: Tensor, teacher_BC: Tensor, temperature: float | Tensor) -> Tensor:
     """``t^2 KL`` of every image, (B,)."""
     student_log, teacher_log = (F.log_softmax(logits / temperature, dim=1) for logits in (student_BC, teacher_BC))
     return temperature**2 * F.kl_div(student_log, teacher_log, reduction="none", log_target=True).sum(dim=1)
@@ -127,15 +128,7 @@ def _unlike(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     return ((teacher @ teacher.T - student @ student.T).square() * mask).sum() / len(student)
 
 
-def _standardized(logits_BC: Tensor) -> Tensor:
-    """Mean 0 and deviation 1 over each image's classes; 0 without gradient where all its logits are equal."""
-    differ = (logits_BC != logits_BC[:, :1]).any(dim=1, keepdim=True)
-    variance_B1 = torch.where(differ, logits_BC.var(dim=1, keepdim=True), 1)
-    centred_BC = torch.where(differ, logits_BC - logits_BC.mean(dim=1, keepdim=True), 0)
-    return centred_BC / (1e-7 + variance_B1.sqrt())
-
-
-class MLKD(Term):
+class MLKD(LogitTerm):
     """The term ``mlkd``, labels included: predictions of two views, relations of classes and of images.
 
     Medians and relations are those of a process's own images, as in the original.
@@ -145,27 +138,20 @@ class MLKD(Term):
         self,
         ce: float = 0.1,
         kd: float = 0.9,
-        temperature: float = 4.0,
+        temperature: float | Mapping[str, float] = 4.0,
         standardize: bool = False,
         compat: Compat = "reference",
     ) -> None:
-        super().__init__()
-        self.ce, self.kd, self.temperature, self.standardize, self.compat = ce, kd, temperature, standardize, compat
+        super().__init__(temperature, standardize)
+        self.ce, self.kd, self.compat = ce, kd, compat
 
     def forward(self, inputs: StepInputs) -> Tensor:
         """Return the sum of all parts."""
         assert inputs.teacher is not None
         assert inputs.view is not None
         assert inputs.view.teacher is not None
-        return mlkd_loss(
-            inputs.student.logits_BC,
-            inputs.view.student.logits_BC,
-            inputs.teacher.logits_BC,
-            inputs.view.teacher.logits_BC,
-            inputs.target,
-            self.ce,
-            self.kd,
-            self.temperature,
-            self.standardize,
-            self.compat,
-        )
+        parties = inputs.student, inputs.view.student, inputs.teacher, inputs.view.teacher
+        weak_s, strong_s, weak_t, strong_t = (party.logits_BC for party in parties)
+        temperature = self.temperature_at(inputs.epoch)
+        options = self.ce, self.kd, temperature, self.standardize, self.compat
+        return mlkd_loss(weak_s, strong_s, weak_t, strong_t, inputs.target, *options)

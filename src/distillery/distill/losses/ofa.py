@@ -4,16 +4,16 @@ B batch, C classes, D features, H W pixels, N tokens, P of them in front of the 
 """
 
 import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distillery.distill.losses.logits import LogitTerm, hard_labels
 from distillery.distill.precision import full_precision
 from distillery.distill.step import StepInputs
-from distillery.distill.term import OwnStage, Term, TermContext
+from distillery.distill.term import OwnStage, TermContext
 from distillery.errors import UserError
 
 # Tokens are merged while their grid's side is at least twice this.
@@ -22,7 +22,11 @@ FINAL_GRID = 7
 
 @full_precision
 def ofa_loss(
-    student_logits: Tensor, teacher_logits: Tensor, target: Tensor, eps: float = 1.0, temperature: float = 1.0
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    target: Tensor,
+    eps: float = 1.0,
+    temperature: float | Tensor = 1.0,
 ) -> Tensor:
     """Batch mean of ``-sum_c w_c log p_s[c]``, a scalar: cross-entropy with the teacher where ``eps`` is 1.
 
@@ -36,7 +40,7 @@ def ofa_loss(
         eps: above 0; above 1 it stresses the label.
         temperature: above 0, on both sides; the loss is not multiplied by its square.
     """
-    label_B = target.argmax(dim=1) if target.ndim == 2 else target
+    label_B = hard_labels(target)
     teacher_BC = F.softmax(teacher_logits.detach() / temperature, dim=1)
     of_label = torch.expm1(eps * torch.log1p(teacher_BC.gather(1, label_B[:, None])))
     weight_BC = teacher_BC.pow(eps).scatter(1, label_B[:, None], of_label)
@@ -156,7 +160,7 @@ def draw_projector(projector: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-class OFA(Term):
+class OFA(LogitTerm):
     """The term ``ofa``: the student's logits, and logits of each of its stages, learn from the teacher's.
 
     Each stage has a projector to logits, trained with the student and used for nothing else: convolutions where the
@@ -166,12 +170,13 @@ class OFA(Term):
     def __init__(
         self,
         eps: float | Sequence[float] = 1.0,
-        temperature: float = 1.0,
+        temperature: float | Mapping[str, float] = 1.0,
+        standardize: bool = False,
         stages: tuple[int, ...] | None = None,
         heads: int = 4,
     ) -> None:
-        super().__init__()
-        self.given, self.temperature, self.stages, self.heads = eps, temperature, stages, heads
+        super().__init__(temperature, standardize)
+        self.given, self.stages, self.heads = eps, stages, heads
 
     def setup(self, context: TermContext) -> None:
         """Make each stage's projector."""
@@ -199,14 +204,14 @@ class OFA(Term):
 
     def forward(self, inputs: StepInputs) -> Tensor:
         """Return the sum of the losses of all stages and of the logits."""
-        assert inputs.teacher is not None
-        loss = partial(ofa_loss, teacher_logits=inputs.teacher.logits_BC, target=inputs.target)
+        student_BC, teacher_BC = self.logits(inputs)
         logits = [
-            projector(self._checked(inputs.student.unpaired[int(stage)], stage))
+            self.seen(projector(self._checked(inputs.student.unpaired[int(stage)], stage)))
             for stage, projector in self.projectors.items()
         ]
-        heads = zip([*logits, inputs.student.logits_BC], self.eps, strict=True)
-        return torch.stack([loss(head, eps=eps, temperature=self.temperature) for head, eps in heads]).sum()
+        heads = zip([*logits, student_BC], self.eps, strict=True)
+        temperature = self.temperature_at(inputs.epoch)
+        return torch.stack([ofa_loss(head, teacher_BC, inputs.target, eps, temperature) for head, eps in heads]).sum()
 
     def _checked(self, feature: Tensor, stage: str) -> Tensor:
         later = self.last - int(stage)

@@ -327,10 +327,9 @@ class USKDOptions(TermOptions):
         _check_others("beta", self.beta, classes)
 
 
-class HardLabelOptions(TermOptions):
+class HardLabelOptions(LogitOptions):
     """Hard-label distillation: cross-entropy with the class that the teacher gives an image."""
 
-    needs: ClassVar[Needs] = Needs(student={"logits"}, teacher={"logits"})
     implementation: ClassVar[str] = "distillery.distill.losses.hard_label:HardLabel"
 
     label_smoothing: Share = 0.0
@@ -551,7 +550,7 @@ class CRDOptions(TermOptions):
         return 2 * 4 * images * self.features
 
 
-class MLKDOptions(TermOptions):
+class MLKDOptions(LogitOptions):
     """Multi-level logit distillation: labels and predictions of two views, relations of classes and of images."""
 
     needs: ClassVar[Needs] = Needs(student={"logits"}, teacher={"logits"}, view=True, labels=True)
@@ -559,7 +558,8 @@ class MLKDOptions(TermOptions):
 
     ce: NonNegative = Field(0.1, description="weight of the labels, of both views")
     kd: NonNegative = Field(0.9, description="weight of the teacher's predictions and relations")
-    temperature: Temperature = Field(4.0, description="beside 3, 5, 2 and 6")
+    temperature: Softening = Field(4.0, description="beside 3, 5, 2 and 6")
+    # Not neutral: this term's digests have always held the key.
     standardize: bool = Field(False, description="standardise the logits of the predictions, not of the relations")
     compat: Literal["fixed", "reference"] = Field(
         "reference",
@@ -646,7 +646,7 @@ class SRRLOptions(TermOptions):
 Exponent = Annotated[float, Field(gt=0, le=10)]
 
 
-class OFAOptions(TermOptions):
+class OFAOptions(LogitOptions):
     """OFA-KD: the student's logits and logits of each of its stages learn from the teacher's, label stressed."""
 
     needs: ClassVar[Needs] = Needs(student={"logits", "unpaired"}, teacher={"logits", "embedding"}, labels=True)
@@ -655,7 +655,7 @@ class OFAOptions(TermOptions):
     eps: Exponent | Annotated[tuple[Exponent, ...], Field(min_length=2, max_length=5)] = Field(
         1.0, description="exponent that stresses the label; or one for each stage and, last, for the logits"
     )
-    temperature: Temperature = 1.0
+    temperature: Softening = 1.0
     stages: Annotated[tuple[Annotated[int, Field(ge=0, le=3)], ...], Field(max_length=4)] | None = Field(
         None, description="stages that have logits, counted from 0; all by default"
     )
