@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from distillery.distill.losses.overhaul import connector
 from distillery.distill.losses.partial_l2 import bn_margin
@@ -119,12 +120,12 @@ def test_bake_equals_the_original(name):
     torch.testing.assert_close(logits_BC.grad, data["grad_total_logits"], rtol=tolerance, atol=tolerance)
 
 
-def networks(batch=4, dtype=torch.float32):
+def networks(batch=4, dtype=torch.float32, scale=1.0):
     """Made-up outputs of a student and a teacher with two stages."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
-        return torch.randn(*shape, generator=generator).to(dtype)
+        return (scale * torch.randn(*shape, generator=generator)).to(dtype)
 
     def outputs(logits_BC, maps, embedding_BD, **once):
         return Outputs(logits_BC, maps, embedding_BD, maps, maps, unpooled=Maps(maps, maps, maps), **once)
@@ -160,8 +161,9 @@ def networks(batch=4, dtype=torch.float32):
 EVERY_TERM = {name: {} for name in TERMS} | {"crd": {"negatives": 2}, "cat": {"compat": "fixed"}}
 
 
-def computed(terms, dtype=torch.float32, batch_fraction=1.0):
-    student, teacher, context = networks(dtype=dtype)
+def prepared(terms, dtype=torch.float32, batch_fraction=1.0, scale=1.0):
+    """An objective, set up, and what it is shown in its first step."""
+    student, teacher, context = networks(dtype=dtype, scale=scale)
     torch.manual_seed(0)
     objective = objective_of(terms, context)
     for _, term in objective.each():
@@ -172,8 +174,21 @@ def computed(terms, dtype=torch.float32, batch_fraction=1.0):
     objective.begin_epoch(0, lambda limit: [StepInputs(student, target, teacher)])
     indices = torch.tensor([0, 4, 1, 2])
     view = View(Outputs(student.logits_BC.detach().flip(0)), Outputs(teacher.logits_BC.flip(0)))
-    inputs = StepInputs(student, target, teacher, batch_fraction, indices_B=indices, view=view)
-    return student, objective, objective(inputs)
+    return objective, StepInputs(student, target, teacher, batch_fraction, indices_B=indices, view=view)
+
+
+def computed(terms, dtype=torch.float32, batch_fraction=1.0):
+    objective, inputs = prepared(terms, dtype, batch_fraction)
+    return inputs.student, objective, objective(inputs)
+
+
+def learned(objective, inputs):
+    """All that a step may have a gradient for: the student's outputs, and what the terms train."""
+    found = {}
+    for outputs in (inputs.student, inputs.view.student):
+        outputs.each(lambda tensor: found.setdefault(id(tensor), tensor))
+    leaves = [*found.values(), *objective.parameters()]
+    return [leaf.requires_grad_() for leaf in leaves if leaf.is_leaf]
 
 
 def test_every_registered_term_has_its_options_and_the_other_way_round():
@@ -200,6 +215,67 @@ def test_terms_compute_in_float32_whatever_autocast_does(term):
     torch.testing.assert_close(values[term], plain[term], rtol=1e-6, atol=1e-7)
     _, _, half = computed({term: {}}, dtype=torch.bfloat16)
     torch.testing.assert_close(half[term], plain[term], rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("term", EVERY_TERM)
+def test_answers_of_ten_thousand_stay_finite_under_autocast(term, dtype):
+    objective, inputs = prepared({term: EVERY_TERM[term]}, dtype, scale=1e4)
+    leaves = learned(objective, inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = objective(inputs)["loss"]
+    gradients = torch.autograd.grad(value, leaves, allow_unused=True)
+    assert value.isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients if gradient is not None)
+
+
+class Constants(TorchFunctionMode):
+    """Gives what is detached, or computed without gradient, as it was at first, so that no difference sees it move."""
+
+    def __init__(self):
+        super().__init__()
+        self.kept = []
+
+    def __enter__(self):
+        self.turn = iter(list(self.kept))
+        return super().__enter__()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        constant = function is Tensor.detach or not torch.is_grad_enabled()
+        if not constant or not isinstance(result, Tensor):
+            return result
+        first = next(self.turn, None)
+        if first is None:
+            self.kept.append(first := result.clone())
+        return first
+
+
+@pytest.mark.parametrize("term", EVERY_TERM)
+def test_the_gradient_of_every_term_is_its_derivative(term):
+    objective, inputs = prepared({term: EVERY_TERM[term]}, torch.float64)
+    objective.double()
+    leaves, constants = learned(objective, inputs), Constants()
+    objective(inputs)  # what a run's first batch sets, it sets here
+
+    def value():
+        with constants:
+            return objective(inputs)["loss"]
+
+    first = value()
+    gradients = torch.autograd.grad(first, leaves, allow_unused=True)
+    assert any(gradient is not None and gradient.any() for gradient in gradients)
+    generator = torch.Generator().manual_seed(0)
+    for leaf, gradient in zip(leaves, gradients, strict=True):
+        direction, step = torch.randn(leaf.shape, dtype=leaf.dtype, generator=generator), 1e-6
+        values = []
+        for side in (1, -1):
+            leaf.data += side * step * direction
+            values.append(value())
+            leaf.data -= side * step * direction
+        slope = 0.0 if gradient is None else (gradient * direction).sum().item()
+        found = (values[0] - values[1]).item() / (2 * step)
+        assert found == pytest.approx(slope, rel=1e-5, abs=1e-8 * abs(first.item()) + 1e-12), leaf.shape
 
 
 def test_the_flow_is_found_when_it_is_due_and_kept_with_the_state():
