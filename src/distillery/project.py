@@ -12,7 +12,7 @@ from distillery.errors import UserError
 from distillery.experiment.json_schema import write_schemas
 from distillery.paths import shipped
 
-NAMES = ("config", "workflow", "slurm", "README.md", ".gitignore")
+NAMES = ("config", "workflow", "local", "slurm", "README.md", ".gitignore")
 DVC_NAMES = ("dvc.yaml", ".dvcignore", ".dvc", "data.dvc")
 
 
@@ -48,7 +48,8 @@ def _write_files(folder: Path, dvc: bool) -> None:
     shutil.copytree(template / "workflow", folder / "workflow")
     shutil.copytree(shipped("workflow/profiles"), folder / "workflow" / "profiles")
     write_schemas(folder / "workflow" / "schemas")
-    (folder / "slurm").symlink_to(Path("workflow", "profiles", "slurm"))
+    for name in ("local", "slurm"):
+        (folder / name).symlink_to(Path("workflow", "profiles", name))
     shutil.copy(template / "README.md", folder)
     shutil.copy(template / "gitignore", folder / ".gitignore")
     if dvc:

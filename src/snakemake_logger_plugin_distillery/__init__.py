@@ -16,8 +16,9 @@ from snakemake_interface_logger_plugins.base import LogHandlerBase
 from snakemake_interface_logger_plugins.common import LogEvent
 
 EPOCH = re.compile(r"epoch \d+/\d+")
+FAILURE = re.compile(r"distillery: (?!warning: ).+")  # the line with which a command ends, also behind a rank
 LOG_LINES = 15  # of a failed job
-LOG_BYTES = 4096  # read from the end of a log
+LOG_BYTES = 2**15  # read from the end of a log
 
 # What Snakemake says besides its events, and readers do not need; that a command failed is said again with its log.
 NOISE = re.compile(
@@ -75,8 +76,10 @@ class LogHandler(LogHandlerBase):
         elif event == LogEvent.JOB_ERROR and fields["jobid"] in self.jobs:
             lines = [f"\nFailed: {_message(self.jobs.pop(fields['jobid']))}. {fields['rule_msg'] or ''}".rstrip()]
             for log in fields["log"]:
-                end = _end(log).splitlines()[-LOG_LINES:]
-                lines += [f"{log} ends with:", *end] if end else [f"{log} is empty."]
+                said = _end(log).splitlines()
+                # It may stand before much that other programs say.
+                lines += [match[0] for line in said if (match := FAILURE.search(line))][-1:]
+                lines += [f"{log} ends with:", *said[-LOG_LINES:]] if said else [f"{log} is empty."]
             return "\n".join(lines if fields["log"] else [*lines, str(fields["shellcmd"]).strip()])
         elif event in (LogEvent.JOB_ERROR, LogEvent.GROUP_ERROR):
             return self.format(record)

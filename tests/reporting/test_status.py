@@ -96,6 +96,15 @@ def test_a_running_run_shows_epoch_top1_rest_and_machine(desk):
     assert line.detail.startswith("epoch 2/4, top-1 71.50, ETA 1:0")
 
 
+def test_a_running_run_shows_its_gpu_and_one_that_waits_for_a_gpu_is_queued(desk):
+    own(desk, device="GPU 3").unlink()
+    log(desk, "waiting for a GPU: 1 of 4 wanted\n", age=0)
+    assert (seen(desk).state, seen(desk).note) == ("queued", "waiting for a GPU: 1 of 4 wanted")
+    own(desk, device="GPU 3")
+    assert seen(desk).detail.split(", ")[1] == "GPU 3"
+    assert seen(desk).state == "running"
+
+
 def test_the_rest_is_not_taken_from_the_log_of_a_session_before(desk):
     own(desk)
     write_epochs(desk)

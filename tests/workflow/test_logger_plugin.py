@@ -53,6 +53,14 @@ def test_a_finished_job_gets_a_line_with_its_number_message_and_time(shown):
     ]
 
 
+def test_a_failed_jobs_own_line_comes_first(shown, tmp_path):
+    log = tmp_path / "train.log"
+    said = ["distillery: warning: slow", "[rank0]: distillery: the loss is NaN", *["torchrun says much"] * 40]
+    log.write_text("\n".join(said))
+    lines = shown((1, TRAINING | {"log": [str(log)]}), (2, FAILED | {"log": [str(log)], "rule_msg": None})).strip()
+    assert lines.splitlines()[1:3] == ["distillery: the loss is NaN", f"{log} ends with:"]
+
+
 def test_a_failed_job_shows_the_end_of_its_log(shown, tmp_path):
     log = tmp_path / "train.log"
     log.write_text("\n".join(f"line {number}" for number in range(5_000)))

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 try:
+    from distillery.cluster.gpus import all_devices
     from distillery.errors import UserError
     from distillery.experiment.plan import REHEARSAL, any_of, make_plan
     from distillery.paths import shipped
@@ -63,7 +64,19 @@ os.environ.update(
     SHRUNK="--rehearsal" if plan.rehearsal else "",
     PARTIAL="--partial" if plan.partial else "",
     LAUNCH=str(shipped("workflow/scripts/launch.sh")),
+    WITH_GPUS="python -m distillery.cluster.gpus",
 )
+
+
+onstart:
+    # Trap: torch takes the first one.
+    chosen = (
+        "gpu" in workflow.global_resources or "CUDA_VISIBLE_DEVICES" in os.environ
+    )
+    if workflow.local_exec and not chosen and (devices := all_devices()):
+        print(
+            f"note: of {len(devices)} GPUs, all jobs use the first, together; with --profile local each has one of its own"
+        )
 
 
 onsuccess:

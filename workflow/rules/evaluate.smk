@@ -19,6 +19,8 @@ rule evaluate:
     priority: 1
     threads: 1
     resources:
+        gpu=0,
+        jobs_per_gpu=1,
         workers=1,
     # The run again: after a failed training, old metrics still lie there and have to be known for stale.
     params:
@@ -26,7 +28,8 @@ rule evaluate:
     message:
         "evaluate {wildcards.experiment}/{wildcards.run}, seed {wildcards.seed}"
     shell:
-        'exec distillery evaluate "$CONFIG"/{wildcards.experiment:q}.yaml {wildcards.run:q} --seed {wildcards.seed:q} $SHRUNK'
+        "exec $WITH_GPUS {resources.gpu} {resources.jobs_per_gpu}"
+        ' distillery evaluate "$CONFIG"/{wildcards.experiment:q}.yaml {wildcards.run:q} --seed {wildcards.seed:q} $SHRUNK'
         " --threads {threads} --workers {resources.workers} > {log:q} 2>&1"
 
 
@@ -44,10 +47,14 @@ rule profile_model:
     # After the trainings, so that it is timed on a machine that is as quiet as it gets.
     priority: -1
     threads: 1
+    # It counts as so many jobs on a GPU, and has one for itself.
+    resources:
+        gpu=0,
     params:
         digest=lambda w: plan.profiling(w.experiment, w.run),
     message:
         "profile {wildcards.experiment}/{wildcards.run}"
     shell:
-        'exec distillery profile "$CONFIG"/{wildcards.experiment:q}.yaml {wildcards.run:q} $SHRUNK --threads {threads}'
+        "exec $WITH_GPUS $(({resources.gpu} > 0)) 1"
+        ' distillery profile "$CONFIG"/{wildcards.experiment:q}.yaml {wildcards.run:q} $SHRUNK --threads {threads}'
         " > {log:q} 2>&1"

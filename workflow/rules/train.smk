@@ -1,7 +1,7 @@
 # Networks: trained by a recipe, or imported. Teachers are trained like students; the two rules differ in name, so that a
 # profile can give them different machines.
 #
-# Everything that belongs to the machine (threads, processes, nodes) is no parameter here: changing it retrains nothing.
+# Everything that belongs to the machine (threads, processes, nodes, GPUs) is no parameter here: changing it retrains nothing.
 #
 # Every rule's command starts with exec, so that the process that Snakemake and Slurm know is the one that saves its state
 # when it is asked to stop, and not a shell that dies at once and leaves it behind.
@@ -37,6 +37,8 @@ rule train_student:
     threads: 1
     resources:
         nodes=1,
+        gpu=0,
+        jobs_per_gpu=1,
         gpus_per_node=0,
         cpus_per_task=2,
         workers=1,
@@ -46,7 +48,8 @@ rule train_student:
     message:
         "train {wildcards.experiment}/{wildcards.run}, seed {wildcards.seed}"
     shell:
-        'exec bash "$LAUNCH" {resources.nodes} {resources.gpus_per_node} {resources.cpus_per_task}'
+        "exec $WITH_GPUS {resources.gpu} {resources.jobs_per_gpu}"
+        ' bash "$LAUNCH" {resources.nodes} {resources.gpus_per_node} {resources.cpus_per_task}'
         ' train "$CONFIG"/{wildcards.experiment:q}.yaml {wildcards.run:q} --seed {wildcards.seed:q} $SHRUNK'
         " --expect-digest {params.digest:q} --threads {threads} --workers {resources.workers}"
         " --loader {resources.loader:q} --requeue > {log:q} 2>&1"
@@ -79,11 +82,14 @@ rule answer_teacher:
     priority: 1
     threads: 1
     resources:
+        gpu=0,
+        jobs_per_gpu=1,
         workers=1,
     message:
         "store the answers of {wildcards.experiment}/{wildcards.run} (bank {wildcards.address})"
     shell:
-        'exec distillery answer "$CONFIG"/{wildcards.experiment:q}.yaml {wildcards.run:q} --address {wildcards.address:q}'
+        "exec $WITH_GPUS {resources.gpu} {resources.jobs_per_gpu}"
+        ' distillery answer "$CONFIG"/{wildcards.experiment:q}.yaml {wildcards.run:q} --address {wildcards.address:q}'
         " $SHRUNK --threads {threads} --workers {resources.workers} > {log:q} 2>&1"
 
 

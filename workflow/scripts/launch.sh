@@ -9,6 +9,12 @@ set -euo pipefail
 nodes=$1 gpus=$2 cpus=$3
 shift 3
 
+# GPUs that distillery.cluster.gpus has granted this job have a process each.
+granted=$(($(tr -cd , <<<"${CUDA_VISIBLE_DEVICES:-}" | wc -c) + 1))
+if [ -n "${DISTILLERY_GPUS:-}" ] && [ "$gpus" -le 1 ]; then
+  gpus=$granted
+fi
+
 if [ "$nodes" -le 1 ] && [ "$gpus" -le 1 ]; then
   exec distillery "$@"
 fi
@@ -17,9 +23,12 @@ fi
 gpus=$((gpus > 0 ? gpus : 1))
 
 # Trap: with other GPUs granted than processes wanted, processes would share a GPU or leave some idle, without a word.
-granted=$(tr -cd , <<<"${CUDA_VISIBLE_DEVICES:-}" | wc -c)
-if [ -n "${SLURM_JOB_ID:-}" ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ] && [ $((granted + 1)) -ne "$gpus" ]; then
-  echo "distillery: gpus_per_node is $gpus, but Slurm granted $((granted + 1)) GPUs on a node; make gres and" \
+if [ -n "${DISTILLERY_GPUS:-}" ] && [ "$granted" -ne "$gpus" ]; then
+  echo "distillery: gpus_per_node is $gpus, but gpu gives $granted GPUs; leave gpus_per_node out of the profile" >&2
+  exit 2
+fi
+if [ -n "${SLURM_JOB_ID:-}" ] && [ -n "${CUDA_VISIBLE_DEVICES:-}" ] && [ "$granted" -ne "$gpus" ]; then
+  echo "distillery: gpus_per_node is $gpus, but Slurm granted $granted GPUs on a node; make gres and" \
     "gpus_per_node equal in workflow/profiles/slurm/profile.yaml" >&2
   exit 2
 fi

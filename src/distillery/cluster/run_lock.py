@@ -18,6 +18,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from distillery.atomic import write_json
+from distillery.cluster.gpus import GRANTED
 from distillery.errors import UserError
 
 HEARTBEAT_SECONDS = 5.0
@@ -37,6 +38,7 @@ class Owner:
     started: str  # distinguishes the process from a later one with its number
     slurm_job: str | None
     since: str
+    device: str | None = None  # the GPUs that it was granted; not in locks of the first releases
 
     def __str__(self) -> str:
         job = f"Slurm job {self.slurm_job}, " if self.slurm_job else ""
@@ -197,7 +199,7 @@ def locked(path: Path) -> Iterator[RunLock | None]:
 def _this_process() -> Owner:
     process = os.getpid()
     since, job = time.strftime("%Y-%m-%d %H:%M:%S"), os.environ.get("SLURM_JOB_ID")
-    return Owner(uuid4().hex, socket.gethostname(), process, _started(process), job, since)
+    return Owner(uuid4().hex, socket.gethostname(), process, _started(process), job, since, os.environ.get(GRANTED))
 
 
 def _started(process: int) -> str:

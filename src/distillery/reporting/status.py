@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from distillery.cluster.gpus import WAITING
 from distillery.cluster.run_lock import DEATH_SECONDS, Owner, look
 from distillery.errors import UserError
 from distillery.experiment.experiment import Experiment
@@ -36,7 +37,7 @@ _UNREMARKABLE: tuple[State, ...] = ("not begun", "done", "trained", "queued")
 WATCH_SECONDS = 2.0
 TAIL_BYTES = 2**16
 # A line that ends a job, also where torchrun has put a rank before it.
-_SAID = re.compile(r"(?:\[[^\]]*\]:?\s*)?distillery: (.+)")
+_SAID = re.compile(r"(?:\[[^\]]*\]:?\s*)?distillery: (?!warning: )(.+)")
 _SAVED = "saved; the same command continues from here"
 _EPOCH = re.compile(r": epoch (\d+)/\d+,")
 _ETA = re.compile(r": epoch (\d+)/\d+, .*ETA (?:(\d+):)?(\d+):(\d\d)$")
@@ -56,6 +57,7 @@ class Line:
     eta_seconds: float | None = None
     machine: str | None = None
     slurm_job: str | None = None
+    device: str | None = None
     note: str = ""
 
     @property
@@ -67,6 +69,7 @@ class Line:
             None if self.top1 is None else f"top-1 {self.top1:.2f}",
             None if eta is None else f"ETA {eta // 3600}:{eta // 60 % 60:02}:{eta % 60:02}",
             self.machine,
+            self.device,
             None if self.slurm_job is None else f"Slurm job {self.slurm_job}",
             self.note,
         ]
@@ -107,21 +110,24 @@ def _look_at(experiment: Experiment, run: str, seed: int, results: Path, images:
         return Line(*member, "damaged", note=f"{folder / 'weights.safetensors'}: missing")
     recipe = experiment.recipes.get(run)
     log = log_folder(results, *member) / ("import.log" if recipe is None else "train.log")
-    said, written = _tail(log), _date(log)
+    said, written = last_lines(log), _date(log)
     queue = _queued(folder / "weights.safetensors", results)
     if queue is not None and queue[0] > written:
         return Line(*member, "queued", slurm_job=queue[1])
-    ends = [match[1] for line in said if (match := _SAID.fullmatch(line))]
+    end = failure_of(said)
     epoch = next((int(match[1]) for line in reversed(said) if (match := _EPOCH.search(line))), None)
     epochs = None if epoch is None or recipe is None else recipe.total_epochs
-    if ends:
-        return Line(*member, "stopped" if ends[-1].endswith(_SAVED) else "failed", epoch, epochs, note=ends[-1])
+    if end is not None:
+        return Line(*member, "stopped" if end.endswith(_SAVED) else "failed", epoch, epochs, note=end)
     if found is not None:
         owner, silent = found
         what = f"its process ended without a word, or its machine ({silent:.0f} seconds ago)"
-        return Line(*member, "failed", epoch, epochs, None, None, owner.machine, owner.slurm_job, what)
+        where = owner.machine, owner.slurm_job, owner.device
+        return Line(*member, "failed", epoch, epochs, None, None, *where, note=what)
     if time.time() - written < DEATH_SECONDS:
-        return Line(*member, "running", note="starting")
+        # A job that waits for a GPU touches its log.
+        waits = bool(said) and said[-1].startswith(WAITING)
+        return Line(*member, "queued", note=said[-1]) if waits else Line(*member, "running", note="starting")
     if written:
         return Line(*member, "failed", epoch, epochs, note=f"ended without a word after: {said[-1] if said else '-'}")
     if any(_exists(path) for path in _glob(work_folder(results, *member), "*/checkpoint.pt")):
@@ -132,13 +138,13 @@ def _look_at(experiment: Experiment, run: str, seed: int, results: Path, images:
 def _running(experiment: Experiment, run: str, seed: int, results: Path, owner: Owner) -> Line:
     member = experiment.name, run, seed
     recipe, history = experiment.recipes.get(run), run_folder(results, *member) / "history.csv"
-    where, epochs = (owner.machine, owner.slurm_job), None if recipe is None else recipe.total_epochs
+    where, epochs = (owner.machine, owner.slurm_job, owner.device), None if recipe is None else recipe.total_epochs
     # What is older than the record of a finished run is its own, and not yet of the one that is being made.
     if not _date(history) or _date(history) <= _date(history.with_name("run.json")):
         return Line(*member, "running", None, epochs, None, None, *where, "starting")
     epoch, top1 = _last_epoch(history)
     log, eta = log_folder(results, *member) / "train.log", None
-    found = next((match for line in reversed(_tail(log)) if (match := _ETA.search(line))), None)
+    found = next((match for line in reversed(last_lines(log)) if (match := _ETA.search(line))), None)
     # Each epoch's line says how long the rest takes from then on; a log may also be that of a session before.
     if found is not None and int(found[1]) == epoch and _date(log) >= _date(history) - 1:
         hours, minutes, seconds = (int(part or 0) for part in found.groups()[1:])
@@ -162,9 +168,9 @@ def _finished(experiment: Experiment, run: str, seed: int, results: Path, images
     if _exists(folder / "metrics.json"):
         return Line(*member, "damaged", note=_fault(folder / "metrics.json"))
     log = log_folder(results, *member) / "evaluate.log"
-    ends = [match[1] for line in _tail(log) if (match := _SAID.fullmatch(line))]
-    if ends and _date(log) > _date(folder / "run.json"):
-        return Line(*member, "failed", note=f"not measured: {ends[-1]}")
+    end = failure_of(last_lines(log))
+    if end is not None and _date(log) > _date(folder / "run.json"):
+        return Line(*member, "failed", note=f"not measured: {end}")
     return Line(*member, "trained", note="not measured yet")
 
 
@@ -197,7 +203,7 @@ def _queued(output: Path, results: Path) -> tuple[float, str | None] | None:
     return (_date(marker), None if job is None else _clean(str(job))) if _date(marker) else None
 
 
-def _tail(log: Path) -> list[str]:
+def last_lines(log: Path) -> list[str]:
     """The last lines of a log that say something; of a bar that was drawn over and over, what it showed last."""
     try:
         with log.open("rb") as file:
@@ -206,6 +212,12 @@ def _tail(log: Path) -> list[str]:
     except OSError:
         return []
     return [line for each in text.split("\n") if (line := _clean(each.rstrip("\r").rpartition("\r")[2]))]
+
+
+def failure_of(said: Iterable[str]) -> str | None:
+    """The line with which a job ended, of all that it said, wherever that stands; None if it has none."""
+    ends = [match[1] for line in said if (match := _SAID.fullmatch(line))]
+    return ends[-1] if ends else None
 
 
 def _clean(text: str) -> str:

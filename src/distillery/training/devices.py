@@ -34,8 +34,8 @@ def start_devices(recipe: Recipe, threads: int | None, *, unused_parameters: boo
     meant = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if accelerator == "cpu" and meant not in ("", "-1") and os.environ.get("RANK", "0") == "0":
         print(
-            f"distillery: GPU {meant} is meant for this run, but torch {torch.__version__} finds none; see nvidia-smi; "
-            "training on the CPU",
+            f"distillery: warning: GPU {meant} is meant for this run, but torch {torch.__version__} finds none; see "
+            "nvidia-smi; training on the CPU",
             file=sys.stderr,
             flush=True,
         )
