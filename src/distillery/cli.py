@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import typer
 from typer import Argument, Option
 
-from distillery import __version__
+from distillery import __version__, commands
 from distillery.errors import UserError, machine_at_fault
 from distillery.experiment import load_experiment
 from distillery.process import end_process, import_fabric, keep_memory, limit_threads
@@ -459,6 +459,9 @@ def status(
         watch_board(look)
     else:
         print(as_data(look()) if as_json else board(look()))
+
+
+commands.register(app)
 
 
 @app.command()

@@ -25,7 +25,7 @@ def explain(target: str, config: Path, results: Path, *, rehearsal: bool = False
     Raises:
         UserError: the target belongs to no experiment, run or seed.
     """
-    name, run, seed, table = _parse(target, config, results)
+    name, run, seed, table = parse_target(target, config, results)
     experiment = load_experiment(config / f"{name}.yaml", rehearsal=rehearsal)
     if run is not None:
         chosen = [run]
@@ -48,8 +48,12 @@ def explain(target: str, config: Path, results: Path, *, rehearsal: bool = False
         yield "Layout and published numbers are in no record; `snakemake -n` compares them."
 
 
-def _parse(target: str, config: Path, results: Path) -> tuple[str, str | None, int | None, str | None]:
-    """Experiment, run, seed and table that a target names."""
+def parse_target(target: str, config: Path, results: Path) -> tuple[str, str | None, int | None, str | None]:
+    """The experiment, run, seed and table that a target names.
+
+    Raises:
+        UserError: there is no such experiment.
+    """
     path = Path(target)
     parts = list(path.relative_to(results).parts if path.is_relative_to(results) else path.parts)
     if parts[:1] == ["datasets"]:
@@ -71,6 +75,8 @@ def _parse(target: str, config: Path, results: Path) -> tuple[str, str | None, i
     if path.suffix == ".yaml" or len(parts) < 2:
         return name, None, None, table
     found = re.fullmatch(r"seed(\d+)", parts[2]) if len(parts) > 2 else None
+    if found is None and len(parts) > 2 and parts[2].startswith("seed"):
+        raise UserError(f"{target}: no seed {parts[2]!r}; expected e.g. seed0")
     return name, parts[1], int(found[1]) if found else None, table
 
 

@@ -1,0 +1,94 @@
+"""Commands that look at runs, and make nothing: plan, logs, show. The stages are in cli.py."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from typer import Argument, Option
+
+from distillery.errors import UserError
+
+Target = Annotated[
+    str, Argument(metavar="RUN", help="EXPERIMENT/RUN or EXPERIMENT/RUN/seedK, or a file of its results.")
+]
+AsJson = Annotated[bool, Option("--json", help="For programs.")]
+ConfigDir = Annotated[Path, Option(help="Holds datasets.yaml, experiments and recipes.")]
+Results = Annotated[Path, Option(help="Results folder.")]
+Rehearsal = Annotated[bool, Option("--rehearsal", help="A few steps on generated images instead.")]
+
+CONFIG_DIR, RESULTS = Path("config"), Path("results")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to a command line."""
+    for command in (plan, logs, show):
+        app.command()(command)
+
+
+def plan(
+    config: Annotated[Path | None, Argument(help="An experiment file; by default a line for each.")] = None,
+    device: Annotated[
+        Literal["gpu", "cpu"] | None, Option(help="What it will run on; by default what the last run ran on.")
+    ] = None,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = CONFIG_DIR,
+    results: Results = RESULTS,
+    rehearsal: Rehearsal = False,
+) -> None:
+    """Say what is left to be made and what it will cost: jobs, GPU- or CPU-hours, disk, and where each is from."""
+    from distillery.experiment import load_experiment
+    from distillery.experiment.loading import experiment_names
+    from distillery.training.costs import costs_data, describe_costs, plan_costs, summary
+
+    paths = [config] if config else [config_dir / f"{name}.yaml" for name in experiment_names(config_dir)]
+    found = []
+    for path in paths:
+        try:
+            found.append(plan_costs(load_experiment(path, rehearsal=rehearsal), results, device))
+        except UserError as error:
+            if config is not None:
+                raise
+            print(f"distillery: {error}", file=sys.stderr)  # of the others there is still something to say
+            continue
+        if not as_json:
+            print(describe_costs(found[-1]) if config else summary(found[-1]), flush=True)
+    if as_json:
+        print(json.dumps({"experiments": [costs_data(costs) for costs in found]}, indent=2, allow_nan=False))
+
+
+def logs(
+    run: Target,
+    lines: Annotated[int, Option(min=0, max=100_000, help="How many of its last lines to show.")] = 15,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = CONFIG_DIR,
+    results: Results = RESULTS,
+) -> None:
+    """Show where a run's jobs have logged, why one failed, in its one line, and the last lines of that log."""
+    from distillery.reporting.runs import describe_logs, find_run, logs_data, read_logs
+
+    experiment, name, seeds = find_run(run, config_dir, results)
+    found = read_logs(experiment, name, seeds, results, lines)
+    if as_json:
+        print(logs_data(found))
+        return
+    if not found:
+        raise UserError(f"{run}: no job of the workflow has logged anything; a command by hand says it on its terminal")
+    for line in describe_logs(found):
+        print(line)
+
+
+def show(
+    run: Target,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = CONFIG_DIR,
+    results: Results = RESULTS,
+    rehearsal: Rehearsal = False,
+) -> None:
+    """Show what a run is and how it came to be: state, digest, results, teacher, provenance, whole spec."""
+    from distillery.reporting.runs import describe_run, find_run, read_run_facts
+
+    experiment, name, seeds = find_run(run, config_dir, results, rehearsal=rehearsal)
+    facts: dict[str, Any] = read_run_facts(experiment, name, seeds[0], results)
+    print(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else describe_run(facts))

@@ -1,0 +1,516 @@
+"""What an experiment will cost, before it is paid: jobs, hours and disk of what is not made yet, each with its source.
+
+Times are those of finished runs, as far as there are any like it; the rest is said to be guessed. Disk is computed.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import torch
+
+from distillery.cluster.gpus import all_devices
+from distillery.evaluation.profile import count_macs
+from distillery.experiment import Experiment, RunSpec
+from distillery.experiment.bank import bank_parts, banks_of, row_bytes
+from distillery.experiment.ledger import PROFILING
+from distillery.models import create_model
+from distillery.paths import log_folder, profile_path
+from distillery.reporting.measurements import needed_files
+from distillery.reporting.status import Line, read_status
+from distillery.results import try_json
+from distillery.training.forecast import CLASSES, Forecast
+
+Kind = Literal["cpu", "gpu"]
+# What a training takes of a forward pass: the pass itself, and twice as much backward.
+PASSES = 3
+# Multiplications with addition a second, where nothing was measured: of a GPU of the last years, and of one core.
+ASSUMED: dict[Kind, float] = {"gpu": 4e12, "cpu": 1e10}
+# Seconds of jobs of which none was measured; for a data set, images a second.
+SECONDS = {"import": 10.0, "evaluate": 30.0, "profile": 30.0, "table": 20.0, "figures": 20.0}
+PREPARED_A_SECOND = 500
+# What a run leaves beside its weights: history, records, TensorBoard.
+BESIDE_WEIGHTS = 200_000
+
+
+@dataclass(frozen=True)
+class Network:
+    """What decides how long one image takes: a network, its arguments and the side of its images."""
+
+    model: str
+    arguments: tuple[tuple[str, Any], ...]
+    size: int
+
+    def macs(self) -> float | None:
+        """Multiplications with addition of one image; None for what cannot be counted."""
+        return _macs(self.model, self.arguments, self.size)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What decides how long a run takes on a machine: its student, its live teacher, and how many images they see."""
+
+    student: Network
+    teacher: Network | None
+    batch: int
+    precision: str
+    terms: tuple[str, ...]
+    epochs: int
+    images: int  # of an epoch; 0 if it is not known
+
+    @property
+    def seen(self) -> int:
+        """How many images the student sees in all."""
+        return self.epochs * self.images
+
+    def is_like(self, other: "Shape") -> bool:
+        """Whether one image takes as long."""
+        return self.each == other.each
+
+    @property
+    def each(self) -> tuple[object, ...]:
+        """What decides the time of one image."""
+        return self.student, self.teacher, self.batch, self.precision, self.terms
+
+    def work(self) -> float | None:
+        """Multiplications with addition of the whole run."""
+        student, teacher = self.student.macs(), None if self.teacher is None else self.teacher.macs()
+        if student is None or (self.teacher is not None and teacher is None):
+            return None
+        return self.seen * (PASSES * student + (teacher or 0.0))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that was made, and how long that took."""
+
+    name: str
+    spec: dict[str, Any]  # as recorded, without its seed
+    shape: Shape
+    kind: Kind
+    device: str
+    lanes: int  # GPUs, or CPU threads, that it took
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Task:
+    """Jobs of one kind that are left, all alike: how many, the seconds of each, and what they are taken from."""
+
+    job: str
+    of: str
+    left: int
+    seconds: float
+    kind: Kind
+    lanes: int
+    source: str
+    guess: bool
+
+    @property
+    def hours(self) -> float:
+        """Of all of them, on all their GPUs or threads."""
+        return self.left * self.seconds * self.lanes / 3600
+
+
+@dataclass
+class Costs:
+    """What is left of an experiment."""
+
+    experiment: str
+    tasks: list[Task] = field(default_factory=list)
+    jobs: int = 0  # of the whole experiment, with those that are done
+    chain_seconds: float = 0.0  # no number of machines makes it faster: a teacher, then its student
+    disk_bytes: int = 0
+    checkpoint_bytes: int = 0
+    bank_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """How many jobs are not done."""
+        return sum(task.left for task in self.tasks)
+
+    def hours(self, kind: Kind, *, guessed: bool = False) -> float:
+        """The hours of a kind of device, or those of them that are guessed."""
+        return sum(task.hours for task in self.tasks if task.kind == kind and (task.guess or not guessed))
+
+
+def plan_costs(experiment: Experiment, results: Path, kind: Kind | None = None) -> Costs:
+    """Estimate what is left of an experiment; ``kind`` is what it will run on, by default what the last run ran on."""
+    finished = list(finished_runs(results))
+    if kind is None:
+        kind = finished[-1].kind if finished else "gpu" if all_devices() else "cpu"
+    return _Planner(experiment, results, [run for run in finished if run.kind == kind], kind).plan()
+
+
+# --- what was measured -----------------------------------------------------------------------------------------------
+
+
+def finished_runs(results: Path) -> Iterator[Finished]:
+    """The trainings under a folder of results whose records say how long they took, the oldest first."""
+    records = sorted(results.glob("*/*/seed*/run.json"), key=lambda path: path.stat().st_mtime)
+    for path in records:
+        record = try_json(path) or {}
+        sessions = record.get("sessions") or []
+        try:
+            seconds = sum(session["seconds"] for session in sessions)
+            effective, last = record["effective"], sessions[-1]
+            shape = _recorded_shape(record["spec"], effective["steps_per_epoch"] * effective["batch"])
+            on_cpu = last["device"] == "cpu"
+            lanes = last["processes"] * (last["threads"] if on_cpu else 1)
+        except (LookupError, TypeError):
+            continue  # imported, or of a release that did not say it
+        experiment, run, seed = path.parts[-4:-1]
+        # Of a run that was never stopped, the job's whole time: the libraries' import too.
+        whole = last_benchmark(log_folder(results, experiment, run, int(seed.removeprefix("seed"))) / "train")
+        if len(sessions) == 1 and whole is not None:
+            seconds = max(seconds, whole)
+        spec = {key: value for key, value in record["spec"].items() if key != "seed"}
+        name = f"{experiment}/{run}/{seed}"
+        yield Finished(name, spec, shape, "cpu" if on_cpu else "gpu", last["device"], lanes, seconds)
+
+
+def last_benchmark(path: Path) -> float | None:
+    """The seconds of a job's last run, by Snakemake's file ``<path>.benchmark.jsonl``."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        lines = path.with_name(f"{path.name}.benchmark.jsonl").read_text(encoding="utf-8").splitlines()
+        return float(json.loads(lines[-1])["s"])
+    return None
+
+
+def _recorded_shape(spec: Mapping[str, Any], images: int) -> Shape:
+    recipe, teacher = spec["recipe"], spec.get("teacher")
+    live = teacher if teacher is not None and spec.get("answers") is None else None
+    return Shape(
+        Network(spec["model"], _sorted(spec.get("model_args")), recipe["preprocess"]["size"]),
+        None if live is None else Network(live["model"], _sorted(live.get("model_args")), _recorded_size(live, recipe)),
+        recipe["batch"],
+        recipe["precision"],
+        tuple(sorted(spec["objective"] or ())),
+        recipe["epochs"],
+        images,
+    )
+
+
+def _recorded_size(spec: Mapping[str, Any], otherwise: Mapping[str, Any]) -> int:
+    prepared = (spec.get("recipe") or {}).get("preprocess") or spec.get("preprocess") or otherwise["preprocess"]
+    return int(prepared["size"])
+
+
+def _sorted(arguments: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted((arguments or {}).items()))
+
+
+@lru_cache(maxsize=1024)
+def _macs(model: str, arguments: tuple[tuple[str, Any], ...], size: int) -> float | None:
+    try:
+        with torch.device("meta"):
+            network = create_model(model, CLASSES, **dict(arguments)).eval()
+        return float(count_macs(network, size))
+    except Exception:  # whatever a network of somebody's own cannot do without data
+        return None
+
+
+# --- what is left ----------------------------------------------------------------------------------------------------
+
+
+class _Planner:
+    def __init__(self, experiment: Experiment, results: Path, finished: list[Finished], kind: Kind) -> None:
+        self.experiment, self.results, self.finished, self.kind = experiment, results, finished, kind
+        self.forecasts: dict[str, Forecast] = {}
+        self.profiles = list(_profiles(results))
+        self.costs = Costs(experiment.name)
+        self.lanes = finished[-1].lanes if finished else 1
+        self.chains: dict[tuple[str, str], float] = {}  # of each run, how long it and its ancestors take
+
+    def plan(self) -> Costs:
+        """Go through all jobs in the workflow's order."""
+        own = [(self.experiment, run) for run in self.experiment.config.runs]
+        family = [pair for pair in self.experiment.family(self.experiment.config.runs) if pair not in own]
+        for experiment in {each.name: each for each, _ in [*own, *family]}.values():
+            self._prepare(experiment)
+        lines: dict[tuple[str, str], list[Line]] = {}
+        for experiment in {each.name: each for each, _ in [*own, *family]}.values():
+            for line in read_status([experiment], self.results):
+                lines.setdefault((experiment.name, line.run), []).append(line)
+        for experiment, run in [*reversed(family), *own]:
+            seeds = lines[experiment.name, run]
+            # Of another experiment, its first seed alone is needed.
+            self._train(experiment, run, seeds if experiment is self.experiment else seeds[:1])
+        self._banks(lines)
+        for _, run in own:
+            unmeasured = [line for line in lines[self.experiment.name, run] if line.state != "done"]
+            self._add("evaluate", run, len(unmeasured), *self._measured("evaluate", run, self.experiment.seeds(run)))
+            self.costs.jobs += len(lines[self.experiment.name, run])
+        for run, files in needed_files(self.experiment).items():
+            if "profile.json" in files:
+                self._profile(run)
+        if self.costs.left:
+            for job in ("table", "figures"):
+                self._add(job, "", 1, SECONDS[job], "guessed", kind="cpu")
+        self.costs.jobs += 2
+        self.costs.chain_seconds = max(self.chains.values(), default=0.0)
+        return self.costs
+
+    def _add(
+        self, job: str, of: str, left: int, seconds: float, source: str, *, kind: Kind | None = None, lanes: int = 1
+    ) -> None:
+        if left:
+            guess = source.startswith("guessed")
+            self.costs.tasks.append(Task(job, of, left, seconds, kind or self.kind, lanes, source, guess))
+
+    def _forecast(self, experiment: Experiment) -> Forecast:
+        if experiment.name not in self.forecasts:
+            self.forecasts[experiment.name] = Forecast(experiment, self.results, 0)
+        return self.forecasts[experiment.name]
+
+    def _prepare(self, experiment: Experiment) -> None:
+        forecast, dataset = self._forecast(experiment), experiment.config.dataset
+        self.costs.jobs += 1
+        if forecast.manifest is not None or any(
+            task.job == "prepare" and task.of == dataset for task in self.costs.tasks
+        ):
+            return
+        if not forecast.images:
+            self.costs.notes.append(
+                f"{dataset} is not prepared and datasets.yaml does not say how many images it has: hours are unknown "
+                f"until it is; make it first: snakemake --cores all results/datasets/{dataset}/manifest.json"
+            )
+        seconds = max(10.0, forecast.images / PREPARED_A_SECOND)
+        self._add("prepare", dataset, 1, seconds, "guessed: 500 images a second", kind="cpu")
+        self.costs.notes.append(f"the prepared images of {dataset} need about the disk of the raw ones")
+
+    def _train(self, experiment: Experiment, run: str, lines: list[Line]) -> None:
+        left = [line for line in lines if not _is_trained(line)]
+        spec, forecast = experiment.spec(run), self._forecast(experiment)
+        name = run if experiment is self.experiment else f"{experiment.name}/{run}"
+        seconds = 0.0
+        if spec.recipe is None:
+            self._add("import", name, len(left), SECONDS["import"], "guessed", kind="cpu")
+        else:
+            seconds, source, lanes = self._training(experiment, spec, forecast.images)
+            # What a stopped run has done is not done again.
+            shares = [1 - (line.epoch or 0) / line.epochs if line.epochs and _goes_on(line) else 1 for line in left]
+            if shares and min(shares) < 1:
+                source += f"; {sum(share < 1 for share in shares)} of them have begun"
+            mean = seconds * fmean(shares) if shares else 0.0
+            self._add("train", name, len(left), mean, source, lanes=lanes)
+            if left:
+                self.costs.checkpoint_bytes = max(
+                    self.costs.checkpoint_bytes, 2 * forecast.state(spec) + forecast.network(spec)
+                )
+        self.costs.jobs += len(lines)
+        self.costs.disk_bytes += len(left) * (forecast.network(spec) + BESIDE_WEIGHTS)
+        before = [self.chains.get((parent.name, other), 0.0) for parent, other in experiment.parents(run)]
+        self.chains[experiment.name, run] = max(before, default=0.0) + (seconds if left else 0.0)
+
+    def _training(self, experiment: Experiment, spec: RunSpec, images: int) -> tuple[float, str, int]:
+        """Seconds of a training, where they are from, and the GPUs or threads that it takes."""
+        ledger = {key: value for key, value in spec.ledger.items() if key != "seed"}
+        shape = _recorded_shape(spec.ledger, images)
+        same = [run for run in self.finished if run.spec == ledger]
+        if same:
+            return fmean(run.seconds for run in same), f"measured: {_names(same)}", same[-1].lanes
+        alike = [run for run in self.finished if run.shape.is_like(shape) and run.shape.seen]
+        if alike and shape.seen:
+            each = fmean(run.seconds / run.shape.seen for run in alike)
+            return each * shape.seen, f"measured: {_names(alike)}, by epochs and images", alike[-1].lanes
+        work = shape.work()
+        if work is None or not shape.seen:
+            return 0.0, "guessed: unknown, counted as 0", self.lanes
+        rates = [(run, rate) for run in self.finished if (rate := _rate(run)) is not None]
+        of_model = [pair for pair in rates if pair[0].shape.student.model == spec.model]
+        profiled = None if of_model else self._profiled(shape)
+        if profiled is not None:
+            return *profiled, self.lanes
+        # Small networks use a fraction of a device: their speed tells nothing of large ones.
+        near = of_model or [pair for pair in rates if 0.1 < _ratio(shape, pair[0].shape) < 10]
+        if near:
+            rate = fmean(rate for _, rate in near)
+            return work / rate, f"guessed by operations from {_names([run for run, _ in near])}", near[-1][0].lanes
+        unit = "GPU" if self.kind == "gpu" else "core"
+        rate = ASSUMED[self.kind]
+        return work / rate, f"guessed: nothing was measured; {rate / 1e9:,.0f} G multiply-adds a second a {unit}", 1
+
+    def _profiled(self, shape: Shape) -> tuple[float, str] | None:
+        """Seconds of a training by the forward speed of profiles."""
+        seconds, names = 0.0, []
+        for network, passes in ((shape.student, PASSES), (shape.teacher, 1)):
+            if network is None:
+                continue
+            speed = next((found for found in self.profiles if found[0] == network and found[1] == self.kind), None)
+            if speed is None:
+                return None
+            seconds += passes * shape.seen / speed[2]
+            names.append(speed[3])
+        return seconds, f"guessed from the forward speed in {', '.join(names)}"
+
+    def _banks(self, lines: Mapping[tuple[str, str], list[Line]]) -> None:
+        forecast = self._forecast(self.experiment)
+        trained = {(line.run, line.seed) for each in lines.values() for line in each if _is_trained(line)}
+        for teacher in sorted(self.experiment.teachers()):
+            for address, members in banks_of(self.experiment, teacher).items():
+                if trained.issuperset(members):
+                    continue
+                spec = self.experiment.spec(*members[0])
+                assert spec.teacher is not None
+                assert spec.answers is not None
+                assert spec.recipe is not None
+                answered = bank_parts(spec) * forecast.images
+                self.costs.jobs += 1
+                self.costs.bank_bytes += answered * row_bytes(spec.answers, forecast.classes)
+                network = Network(spec.teacher.model, _sorted(spec.teacher.model_args), spec.recipe.preprocess.size)
+                rates = [rate for run in self.finished if (rate := _rate(run)) is not None]
+                rate = fmean(rates) if rates else ASSUMED[self.kind]
+                source = "guessed by operations" + ("" if rates else ": nothing was measured")
+                self._add(
+                    "answer", f"{teacher}, bank {address[:8]}", 1, answered * (network.macs() or 0.0) / rate, source
+                )
+
+    def _profile(self, run: str) -> None:
+        self.costs.jobs += 1
+        found = try_json(profile_path(self.results, self.experiment.name, run)) or {}
+        if (found.get("digest"), found.get("profiling")) != (self.experiment.spec(run).digest, PROFILING):
+            self._add("profile", run, 1, *self._measured("profile", run, [0]))
+
+    def _measured(self, job: str, run: str, seeds: Iterable[int]) -> tuple[float, str]:
+        """Seconds of a short job: of the same run's, else of the experiment's, else guessed."""
+        mine = [self._benchmark(job, run, seed) for seed in seeds]
+        found = [seconds for seconds in mine if seconds is not None]
+        if found:
+            return fmean(found), "measured"
+        others = [self._benchmark(job, other, seed) for other, seed in self.experiment.members()]
+        found = [seconds for seconds in others if seconds is not None]
+        if found:
+            return fmean(found), "measured: the other runs"
+        logs = log_folder(self.results, "*", "*", 0)
+        pattern = str((logs.parent if job == "profile" else logs.with_name("seed*")).relative_to(self.results.parent))
+        elsewhere = (last_benchmark(path / job) for path in self.results.parent.glob(pattern))
+        found = [seconds for seconds in elsewhere if seconds is not None]
+        return (fmean(found), "guessed from other experiments") if found else (SECONDS[job], "guessed")
+
+    def _benchmark(self, job: str, run: str, seed: int) -> float | None:
+        folder = log_folder(self.results, self.experiment.name, run, seed)
+        return last_benchmark((folder.parent if job == "profile" else folder) / job)
+
+
+def _is_trained(line: Line) -> bool:
+    """Whether its weights are those of the present configuration."""
+    measured_otherwise = line.state == "stale" and line.note.startswith(("metrics.json", "profile.json"))
+    not_measured = line.state == "failed" and line.note.startswith("not measured")
+    return line.state in ("done", "trained") or measured_otherwise or not_measured
+
+
+def _goes_on(line: Line) -> bool:
+    return line.state in ("running", "stopped", "queued")
+
+
+def _rate(run: Finished) -> float | None:
+    """Multiplications with addition a second of a run, on each of its GPUs or threads."""
+    work = run.shape.work()
+    return work / run.seconds if work and run.seconds else None
+
+
+def _ratio(one: Shape, other: Shape) -> float:
+    """How many times as much work one image is."""
+    works = [shape.work() for shape in (one, other)]
+    each = [work / shape.seen if work else 0.0 for work, shape in zip(works, (one, other), strict=True)]
+    return each[0] / each[1] if each[1] else 0.0
+
+
+def _profiles(results: Path) -> Iterator[tuple[Network, Kind, float, str]]:
+    """The networks that were timed: which, on what, images a second, and in which file."""
+    for path in sorted(results.glob("*/*/profile.json")):
+        profile = try_json(path) or {}
+        record = next((found for each in path.parent.glob("seed*/run.json") if (found := try_json(each))), {})
+        with suppress(LookupError, TypeError):
+            spec = record["spec"]
+            network = Network(spec["model"], _sorted(spec.get("model_args")), int(profile["input"][1]))
+            kind: Kind = "cpu" if profile["gpu_throughput"] is None else "gpu"
+            yield network, kind, float(profile["throughput"]), str(path.relative_to(results))
+
+
+def _names(runs: list[Finished]) -> str:
+    names = [run.name for run in runs]
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+
+
+# --- showing it ------------------------------------------------------------------------------------------------------
+
+
+def describe_costs(costs: Costs) -> str:
+    """What is left, a line a run and kind of job, and the sum before it."""
+    from tabulate import tabulate
+
+    rows = [
+        (
+            task.job,
+            task.of,
+            task.left,
+            _clock(task.seconds),
+            f"{_clock(3600 * task.hours)} {_unit(task.kind)}",
+            task.source,
+        )
+        for task in costs.tasks
+    ]
+    lines = [summary(costs)]
+    if rows:
+        lines += ["", tabulate(rows, headers=("job", "of", "left", "each", "in all", "from"), tablefmt="github")]
+        lines += [
+            "",
+            f"However many machines there are, it takes {_clock(costs.chain_seconds)}: runs after their teachers.",
+        ]
+    return "\n".join([*lines, *(f"note: {note}" for note in costs.notes)])
+
+
+def summary(costs: Costs) -> str:
+    """One line: jobs, hours, disk."""
+    if not costs.left:
+        return f"{costs.experiment}: all {costs.jobs} jobs are done"
+    kinds: tuple[Kind, ...] = ("gpu", "cpu")
+    hours = [
+        f"{_round(costs.hours(kind))} {_unit(kind)}-hours ({_share(costs, kind)})"
+        for kind in kinds
+        if costs.hours(kind)
+    ]
+    disk = f"{_bytes(costs.disk_bytes)} of disk, up to {_bytes(costs.checkpoint_bytes)} of checkpoints a run"
+    banks = f", {_bytes(costs.bank_bytes)} of banks for a while" if costs.bank_bytes else ""
+    return (
+        f"{costs.experiment}: {costs.left} of {costs.jobs} jobs are left, about {' and '.join(hours)}; {disk} while it "
+        f"trains{banks}"
+    )
+
+
+def _share(costs: Costs, kind: Kind) -> str:
+    guessed = costs.hours(kind, guessed=True) / costs.hours(kind)
+    return "measured" if guessed < 0.005 else "guessed" if guessed > 0.995 else f"{100 * guessed:.0f} % of it guessed"
+
+
+def costs_data(costs: Costs) -> dict[str, Any]:
+    """The same as plain data."""
+    hours = {f"{kind}_hours": round(costs.hours(kind), 4) for kind in ("gpu", "cpu")}
+    guessed = {f"{kind}_hours_guessed": round(costs.hours(kind, guessed=True), 4) for kind in ("gpu", "cpu")}
+    tasks = [asdict(task) | {"hours": round(task.hours, 4)} for task in costs.tasks]
+    return asdict(costs) | {"left": costs.left, **hours, **guessed, "tasks": tasks}
+
+
+def _unit(kind: Kind) -> str:
+    return {"gpu": "GPU", "cpu": "CPU"}[kind]
+
+
+def _round(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.2g}"
+
+
+def _clock(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
