@@ -357,12 +357,16 @@ def taps(
     teacher: Model,
     student: Model,
     size: Annotated[int, Option(min=1, max=4096, help="Side of the images in pixels.")] = 224,
+    teacher_size: Annotated[int | None, Option(min=1, max=4096, help="Of the teacher's, if another.")] = None,
 ) -> None:
     """Show where the features of a teacher and a student would be taken, and how they pair up."""
     from distillery.models import create_model
     from distillery.models.taps import describe_pair, plan_taps
 
-    plans = [plan_taps(create_model(name, 1000), size, name) for name in (teacher, student)]
+    sizes = (teacher_size or size, size)
+    plans = [
+        plan_taps(create_model(name, 1000), side, name) for name, side in zip((teacher, student), sizes, strict=True)
+    ]
     print(describe_pair(*plans))
 
 

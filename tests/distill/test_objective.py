@@ -375,3 +375,34 @@ def test_a_connector_starts_as_the_original_does():
     assert convolution.bias is None
     assert convolution.weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.05)
     assert (norm.weight == 1).all()
+
+
+LOGIT_TERMS = [name for name, options in TERMS.items() if options.takes_some_classes]
+
+
+@pytest.mark.parametrize("term", LOGIT_TERMS)
+def test_of_a_teacher_that_knows_some_classes_only_these_are_compared(term):
+    """As on a data set of these classes; where the term learns from labels, by their images alone."""
+    known, by_label = [0, 2, 3, 5], TERMS[term].needs.labels
+    student_BC, teacher_BC = torch.randn(2, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    student_BC = student_BC.requires_grad_()
+    teacher_BC[:, [1, 4, 6]] = -1000.0
+    target_B = torch.tensor([0, 1, 2, 3, 5, 6])
+    objective = build_objective(Objective.model_validate({term: {}}), None, known)
+    value = objective(StepInputs(Outputs(student_BC), target_B, Outputs(teacher_BC)))[term]
+    rows = torch.tensor([0, 2, 3, 4]) if by_label else torch.arange(6)
+    alone = [Outputs(logits_BC[rows][:, known]) for logits_BC in (student_BC, teacher_BC)]
+    wanted = objective_of({term: {}})(StepInputs(alone[0], torch.tensor([0, 1, 2, 3]), alone[1]))[term]
+    torch.testing.assert_close(value, wanted * len(rows) / 6)
+    value.backward()
+    assert (student_BC.grad[:, [1, 4, 6]] == 0).all()
+
+
+def test_a_batch_of_unknown_classes_alone_gives_a_term_of_labels_nothing_and_mixed_targets_their_known_part():
+    objective = build_objective(Objective.model_validate({"dkd": {}}), None, [0, 2])
+    student_BC = torch.randn(2, 4, requires_grad=True)
+    teacher = Outputs(torch.randn(2, 4))
+    assert objective(StepInputs(Outputs(student_BC), torch.tensor([1, 3]), teacher))["dkd"] == 0
+    mixed_BC = torch.tensor([[0.25, 0.5, 0.25, 0.0], [0.0, 1.0, 0.0, 0.0]])
+    among = StepInputs(Outputs(student_BC), mixed_BC, teacher).among(torch.tensor([0, 2]))
+    assert among.target.tolist() == [[0.5, 0.5], [0.0, 0.0]]

@@ -212,3 +212,158 @@ def test_imported_weights_keep_the_statistics_that_they_were_trained_with(workpl
     anew = make_elsewhere(elsewhere, workplace.results, "weights: 'run:tiny/big', preprocess: {size: 8}")
     assert anew["statistics"] != record["statistics"]
     assert "statistics" not in anew["spec"]
+
+
+# --- weights for other classes, and for none -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_classes(workplace):
+    """Weights of a network that knows five classes, the three of the data set among them in another order."""
+    workplace.make("big")
+    state = load_file(workplace.results / "tiny/big/seed0/weights.safetensors")
+    head = [name for name, value in state.items() if value.shape[:1] == (3,) and not name.startswith("conv")]
+    order = [4, 0, 3]  # of ape, bee, cow
+    for name in head[-2:]:
+        rows = torch.full((5, *state[name].shape[1:]), 0.5)
+        rows[order] = state[name]
+        state[name] = rows
+    save_file(state, workplace.folder / "five.safetensors")
+    (workplace.folder / "five.txt").write_text("Bee, honey bee\nzebra\ngnu\ncow\nape\n")
+    return f"weights: {workplace.folder}/five.safetensors, preprocess: {{size: 8}}"
+
+
+def taught_by(workplace, line, keys="objective: {ce: {}, kd: {}}", name="five"):
+    workplace.edit(
+        "  tables:",
+        f"    {name}: {{model: cifar_resnet14, {line}}}\n"
+        f"    by-{name}: {{model: cifar_resnet8, recipe: tiny, teacher: {name}, {keys}}}\n  tables:",
+    )
+    workplace.make(name)
+    return workplace.make(f"by-{name}")
+
+
+def test_a_teacher_of_more_classes_teaches_as_one_of_the_data_sets(workplace, other_classes, capsys):
+    taught_by(workplace, f"{other_classes}, classes: {workplace.folder}/five.txt")
+    assert "of 5 classes of the weights, 3 are those of the data set's 3" in capsys.readouterr().err
+    record, teacher = (
+        json.loads((workplace.results / "tiny" / run / "seed0/run.json").read_text()) for run in ("by-five", "five")
+    )
+    assert teacher["class_names"] == ["ape", "bee", "cow"]
+    assert teacher["weights_classes"] == 5
+    assert teacher["unknown_classes"] == []
+    plain = workplace.make("taught", results="plain")
+    assert record["teacher"]["top1"] == json.loads((plain / "run.json").read_text())["teacher"]["top1"] == 75
+    assert evaluate_run(load_experiment(workplace.experiment), "five", 0, workplace.results)["top1"] == 75
+
+
+def test_the_bytes_of_a_list_decide_a_run_and_not_its_place(workplace, other_classes):
+    listing = workplace.folder / "five.txt"
+
+    def digest(path):
+        workplace.experiment.write_text(
+            f"tiny: {{dataset: tiny, runs: {{five: {{model: cifar_resnet14, {other_classes}, classes: {path}}}}}}}\n"
+        )
+        return load_experiment(workplace.experiment).spec("five").digest
+
+    first = digest(listing)
+    shutil.copy(listing, workplace.folder / "same.txt")
+    assert digest(workplace.folder / "same.txt") == first
+    (workplace.folder / "same.txt").write_text("ape\nbee\ncow\nx\ny\n")
+    assert digest(workplace.folder / "same.txt") != first
+    with pytest.raises(UserError, match=r"classes: .*none\.txt cannot be read, and its bytes decide the run"):
+        digest(workplace.folder / "none.txt")
+
+
+def test_classes_in_the_wrong_order_are_at_chance(workplace, other_classes, capsys):
+    (workplace.folder / "five.txt").write_text("ape\nx\ny\nbee\ncow\n")
+    taught_by(workplace, f"{other_classes}, classes: {workplace.folder}/five.txt")
+    # As many images as here are only warned of.
+    assert "are the classes in the order of the weights" in capsys.readouterr().out
+
+
+def test_a_teacher_that_lacks_a_class_teaches_the_others(workplace, other_classes, capsys):
+    (workplace.folder / "five.txt").write_text("bee\nzebra\ngnu\ncat\nape\n")
+    line = f"{other_classes}, classes: {workplace.folder}/five.txt"
+    taught_by(workplace, line)
+    assert "they do not know 1: cow" in capsys.readouterr().err
+    record = json.loads((workplace.results / "tiny/by-five/seed0/run.json").read_text())
+    assert record["teacher"]["top1"] == 50
+    workplace.edit("objective: {ce: {}, kd: {}}", "objective: {ce: {}, srrl: {}}")
+    with pytest.raises(UserError, match=r"by-five\.objective\.srrl: five does not know 1 of the classes, as 'cow'"):
+        workplace.make("by-five")
+
+
+def test_weights_of_other_classes_may_be_trained_further(workplace, other_classes):
+    workplace.edit(
+        "  tables:",
+        f"    more: {{model: cifar_resnet14, recipe: tiny, {other_classes}, "
+        f"classes: {workplace.folder}/five.txt, optimizer: {{name: sgd, lr: 1.0e-6}}}}\n  tables:",
+    )
+    workplace.make("more")
+    assert evaluate_run(load_experiment(workplace.experiment), "more", 0, workplace.results)["top1"] > 70
+
+
+def test_a_run_elsewhere_says_its_own_classes(workplace, elsewhere):
+    with pytest.raises(UserError, match=r"weights for 3 classes .*, and not for 1000; say"):
+        make_elsewhere(elsewhere, workplace.results, "weights: 'run:tiny/big', classes: imagenet-1k")
+    record = make_elsewhere(elsewhere, workplace.results, "weights: 'run:tiny/big', classes: names")
+    assert record["unknown_classes"] == ["bye"]
+
+
+HEADLESS = "weights: {folder}/vit.pth, preprocess: {{size: 32}}, classes: none"
+
+
+def vit_beside(workplace):
+    from distillery.models import create_model
+
+    torch.manual_seed(0)
+    arguments = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
+    torch.save(create_model("vit_tiny_patch16_224", 7, **arguments).state_dict(), workplace.folder / "vit.pth")
+    text = ", ".join(f"{key}: {value}" for key, value in arguments.items())
+    workplace.edit("{model: cifar_resnet14, recipe: tiny, seeds: [0]}", "{model: cifar_resnet14, recipe: tiny}")
+    return f"{HEADLESS.format(folder=workplace.folder)}, model_args: {{{text}}}"
+
+
+@pytest.mark.parametrize("keys", ["objective: {ce: {}, rkd: {}}", "objective: {rkd: {}, sp: {}}, labels: 0"])
+def test_a_teacher_without_classifier_teaches_by_features(workplace, shown, capsys, keys):
+    line = vit_beside(workplace)
+    workplace.edit(
+        "  tables:",
+        f"    giant: {{model: vit_tiny_patch16_224, {line}}}\n"
+        f"    by-giant: {{model: cifar_resnet8, recipe: tiny, teacher: giant, {keys}}}\n  tables:",
+    )
+    teacher = json.loads((workplace.make("giant") / "run.json").read_text())
+    assert (teacher["classes"], teacher["class_names"]) == (0, [])
+    record = json.loads((workplace.make("by-giant") / "run.json").read_text())
+    assert record["teacher"] == {"run": "giant"}
+    assert shown == {(3, 32, 32)}
+    assert "giant has no classifier; it teaches by its features of 32 pixels" in capsys.readouterr().out
+    experiment = load_experiment(workplace.experiment)
+    assert evaluate_run(experiment, "giant", 0, workplace.results)["top1"] is None
+    measured = evaluate_run(experiment, "by-giant", 0, workplace.results)
+    assert measured["agreement"] is None
+    assert measured["top1"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("line", "keys", "said"),
+    [
+        ("recipe: tiny, classes: imagenet-1k", "", "classes: there are no `weights` that could know other classes"),
+        ("weights: a.pth, recipe: tiny, classes: none", "", "classes: a network without classifier is not trained"),
+        ("weights: a.pth, recipe: tiny, new_classifier: true, classes: names", "", "classes: names has no effect with"),
+        ("weights: a.pth, classes: imagenet1k", "", "classes: 'imagenet1k' is not valid; expected imagenet-1k, "),
+        (
+            "weights: a.pth, classes: none",
+            "kd: {}",
+            "objective.kd: learns from the teacher's logits, but 'five'",
+        ),
+        ("weights: a.pth, classes: none", "srrl: {}", "objective.srrl: learns from the teacher's logits, but 'five'"),
+    ],
+)
+def test_what_weights_may_not_say_of_their_classes_is_refused(workplace, line, keys, said):
+    student = f"    s: {{model: cifar_resnet8, recipe: tiny, teacher: five, objective: {{{keys}}}}}\n" if keys else ""
+    workplace.edit("  tables:", f"    five: {{model: cifar_resnet14, {line}}}\n{student}  tables:")
+    with pytest.raises(UserError) as error:
+        load_experiment(workplace.experiment)
+    assert said in str(error.value)

@@ -1,13 +1,13 @@
 """The loss of a run: the weighted sum of the terms that its objective names."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from importlib import import_module
 
 import torch
 from torch import Tensor, nn
 
-from distillery.distill.step import StepInputs
+from distillery.distill.step import Labelled, StepInputs
 from distillery.distill.term import CalibrationBatches, Term, TermContext
 from distillery.experiment.schema.objective import Objective
 
@@ -15,19 +15,25 @@ from distillery.experiment.schema.objective import Objective
 class WeightedTerms(nn.Module):
     """The sum of weight x value over the terms; a weight is a function of the epoch.
 
-    The terms of ``by_labels`` see the images that have labels; the others see all.
+    The terms of ``by_labels`` see the images that have labels; the others see all. Where the teacher knows some classes
+    only, ascending in ``known``, the terms that compare logits with it see these, and by labels their images.
     """
+
+    known: Tensor | None
 
     def __init__(
         self,
         terms: dict[str, Term],
         weights: dict[str, Callable[[int], float]],
         by_labels: AbstractSet[str] = frozenset(),
+        known: Sequence[int] | None = None,
+        by_logits: AbstractSet[str] = frozenset(),
     ) -> None:
         super().__init__()
         self.terms = nn.ModuleDict(terms)
         self.weights = weights
-        self.by_labels = by_labels
+        self.by_labels, self.by_logits = by_labels, by_logits
+        self.register_buffer("known", None if known is None else torch.tensor(known), persistent=False)
 
     def each(self) -> Iterator[tuple[str, Term]]:
         """The terms by name."""
@@ -45,10 +51,15 @@ class WeightedTerms(nn.Module):
         return {"loss": total, **values}
 
     def _value(self, name: str, term: Term, inputs: StepInputs) -> Tensor:
-        if inputs.labelled is None or name not in self.by_labels:
+        labelled_rows = inputs.labelled
+        if self.known is not None and name in self.by_logits:
+            inputs = inputs.among(self.known)
+            told_B = inputs.target >= 0 if inputs.target.ndim == 1 else inputs.target.sum(dim=1) > 0
+            labelled_rows = Labelled(told_B.nonzero()[:, 0], labelled_rows.share if labelled_rows else 1.0)
+        if labelled_rows is None or name not in self.by_labels:
             value: Tensor = term(inputs)
             return value
-        rows, share = inputs.labelled
+        rows, share = labelled_rows
         if len(rows) == 0:
             # Zero, with a gradient for all that is trained: other processes wait for it, batch norms in every view.
             trained = [inputs.student.logits_BC, *term.parameters()]
@@ -74,8 +85,12 @@ class WeightedTerms(nn.Module):
         return [f"terms.{name}.{buffer}" for name, term in self.each() for buffer in term.own_buffers]
 
 
-def build_objective(config: Objective, context: TermContext | None = None) -> WeightedTerms:
+def build_objective(
+    config: Objective, context: TermContext | None = None, known: Sequence[int] | None = None
+) -> WeightedTerms:
     """Build the terms that a run's configuration names, set up with the run's networks.
+
+    ``known`` are the classes that the teacher knows, ascending; None for all.
 
     Raises:
         UserError: a term cannot tell the run's classes apart.
@@ -89,4 +104,6 @@ def build_objective(config: Objective, context: TermContext | None = None) -> We
         terms[name] = getattr(import_module(module), term)(**options.model_dump(exclude={"weight"}))
         terms[name].setup(context)
     by_labels = {name for name, options in config.terms().items() if options.needs.labels}
-    return WeightedTerms(terms, {name: options.weight_at for name, options in config.terms().items()}, by_labels)
+    by_logits = {name for name, options in config.terms().items() if "logits" in options.needs.teacher}
+    weights = {name: options.weight_at for name, options in config.terms().items()}
+    return WeightedTerms(terms, weights, by_labels, known, by_logits)

@@ -8,6 +8,7 @@ B batch, C classes, D features, H W pixels, N tokens.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from distillery.distill.precision import at_least_float32
@@ -122,6 +123,23 @@ class StepInputs(NamedTuple):
             None if self.indices_B is None else self.indices_B[rows],
             None if self.view is None else self.view.only(rows),
         )
+
+    def among(self, classes_K: Tensor) -> "StepInputs":
+        """The same with the logits of some classes alone, ascending; other targets become -1, or 0s."""
+
+        def kept(outputs: Outputs) -> Outputs:
+            return outputs._replace(logits_BC=outputs.logits_BC[:, classes_K])
+
+        if self.target.ndim == 2:
+            target = self.target[:, classes_K]
+            target = target / target.sum(dim=1, keepdim=True).clamp_min(1e-12)
+        else:
+            place_C = self.target.new_full((self.student.logits_BC.shape[1],), -1)
+            place_C[classes_K] = torch.arange(len(classes_K), device=place_C.device)
+            # What is hidden stays so.
+            target = torch.where(self.target < 0, self.target, place_C[self.target.clamp_min(0)])
+        teacher = None if self.teacher is None else kept(self.teacher)
+        return self._replace(student=kept(self.student), target=target, teacher=teacher)
 
     def widened(self) -> "StepInputs":
         """The same in float32 at least."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from distillery.distill.objective import WeightedTerms
 from distillery.distill.step import Labelled, Maps, Outputs, StepInputs, View
+from distillery.models import has_classifier
 from distillery.models.composite import Composite
 from distillery.models.taps import Size, Taps, match_size
 
@@ -56,7 +57,9 @@ class FeatureExtractor:
     def _run(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         if isinstance(self.network, Composite):
             return self.network.run(pixels)
-        return self.network(pixels), None
+        output: Tensor = self.network(pixels)
+        # Without a classifier it is the embedding, which the taps take.
+        return output if has_classifier(self.network) else output[:, :0], None
 
     def _matched(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # Empty where that kind of map is not wanted.

@@ -15,6 +15,7 @@ from distillery.evaluation.predict import SPLIT, answer, keep_classes, teachers_
 from distillery.evaluation.restore import default_device, restore_run
 from distillery.experiment import Experiment
 from distillery.experiment.ledger import MEASURED
+from distillery.models import has_classifier
 from distillery.paths import dataset_folder, run_folder
 from distillery.reporting.verdict import missed_top1
 from distillery.results import record_sha256, write_sealed
@@ -58,17 +59,21 @@ def measure_run(
     finished = restore_run(experiment, run, seed, results, device, manifest)
     images = ArrowImages(data_folder, manifest, SPLIT)
     teacher_name, teacher_best_N = experiment.teacher(run), None
-    if teacher_name is not None:
+    if teacher_name is not None and experiment.spec(teacher_name).has_classifier:
         teacher_best_N = teachers_classes(
             experiment, teacher_name, results, manifest, images, workers, device, keep=keep
         )
     label = f"{run}/seed{seed}"
-    ((measured, best_N),) = answer([finished], images, len(manifest.classes), workers, device, label, teacher_best_N)
-    if not math.isfinite(measured["nll"]):
-        raise UserError(f"{finished.weights}: the network's scores are NaN or infinite; train it again")
-    if keep and run in experiment.teachers() and seed == experiment.seeds(run)[0]:
-        keep_classes(experiment, run, seed, results, finished.record, best_N)
-    if finished.record["selection"] == "imported" and not experiment.rehearsal:
+    measured: dict[str, float] = {"images": len(images)}
+    if has_classifier(finished.network):
+        ((measured, best_N),) = answer(
+            [finished], images, len(manifest.classes), workers, device, label, teacher_best_N
+        )
+        if not math.isfinite(measured["nll"]):
+            raise UserError(f"{finished.weights}: the network's scores are NaN or infinite; train it again")
+        if keep and run in experiment.teachers() and seed == experiment.seeds(run)[0]:
+            keep_classes(experiment, run, seed, results, finished.record, best_N)
+    if "top1" in measured and finished.record["selection"] == "imported" and not experiment.rehearsal:
         images_seen = int(measured["images"])
         missed = missed_top1(experiment.published, run, measured["top1"], images_seen, finished.record)
         if missed is not None:

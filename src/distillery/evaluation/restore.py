@@ -152,10 +152,11 @@ class _Record(BaseModel):
     digest: str
     spec: dict[str, Any]
     manifest_digest: str
-    classes: Annotated[int, Field(strict=True, ge=1)]
+    classes: Annotated[int, Field(strict=True, ge=0)]
     preprocess: Preprocess
     statistics: Statistics
     class_names: list[str] | None = None
+    unknown_classes: list[str] = []
 
 
 def read_record(path: Path, made_by: str = "distillery train") -> dict[str, Any]:

@@ -6,8 +6,8 @@ from distillery.errors import UserError, located
 from distillery.experiment.experiment import Experiment
 from distillery.experiment.reading import nearest
 from distillery.experiment.schema.dataset import Dataset
-from distillery.experiment.schema.experiment import RunConfig
-from distillery.experiment.schema.objective import terms_with_teacher
+from distillery.experiment.schema.experiment import NO_CLASSES, RunConfig
+from distillery.experiment.schema.objective import terms_with_teacher, terms_without_logits
 from distillery.experiment.schema.recipe import Recipe
 from distillery.experiment.schema.teacher import TopRows
 
@@ -26,13 +26,14 @@ def check_run(
     if config.recipe is None and config.weights is None:
         raise UserError(f"{where}: a run needs `recipe` (to train), `weights` (to import) or both; found neither")
     if config.recipe is None:
-        own = config.model_fields_set - {"model", "model_args", "recipe", "weights"}
+        own = config.model_fields_set - {"model", "model_args", "recipe", "weights"} - {"classes"}
         stray = sorted(set(overrides) - {"preprocess"}) + sorted(own)
         if stray:
             raise UserError(f"{where}.{stray[0]}: imported weights are not trained; remove this key or add `recipe`")
     for key in ("teacher_norm", "margin_source"):
         if config.teacher is None and key in config.model_fields_set:
             raise UserError(f"{where}.{key}: there is no `teacher`; remove this key")
+    _check_classes(where, config)
     chosen = [key for key in ("nest", "prefix", "ignore") if getattr(config, key)]
     if chosen and (config.weights is None or config.weights.startswith(("run:", "torchvision:", "timm:"))):
         raise UserError(f"{where}.{chosen[0]}: `weights` names no file of which this could choose a part; remove it")
@@ -48,6 +49,21 @@ def check_run(
             f"{where}.classifier_std: {recipe.classifier_std} has no effect, the last layer is that of `weights`; "
             "write `classifier_std: null` or `new_classifier: true`"
         )
+
+
+def _check_classes(where: str, config: RunConfig) -> None:
+    """Which classes weights know, where these are not the data set's."""
+    if config.classes is None:
+        return
+    if config.weights is None:
+        raise UserError(f"{where}.classes: there are no `weights` that could know other classes; remove this key")
+    if config.new_classifier:
+        raise UserError(
+            f"{where}.classes: {config.classes} has no effect with `new_classifier: true`, which leaves the weights of "
+            "classes out; remove either"
+        )
+    if config.classes == NO_CLASSES and config.recipe is not None:
+        raise UserError(f"{where}.classes: a network without classifier is not trained; write new_classifier: true")
 
 
 def check_experiment(experiment: Experiment) -> None:
@@ -104,6 +120,13 @@ def _check_teacher(experiment: Experiment, run: str) -> None:
             f"add {', '.join(terms_with_teacher()[:-1])} or {terms_with_teacher()[-1]}, or remove it"
         )
     teacher = runs[name]
+    if teacher.classes == NO_CLASSES:
+        for term, options in config.objective.terms().items():
+            if options.needs.teacher & {"logits", "classifier"}:
+                raise UserError(
+                    f"{where}.objective.{term}: learns from the teacher's logits, but {name!r} has no classifier "
+                    f"(`classes: none`); learn from its features: {', '.join(terms_without_logits())}"
+                )
     if config.margin_source == "pretrained" and (teacher.recipe is None or teacher.weights is None):
         raise UserError(f"{where}.margin_source: {name!r} was not trained from `weights`; write teacher")
     if config.margin_source == "pretrained" and not config.objective.needs().margins:

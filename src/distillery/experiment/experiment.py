@@ -149,6 +149,7 @@ class Experiment:
             prefix=config.prefix,
             ignore=config.ignore,
             new_classifier=config.new_classifier,
+            classes=config.classes,
             preprocess=self.preprocesses.get(run),
             recipe=recipe,
             objective=config.objective if recipe else None,

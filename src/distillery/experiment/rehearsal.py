@@ -13,7 +13,7 @@ from distillery.experiment.experiment import Experiment
 from distillery.experiment.ledger import digest_of
 from distillery.experiment.schema.block import LONGEST_NAME
 from distillery.experiment.schema.dataset import Dataset
-from distillery.experiment.schema.experiment import RunConfig
+from distillery.experiment.schema.experiment import NO_CLASSES, OWN_CLASSES, RunConfig
 from distillery.experiment.schema.objective import PLAIN, Objective
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.experiment.spec import RUN_PREFIX
@@ -44,19 +44,22 @@ def rehearsed(experiment: Experiment) -> Experiment:
         few = experiment.labels(run)
         labels = {} if few is None else {"labels": few.labels and TRAINING_IMAGES // 2}
         runs[run] = config.model_copy(update={"seeds": None, "nest": None, "prefix": None, "ignore": (), **labels})
+        if config.classes is not None and (elsewhere or config.classes != NO_CLASSES):
+            # A stand-in is trained on the very images; generated classes of other experiments have the same names.
+            runs[run] = runs[run].model_copy(update={"classes": None if elsewhere else OWN_CLASSES})
         if config.recipe is not None:
-            recipes[run] = rehearsed_recipe(experiment.recipes[run], config.objective, config.model)
+            recipes[run] = rehearsed_recipe(experiment.recipes[run], config.objective, config)
         elif elsewhere:
             plain = _plain_recipe(experiment.preprocesses.get(run))
             runs[run] = runs[run].model_copy(update={"weights": None, "recipe": "stand-in"})
-            recipes[run] = rehearsed_recipe(plain, config.objective, config.model)
+            recipes[run] = rehearsed_recipe(plain, config.objective, config)
         if elsewhere and config.recipe is not None:
             name = _stand_in(config)
             plain = _plain_recipe(experiment.recipes[run].preprocess)
             runs[name] = RunConfig.model_validate(
                 {"model": config.model, "model_args": config.model_args, "recipe": "stand-in"}
             )
-            recipes[name] = rehearsed_recipe(plain, PLAIN, config.model)
+            recipes[name] = rehearsed_recipe(plain, PLAIN, config)
             runs[run] = runs[run].model_copy(update={"weights": f"{RUN_PREFIX}{name}"})
     return replace(
         experiment,
@@ -75,7 +78,7 @@ def rehearsed_dataset(name: str, dataset: Dataset) -> Dataset:
     return Dataset.model_validate({"path": f"generated/{name}", "generated": generated})
 
 
-def rehearsed_recipe(recipe: Recipe, objective: Objective, model: str) -> Recipe:
+def rehearsed_recipe(recipe: Recipe, objective: Objective, config: RunConfig) -> Recipe:
     """A recipe as a rehearsal follows it: all its parts, for a few steps."""
     body = recipe.model_dump(exclude_unset=True)
     batch = BATCH
@@ -84,7 +87,7 @@ def rehearsed_recipe(recipe: Recipe, objective: Objective, model: str) -> Recipe
     body |= {"epochs": EPOCHS, "batch": batch}
     body["optimizer"]["lr"] = LEARNING_RATE
     body["schedule"] = _short_schedule(body["schedule"])
-    if not FIXED_SIZE.search(model):
+    if not FIXED_SIZE.search(config.model) and "img_size" not in config.model_args:
         body["preprocess"] = _small_preprocess(recipe.preprocess)
     # Half precision needs a GPU; bfloat16 takes the same paths on a CPU.
     if recipe.precision == "16-mixed":

@@ -21,6 +21,7 @@ from distillery.experiment.ledger import (
 from distillery.experiment.plugins import is_plugin, source_of
 from distillery.experiment.schema.block import Block, Neutral, WeightsChoice
 from distillery.experiment.schema.dataset import Dataset
+from distillery.experiment.schema.experiment import NO_CLASSES, OWN_CLASSES, WORDNET_LISTS
 from distillery.experiment.schema.labels import FewLabels
 from distillery.experiment.schema.objective import Objective
 from distillery.experiment.schema.recipe import Preprocess, Recipe
@@ -49,6 +50,7 @@ class RunSpec(Block):
     prefix: Annotated[str | None, Neutral(None)] = None
     ignore: Annotated[tuple[str, ...], Neutral(())] = ()
     new_classifier: bool = False
+    classes: Annotated[str | None, Neutral(None)] = None
     preprocess: Preprocess | None = None
     recipe: Recipe | None = None
     objective: Objective | None = None
@@ -69,6 +71,17 @@ class RunSpec(Block):
         if self.weights is None or self.weights.startswith(TAG_PREFIXES) or self.address is not None:
             return None
         return Path(self.weights).expanduser()
+
+    @property
+    def classes_file(self) -> Path | None:
+        """The file that `classes` names; None for lists that are known by a word."""
+        words = (None, OWN_CLASSES, NO_CLASSES, *WORDNET_LISTS)
+        return None if self.classes in words else Path(str(self.classes)).expanduser()
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether its network gives logits."""
+        return self.classes != NO_CLASSES
 
     @property
     def weights_choice(self) -> WeightsChoice:
@@ -102,6 +115,13 @@ class RunSpec(Block):
             if content["weights"]["sha256"] is None:
                 raise UserError(
                     f"weights: {self.weights_file} cannot be read, and its bytes decide the run and all that descends "
+                    "from it; put the file back, or name another"
+                )
+        if self.classes_file is not None:
+            content["classes"] = {"sha256": file_sha256(self.classes_file)}
+            if content["classes"]["sha256"] is None:
+                raise UserError(
+                    f"classes: {self.classes_file} cannot be read, and its bytes decide the run and all that descends "
                     "from it; put the file back, or name another"
                 )
         if self.address is not None:

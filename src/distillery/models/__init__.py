@@ -7,9 +7,18 @@ from distillery.models.registry import (
     check_input,
     check_training,
     create_model,
+    has_classifier,
     is_model,
     model_names,
     weights_without_gradient,
 )
 
-__all__ = ["check_input", "check_training", "create_model", "is_model", "model_names", "weights_without_gradient"]
+__all__ = [
+    "check_input",
+    "check_training",
+    "create_model",
+    "has_classifier",
+    "is_model",
+    "model_names",
+    "weights_without_gradient",
+]

@@ -65,7 +65,7 @@ def create_model(name: str, num_classes: int, /, **model_args: Any) -> "nn.Modul
     Args:
         name: a name of the zoo, of timm or of torchvision, looked for in this order; ``timm:NAME`` and
             ``torchvision:NAME`` choose; ``plugins.FILE:NAME`` is a function of a project's own.
-        num_classes: width of the last layer.
+        num_classes: width of the last layer; 0 for a network of timm that gives its embedding (B, D) instead.
         model_args: further arguments of the network's builder.
 
     Returns:
@@ -77,6 +77,8 @@ def create_model(name: str, num_classes: int, /, **model_args: Any) -> "nn.Modul
     library = _library(name)
     if library is None:
         raise UserError(f"model: {explain_unknown(name)}")
+    if num_classes == 0 and library != "timm":
+        raise UserError(f"model: {name!r} cannot be built without a classifier; only timm's networks can")
     reserved = sorted(RESERVED_ARGUMENTS & set(model_args))
     if reserved:
         raise UserError(
@@ -94,6 +96,11 @@ def create_model(name: str, num_classes: int, /, **model_args: Any) -> "nn.Modul
         if not model_args:
             raise UserError(f"model {name!r}: cannot be built: {_first_line(error)}") from error
         raise UserError(_explain_arguments(name, num_classes, model_args, error, build)) from error
+
+
+def has_classifier(network: "nn.Module") -> bool:
+    """Whether a network gives logits, and not its embedding in their place."""
+    return getattr(network, "num_classes", None) != 0
 
 
 def check_arguments(name: str, model_args: Mapping[str, Any]) -> None:
@@ -135,7 +142,7 @@ def check_input(network: "nn.Module", name: str, size: int, num_classes: int) ->
     finally:
         network.train(training)
     found = tuple(logits_BC.shape) if isinstance(logits_BC, torch.Tensor) else type(logits_BC).__name__
-    if found != (1, num_classes):
+    if found != (1, num_classes) and not (num_classes == 0 and len(found) == 2):
         raise UserError(
             f"model {name!r} gives {found} for one image; expected class scores of shape {(1, num_classes)}"
         )

@@ -125,8 +125,8 @@ def _explain_shapes(unequal: list[str], state: StateDict, own: StateDict) -> str
     if modules == {last} and len(unequal) <= 2 and len(widths) == 1 and same_inside:
         ((theirs, ours),) = widths
         return (
-            f"weights for {theirs[0]} classes ({unequal[0]}), but the data set has {ours[0]}; "
-            "to train from them with a new last layer, write new_classifier: true"
+            f"weights for {theirs[0]} classes ({unequal[0]}), and not for {ours[0]}; say by `classes` which they know, "
+            "or, to train from them with a new last layer, write new_classifier: true"
         )
     shown = [f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}" for name in unequal]
     return f"weights of another network: {_some(shown)}"

@@ -163,7 +163,7 @@ def _parties(
     pair = pair_networks(student, network, job.spec.objective.needs(), sizes[0], names, sizes[1])
     context = _context(job, fabric, images, pair, finished)
     with located(job.where):
-        objective = build_objective(job.spec.objective, context)
+        objective = build_objective(job.spec.objective, context, _known(job, finished))
     heads = [(name, head) for name, term in objective.each() if (head := term.head(context)) is not None]
     taps, described = pair.student.taps, None
     for name, head in heads:
@@ -204,6 +204,12 @@ def _context(job: Job, fabric: Fabric, images: ArrowImages, pair: TapPair, finis
         epochs=total_epochs(job.spec.recipe),
         seed=job.seed,
     )
+
+
+def _known(job: Job, finished: FinishedRun | None) -> list[int] | None:
+    """The classes that the teacher knows, where it does not know all."""
+    unknown = set(finished.record.get("unknown_classes", ())) if finished else set()
+    return [place for place, name in enumerate(job.manifest.classes) if name not in unknown] if unknown else None
 
 
 def _collective(fabric: Fabric) -> Collective:

@@ -8,7 +8,7 @@ from tabulate import tabulate
 from distillery.data.manifest import load_manifest
 from distillery.distill.losses.stages import check_stages
 from distillery.errors import UserError, located
-from distillery.experiment import Experiment
+from distillery.experiment import Experiment, RunSpec
 from distillery.experiment.bank import banks_of, describe_bank, holds_embedding
 from distillery.experiment.checks import large_memories
 from distillery.models import check_input, create_model
@@ -57,15 +57,23 @@ def forecast_banks(experiment: Experiment, results: Path) -> Iterator[str]:
     for teacher in sorted(experiment.teachers()):
         for address, members in banks_of(experiment, teacher).items():
             features, spec = 0, experiment.spec(*members[0])
-            if holds_embedding(spec) and spec.teacher is not None and spec.teacher.prepared_for is not None:
+            assert spec.teacher is not None
+            if holds_embedding(spec):
                 network = create_model(spec.teacher.model, 10, **spec.teacher.model_args)
-                features = plan_taps(network, spec.teacher.prepared_for.size, spec.teacher.model).features
+                features = plan_taps(network, _size_of(spec.teacher, network), spec.teacher.model).features
             folder = dataset_folder(results, spec.dataset)
             size = None
             if (folder / "manifest.json").exists():
                 manifest = load_manifest(folder)
-                size = manifest.splits["train"].images, len(manifest.classes)
+                size = manifest.splits["train"].images, len(manifest.classes) * spec.teacher.has_classifier
             yield describe_bank(experiment, teacher, address, members, size, features)
+
+
+def _size_of(teacher: RunSpec, network: object) -> int:
+    """Of a teacher's images; those of a library's tag are of the size that its network was built for."""
+    if teacher.prepared_for is not None:
+        return teacher.prepared_for.size
+    return int((getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1])
 
 
 def _check_size(experiment: Experiment, run: str) -> None:
@@ -73,4 +81,6 @@ def _check_size(experiment: Experiment, run: str) -> None:
     spec = experiment.spec(run)
     if spec.prepared_for is not None:
         with located(experiment.where(run)):
-            check_input(create_model(spec.model, 10, **spec.model_args), spec.model, spec.prepared_for.size, 10)
+            classes = 10 if spec.has_classifier else 0
+            network = create_model(spec.model, classes, **spec.model_args)
+            check_input(network, spec.model, spec.prepared_for.size, classes)

@@ -19,9 +19,10 @@ from distillery.evaluation.restore import (
 )
 from distillery.experiment.schema.block import Statistics
 from distillery.experiment.schema.recipe import Preprocess, Recipe
-from distillery.models import create_model
+from distillery.models import create_model, has_classifier
 from distillery.models.initialisation import draw_classifier
-from distillery.models.pretrained.load import take_weights
+from distillery.models.pretrained.classes import ClassMap, keep_classes, match_classes, weights_classes
+from distillery.models.pretrained.load import Taken, take_weights
 from distillery.paths import run_folder
 from distillery.reporting.verdict import missed_top1
 from distillery.results import command, read_json
@@ -83,27 +84,46 @@ def initial_weights(job: Job) -> InitialWeights | None:
     return InitialWeights(str(weights), preprocess, record)
 
 
+def network_of_weights(job: Job, source: InitialWeights) -> tuple[nn.Module, Taken, ClassMap | None]:
+    """Build a run's network with the weights that its line names, for the data set's classes or for none.
+
+    Where ``classes`` says that they know others, the third is which of these are the data set's.
+
+    Raises:
+        UserError: the weights do not fit, or none of their classes is one of the data set's.
+    """
+    spec, ours = job.spec, job.manifest.classes
+    with located(job.where):
+        theirs = None if spec.classes is None else weights_classes(spec.classes, source.record)
+        found = None if theirs is None else match_classes(ours, theirs)
+    network = create_model(spec.model, len(ours) if spec.has_classifier else 0, **spec.model_args)
+    if spec.classes is None and not spec.new_classifier:
+        source.check_classes(job)
+    # A network of the same kind, for the weights' own classes.
+    donor = network if found is None else create_model(spec.model, found.total, **spec.model_args)
+    without = spec.new_classifier or not spec.has_classifier
+    taken = take_weights(donor, source.file, spec.model, spec.model_args, without, spec.weights_choice)
+    if (line := taken.line(source.file)) is not None and "RANK" not in os.environ:
+        print(f"{job.name}: {line}", file=sys.stderr)
+    if found is not None:
+        with located(job.where):
+            keep_classes(network, donor, found, fill=spec.recipe is None)
+        if "RANK" not in os.environ:
+            print(f"{job.name}: {found.line()}", file=sys.stderr)
+    return network, taken, found
+
+
 def begin_network(job: Job) -> nn.Module:
     """Build a run's network as it is before the first step; random weights come from torch's global generator.
 
     Raises:
         UserError: the model or the weights that the run names cannot be had, or do not fit each other.
     """
-    network = create_model(job.spec.model, len(job.manifest.classes), **job.spec.model_args)
     source = initial_weights(job)
-    if source is not None:
-        if not job.spec.new_classifier:
-            source.check_classes(job)
-        taken = take_weights(
-            network,
-            source.file,
-            job.spec.model,
-            job.spec.model_args,
-            job.spec.new_classifier,
-            job.spec.weights_choice,
-        )
-        if (line := taken.line(source.file)) is not None and "RANK" not in os.environ:
-            print(f"{job.name}: {line}", file=sys.stderr)
+    if source is None:
+        network = create_model(job.spec.model, len(job.manifest.classes), **job.spec.model_args)
+    else:
+        network, _, _ = network_of_weights(job, source)
     recipe, drawn = job.spec.recipe, source is None or job.spec.new_classifier
     if recipe is not None and recipe.classifier_std is not None and drawn:
         with located(job.where):
@@ -151,6 +171,11 @@ def finished_teacher(job: Job, recipe: Recipe, fabric: Fabric, validate: Validat
     if name is None:
         return None
     finished, viewer = restored_teacher(job, recipe, fabric)
+    _check_known(job, name, finished)
+    if not has_classifier(finished.network):
+        size = (recipe.preprocess if viewer is None else viewer).size
+        fabric.print(f"{job.name}: teacher {name} has no classifier; it teaches by its features of {size} pixels")
+        return MeasuredTeacher(finished, viewer, {"run": name})
     measured = validate(finished.predict, finished.preprocess)["top1"]
     shown = recipe.preprocess if viewer is None else viewer
     same = shown.pixels == finished.preprocess.pixels
@@ -187,6 +212,18 @@ def finished_teacher(job: Job, recipe: Recipe, fabric: Fabric, validate: Validat
             raise UserError(line)
         fabric.print(f"{job.name}: warning: {line}")
     return MeasuredTeacher(finished, viewer, {"run": name, "top1": measured, "top1_as_it_teaches": teaching})
+
+
+def _check_known(job: Job, name: str, finished: FinishedRun) -> None:
+    """See that the terms of the objective can learn from a teacher that does not know all classes."""
+    unknown: list[str] = finished.record.get("unknown_classes", [])
+    assert job.spec.objective is not None
+    for term, options in job.spec.objective.terms().items():
+        if unknown and options.needs.teacher & {"logits", "classifier"} and not options.takes_some_classes:
+            raise UserError(
+                f"{job.where}.objective.{term}: {name} does not know {len(unknown)} of the classes, as {unknown[0]!r}, "
+                "which this term needs; use one that compares the others, as kd, or a teacher that knows all"
+            )
 
 
 def is_chance(correct: int, images: int, classes: int) -> bool:

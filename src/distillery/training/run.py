@@ -1,7 +1,6 @@
 """Make one run of an experiment: train it, or import its weights, and leave the results whole."""
 
 import shutil
-import sys
 import time
 from contextlib import suppress
 from typing import Any
@@ -13,16 +12,14 @@ from distillery.cluster.run_lock import RunLock, locked
 from distillery.cluster.signals import StopSignal
 from distillery.errors import UserError, located
 from distillery.experiment.schema.recipe import Preprocess, Recipe
-from distillery.models import create_model
 from distillery.models.normalize import resolve_statistics
-from distillery.models.pretrained.load import take_weights
 from distillery.models.weights import load_weights, save_weights
 from distillery.paths import diverged_folder
 from distillery.provenance import provenance
 from distillery.results import file_hash, try_json, write_sealed
 from distillery.training.build import build_training
 from distillery.training.devices import start_devices
-from distillery.training.initial import initial_weights
+from distillery.training.initial import initial_weights, network_of_weights
 from distillery.training.inputs import loader_name
 from distillery.training.job import Job
 from distillery.training.loop import Diverged, Training, chosen_weights, fit, note_session, restore
@@ -50,12 +47,7 @@ def make_run(job: Job, stop: StopSignal | None = None) -> None:
 def _import_weights(job: Job) -> None:
     source = initial_weights(job)
     assert source is not None
-    source.check_classes(job)
-    network = create_model(job.spec.model, len(job.manifest.classes), **job.spec.model_args)
-    choice = job.spec.weights_choice
-    taken = take_weights(network, source.file, job.spec.model, job.spec.model_args, choice=choice)
-    if (line := taken.line(source.file)) is not None:
-        print(f"{job.name}: {line}", file=sys.stderr)
+    network, taken, found = network_of_weights(job, source)
     preprocess = job.spec.preprocess or source.preprocess or taken.preprocess
     if preprocess is None:
         raise UserError(
@@ -73,6 +65,10 @@ def _import_weights(job: Job) -> None:
     }
     if taken.facts:
         facts |= {"weights_file": taken.facts}
+    if not job.spec.has_classifier:
+        facts |= {"classes": 0, "class_names": []}
+    if found is not None:
+        facts |= {"weights_classes": found.total, "unknown_classes": found.unknown}
     write_sealed(job.folder / "run.json", _facts(job, preprocess) | facts | {"provenance": provenance()})
 
 

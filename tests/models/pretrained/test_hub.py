@@ -68,7 +68,7 @@ def test_torchvisions_weights_come_with_their_preparation(name, torchvision_cach
 
 def test_published_weights_never_get_a_random_classifier(torchvision_cache):
     torchvision_cache("resnet18", "IMAGENET1K_V1", create_model("torchvision:resnet18", 1000).state_dict())
-    with pytest.raises(UserError, match=r"IMAGENET1K_V1: weights for 1000 classes .* the data set has 10; "):
+    with pytest.raises(UserError, match=r"IMAGENET1K_V1: weights for 1000 classes .* and not for 10; "):
         import_weights(create_model("resnet18", 10), "torchvision:IMAGENET1K_V1", "resnet18")
 
 
@@ -144,7 +144,7 @@ def test_timms_weights_come_with_their_preparation_and_their_classes(tmp_path):
         other = run_timm_script(10, tmp_path / "model.safetensors", **where)
         server.shutdown()
     assert fitting.startswith("{'size': 224, 'resize': 235, 'interpolation': 'bicubic', 'normalize': {'mean': (0.485")
-    assert "timm:a1_in1k: weights for 1000 classes (fc.weight), but the data set has 10" in other
+    assert "timm:a1_in1k: weights for 1000 classes (fc.weight), and not for 10" in other
 
 
 def test_published_weights_of_torchvision_fit_mgds_students(torchvision_cache):

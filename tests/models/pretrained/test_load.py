@@ -145,7 +145,7 @@ FAULTS = {
     ),
     "another classifier": (
         lambda _: create_model("cifar_resnet8", 100).state_dict(),
-        r"weights for 100 classes \(fc\.weight\), but the data set has 10; to train from them .* new_classifier: true$",
+        r"weights for 100 classes \(fc\.weight\), and not for 10; .* to train from them .* new_classifier: true$",
     ),
     "another width": (
         lambda state: {**state, "conv1.weight": torch.zeros(8, 3, 5, 5)},

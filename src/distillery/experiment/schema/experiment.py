@@ -12,6 +12,17 @@ from distillery.experiment.schema.labels import Count, Images, LabelledShare
 from distillery.experiment.schema.objective import PLAIN, Objective
 from distillery.experiment.schema.teacher import Answers, TeacherConfig, TeacherKey
 
+# What `classes` may say of weights besides a file: lists that timm has, as the run that made them says, no classifier.
+WORDNET_LISTS = ("imagenet-1k", "imagenet-12k", "imagenet-21k", "imagenet-21k-miil", "imagenet-22k", "imagenet-22k-ms")
+OWN_CLASSES, NO_CLASSES = "names", "none"
+
+
+def _check_classes(classes: str) -> str:
+    known = [*WORDNET_LISTS, OWN_CLASSES, NO_CLASSES]
+    if classes not in known and "." not in classes and "/" not in classes:
+        raise ValueError(f"expected {', '.join(known)}, or a file with a class a line, as classes.txt")
+    return classes
+
 
 def _check_address(weights: str) -> str:
     parse_address(weights)
@@ -40,6 +51,11 @@ class RunConfig(Block):
     )
     new_classifier: bool = Field(
         False, description="train from `weights` without their last layer, as for another number of classes"
+    )
+    classes: Annotated[str | None, Neutral(None), AfterValidator(_check_classes)] = Field(
+        None,
+        description="which classes `weights` know, if not the data set's: imagenet-1k, imagenet-21k ..., a file with a "
+        "class a line, names (as the run that made them says), or none (no classifier)",
     )
     teacher: TeacherKey | None = Field(
         None, description="another run of this experiment, whose first seed teaches; or a block that names it as `run`"

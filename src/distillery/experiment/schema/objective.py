@@ -159,6 +159,8 @@ class TermOptions(Block):
     default_teacher_norm: ClassVar[Literal["eval", "batch"]] = "eval"
     # A term that wants indices looks at single images, unless it only draws by them.
     draws_by_index: ClassVar[bool] = False
+    # Whether a term of the teacher's logits can compare some of the classes alone, where the teacher knows only these.
+    takes_some_classes: ClassVar[bool] = False
 
     weight: Weight = 1.0
 
@@ -216,6 +218,7 @@ class LogitOptions(TermOptions):
     """What the terms that compare two networks' logits share."""
 
     needs: ClassVar[Needs] = Needs(student={"logits"}, teacher={"logits"})
+    takes_some_classes: ClassVar[bool] = True
 
     standardize: Annotated[bool, Neutral(False)] = Field(
         False, description="compare logits of mean 0 and deviation 1 over each image's classes"
@@ -330,6 +333,8 @@ class USKDOptions(TermOptions):
 class HardLabelOptions(LogitOptions):
     """Hard-label distillation: cross-entropy with the class that the teacher gives an image."""
 
+    needs: ClassVar[Needs] = Needs(student={"logits"}, teacher={"logits"})
+    takes_some_classes: ClassVar[bool] = True
     implementation: ClassVar[str] = "distillery.distill.losses.hard_label:HardLabel"
 
     label_smoothing: Share = 0.0
@@ -843,3 +848,8 @@ PLAIN = Objective.model_validate({"ce": {}})
 def terms_with_teacher() -> list[str]:
     """The names of the terms that learn from a teacher."""
     return [name for name, options in TERMS.items() if options.needs.teacher]
+
+
+def terms_without_logits() -> list[str]:
+    """The names of the terms that learn from a teacher's features alone."""
+    return [name for name in terms_with_teacher() if not TERMS[name].needs.teacher & {"logits", "classifier"}]

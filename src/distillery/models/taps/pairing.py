@@ -163,6 +163,8 @@ def describe_pair(teacher: TapPlan, student: TapPlan) -> str:
 def _title(role: str, plan: TapPlan) -> str:
     embedding = "" if plan.embedding is None else f", embedding of {plan.features} features"
     embedding += "" if plan.averaged is None else f", the mean of {plan.averaged.shape}"
+    prefix = plan.points[-1].prefix_tokens
+    embedding += f", {prefix} tokens before the image's" if prefix > 1 else ""
     return f"{role} {plan.model} at {plan.input_size}x{plan.input_size}: stages by {plan.found}{embedding}"
 
 

@@ -78,8 +78,15 @@ def _point(trace: Trace, stage: int, end: StageEnd, name: str) -> TapPoint:
 def _embedding(trace: Trace, name: str) -> tuple[Source, int, str | None, int]:
     """What enters the last layer with weights on the way to the logits, and that layer; of two heads, the first.
 
+    A network without classifier gives it in their place.
+
     The value comes last, as the layer's own matrix product takes it.
     """
+    if getattr(trace.network, "num_classes", None) == 0:  # what a network without classifier gives
+        source = find_source(trace, trace.logits, 1, "")
+        if source is None:
+            raise TapError(f"{name}: no module of it returns its embedding")
+        return source, source.channels, None, trace.logits
     op: Op | None = trace.maker(trace.logits)
     while op is not None and op.name not in LINEAR:
         earlier = [value for value in op.inputs if value in trace.from_images]
