@@ -54,7 +54,7 @@ def brought(requirements):
 
 
 def hidden():
-    """The packages here that a core install would not have; but torch asks for optree's version, which is not hidden."""
+    """The packages here that a core install would not have, but optree: torch asks its metadata, which stay."""
     core = brought(PROJECT["dependencies"]) | {"distillery"}
     return {
         package
