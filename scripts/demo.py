@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -24,8 +25,8 @@ Where to look next
   your own runs   add a line to config/{0}.yaml, then make demo: only what is new is made"""
 
 
-def main(experiment: str = "digits") -> int:
-    """Make and show an experiment; 0 if it is made."""
+def main(experiment: str = "digits", *options: str) -> int:
+    """Make, with further options of Snakemake, and show an experiment; 0 if it is made."""
     os.chdir(Path(__file__).parents[1])
     LOCK.parent.mkdir(exist_ok=True)
     with LOCK.open("a+") as lock:
@@ -40,7 +41,7 @@ def main(experiment: str = "digits") -> int:
             subprocess.run(["snakemake", "--unlock"], stdin=lock, capture_output=True)
         lock.write("working")
         lock.flush()
-        code = make(experiment, lock)
+        code = make(experiment, options, lock)
         lock.truncate(0)
         if code == 0:
             command = [sys.executable, "scripts/versions.py", "record", experiment]
@@ -53,9 +54,9 @@ def main(experiment: str = "digits") -> int:
     return code
 
 
-def make(experiment: str, lock: TextIO) -> int:
+def make(experiment: str, options: Sequence[str], lock: TextIO) -> int:
     """Run Snakemake on all cores; a signal stops it and all that it started. Returns its exit code."""
-    command = ["snakemake", "--cores", "all", "--config", f"experiments={experiment}"]
+    command = ["snakemake", "--cores", "all", *options, "--config", f"experiments={experiment}"]
     workflow = subprocess.Popen(command, stdin=lock, stderr=subprocess.STDOUT, process_group=0)
     signals: list[int] = []
 
