@@ -1,13 +1,16 @@
-"""Reference vectors, and the three precisions in which every function must reproduce them."""
+"""Reference vectors, the three precisions in which every function must reproduce them, and groups of processes."""
 
 import contextlib
 import json
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 FOLDER = Path(__file__).parents[1] / "golden"
 
@@ -80,3 +83,26 @@ class Vectors:
 def vectors():
     """Load a reference file by name: ``vectors(name, dtype)``."""
     return lambda name, dtype=torch.float64: Vectors(name, dtype)
+
+
+@pytest.fixture
+def in_processes():
+    """Run ``work(rank, *arguments)`` in a group of processes: ``in_processes(work, 4, *arguments)``."""
+
+    def run(work, world_size, *arguments):
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        # Forked, because spawned processes could not import a test module.
+        mp.start_processes(_join, args=(work, world_size, port, arguments), nprocs=world_size, start_method="fork")
+
+    return run
+
+
+def _join(rank, work, world_size, port, arguments):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    try:
+        work(rank, *arguments)
+    finally:
+        dist.destroy_process_group()

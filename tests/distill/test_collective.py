@@ -2,14 +2,11 @@
 
 import copy
 import json
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from lightning_fabric.plugins.precision.amp import MixedPrecision
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -32,24 +29,6 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 pytestmark = pytest.mark.slow
 
 
-def in_processes(work, world_size, *arguments):
-    """Run ``work(rank, *arguments)`` in so many processes that form one group."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    # Forked, because spawned processes could not import a test module.
-    mp.start_processes(_join, args=(work, world_size, port, arguments), nprocs=world_size, start_method="fork")
-
-
-def _join(rank, work, world_size, port, arguments):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
-    try:
-        work(rank, *arguments)
-    finally:
-        dist.destroy_process_group()
-
-
 def _global_bake(rank, name):
     data = np.load(GOLDEN / name, allow_pickle=False)
     meta = json.loads(str(data["meta"]))
@@ -67,7 +46,7 @@ def _global_bake(rank, name):
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in GOLDEN.glob("bake_global_*")))
-def test_global_ensembling_equals_the_original(name):
+def test_global_ensembling_equals_the_original(name, in_processes):
     world_size = int(name.split("_W")[1].split("_")[0])
     in_processes(_global_bake, world_size, name)
 
@@ -81,7 +60,7 @@ def _gather_unequal(rank):
     assert ProcessGroup().broadcast(torch.tensor(rank)) == 0
 
 
-def test_ranks_with_unequal_shares_gather_in_order():
+def test_ranks_with_unequal_shares_gather_in_order(in_processes):
     in_processes(_gather_unequal, 2)
 
 
@@ -113,7 +92,7 @@ def _one_memory(rank, expected, total):
         assert torch.equal(*both.chunk(2))
 
 
-def test_every_rank_remembers_what_one_process_does():
+def test_every_rank_remembers_what_one_process_does(in_processes):
     term, total = _contrasted(Collective(), [slice(0, 6)])
     in_processes(_one_memory, 2, term.state_dict(), total)
 
@@ -140,7 +119,7 @@ def _one_past(rank, expected, total):
     assert torch.equal(term.past, expected)
 
 
-def test_every_rank_remembers_the_predictions_that_one_process_does():
+def test_every_rank_remembers_the_predictions_that_one_process_does(in_processes):
     term, total = _refined(Collective(), [slice(0, 6)])
     in_processes(_one_past, 2, term.past, total)
 
@@ -182,7 +161,7 @@ def _shown(rank):
     assert torch.equal(*both)
 
 
-def test_named_tuples_pass_precision_and_ddp_as_they_are():
+def test_named_tuples_pass_precision_and_ddp_as_they_are(in_processes):
     in_processes(_shown, 2)
 
 
@@ -206,7 +185,7 @@ def _one_flow(rank, expected):
     assert term.flow0.tolist() == expected
 
 
-def test_every_rank_gets_the_flow_that_one_process_finds():
+def test_every_rank_gets_the_flow_that_one_process_finds(in_processes):
     alone = _set_up(Collective())
     alone.begin_epoch(0, lambda limit: _batches([slice(0, 10)]))
     in_processes(_one_flow, 2, alone.flow0.tolist())

@@ -4,6 +4,8 @@ B batch, C classes, D features.
 """
 
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from distillery.distill.collective import Collective, ProcessGroup
 from distillery.distill.losses.overhaul import connector
 from distillery.distill.losses.partial_l2 import bn_margin
 from distillery.distill.objective import build_objective
@@ -229,6 +232,23 @@ def test_answers_of_ten_thousand_stay_finite_under_autocast(term, dtype):
     assert all(gradient.isfinite().all() for gradient in gradients if gradient is not None)
 
 
+@pytest.mark.parametrize("term", EVERY_TERM)
+def test_one_image_of_one_pixel_is_learned_from_or_refused_in_one_line(term):
+    objective, inputs = prepared({term: EVERY_TERM[term]})
+
+    def one(outputs):
+        return outputs.each(lambda tensor: tensor[:1, :, :1, :1] if tensor.ndim == 4 else tensor[:1])
+
+    view = View(one(inputs.view.student), one(inputs.view.teacher))
+    inputs = StepInputs(
+        one(inputs.student), inputs.target[:1], one(inputs.teacher), indices_B=inputs.indices_B[:1], view=view
+    )
+    try:
+        assert objective(inputs)["loss"].isfinite()
+    except UserError as error:
+        assert re.fullmatch(r"(objective\.\w+|batch): .*; raise `batch`, or set `drop_last: true`", str(error))  # noqa: PT017
+
+
 class Constants(TorchFunctionMode):
     """Gives what is detached, or computed without gradient, as it was at first, so that no difference sees it move."""
 
@@ -276,6 +296,65 @@ def test_the_gradient_of_every_term_is_its_derivative(term):
         slope = 0.0 if gradient is None else (gradient * direction).sum().item()
         found = (values[0] - values[1]).item() / (2 * step)
         assert found == pytest.approx(slope, rel=1e-5, abs=1e-8 * abs(first.item()) + 1e-12), leaf.shape
+
+
+class Watched(Collective):
+    """Remembers whether it was asked for anything."""
+
+    asked = False
+
+    def __getattribute__(self, name):
+        if not name.startswith("_") and name != "asked":
+            self.asked = True
+        return super().__getattribute__(name)
+
+
+def two_steps(term, collective, part):
+    """What a term remembers after two epochs of one step, and the sum of its values over a part of the images.
+
+    The sum is None where a batch norm, which sees a process's own images, has a say in it.
+    """
+    student, teacher, context = networks(batch=12)
+    student, teacher = student.only(part), teacher.only(part)
+    torch.manual_seed(0)
+    objective = objective_of(
+        {term: EVERY_TERM[term]}, replace(context, collective=collective, labels=np.arange(14) % 5, epochs=2)
+    )
+    total, indices = 0.0, torch.arange(12)[part] + 1
+    for epoch in range(2):
+        view = View(student, teacher)
+        inputs = StepInputs(student, indices % 5, teacher, epoch=epoch, indices_B=indices, view=view)
+        objective.begin_epoch(epoch, lambda limit: [inputs])  # noqa: B023
+        total += objective(inputs)["loss"].item() * len(indices)
+        objective.end_step()
+        student = student.each(lambda tensor: -tensor.roll(1, -1))
+    norms = [name for name, module in objective.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    remembered = {name: value for name, value in objective.named_buffers() if name.rpartition(".")[0] not in norms}
+    return remembered, None if norms else total
+
+
+PARTS = [slice(0, 1), slice(1, 5), slice(5, 9), slice(9, 12)]
+
+
+def _as_one(rank, expected):
+    for term, (remembered, total) in expected.items():
+        found, own = two_steps(term, ProcessGroup(), PARTS[rank])
+        for name, value in remembered.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6, msg=f"{term}: {name}")
+        own = ProcessGroup().all_reduce(torch.tensor(own or 0.0)).item()
+        assert total is None or own == pytest.approx(total, rel=1e-5), term
+
+
+@pytest.mark.slow
+def test_four_processes_are_one_for_every_term_that_talks_to_the_others(in_processes):
+    expected = {}
+    for term in TERMS:
+        if TERMS[term].head is None:
+            watched = Watched()
+            found = two_steps(term, watched, slice(0, 12))
+            expected |= {term: found} if watched.asked else {}
+    assert set(expected) >= {"bake", "crd", "mgd", "pskd"}
+    in_processes(_as_one, 4, expected)
 
 
 def test_the_flow_is_found_when_it_is_due_and_kept_with_the_state():

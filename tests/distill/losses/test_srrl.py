@@ -80,6 +80,6 @@ def test_what_cannot_work_is_refused_in_one_line():
         SRRL().setup(context(nn.Bilinear(6, 6, 5)))
     term = SRRL()
     term.setup(context())
-    with pytest.raises(UserError, match=r"^batch: srrl has a batch norm over a batch's pixels, which takes more than"):
+    with pytest.raises(UserError, match=r"^objective.srrl: a batch of one image gives one number a channel"):
         term.connected(draw(1, 4, 1, 1).float())
     assert term.eval().connected(draw(1, 4, 1, 1).float()).shape == (1, 6)
