@@ -141,6 +141,14 @@ class StepInputs(NamedTuple):
         teacher = None if self.teacher is None else kept(self.teacher)
         return self._replace(student=kept(self.student), target=target, teacher=teacher)
 
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """Both networks' embeddings, (B, D) and (B, another D), where a term asks for them."""
+        assert self.teacher is not None
+        student_BD, teacher_BD = self.student.embedding_BD, self.teacher.embedding_BD
+        assert student_BD is not None
+        assert teacher_BD is not None
+        return student_BD, teacher_BD
+
     def widened(self) -> "StepInputs":
         """The same in float32 at least."""
         return self._replace(

@@ -5,11 +5,11 @@ B batch, C classes, D features, H W pixels. CAM: a network's averaged map times 
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distillery.distill.last_layer import weight_and_bias
+from distillery.distill.losses.stages import unit
 from distillery.distill.precision import full_precision
 from distillery.distill.step import StepInputs
 from distillery.distill.term import Term, TermContext
@@ -36,14 +36,8 @@ def cat_loss(
         teacher = (teacher > teacher.abs().mean(dim=(2, 3), keepdim=True)).to(teacher.dtype)
     pooled_s, pooled_t = (F.adaptive_avg_pool2d(cam, resolution).flatten(2) for cam in (student, teacher))
     if normalize:
-        pooled_s, pooled_t = _unit(pooled_s), _unit(pooled_t)
+        pooled_s, pooled_t = unit(pooled_s), unit(pooled_t)
     return F.mse_loss(pooled_s, pooled_t)
-
-
-def _unit(cam_BCR: Tensor) -> Tensor:
-    # At zero, the quotient's gradient would be 1 / eps.
-    some = cam_BCR.detach().abs().sum(dim=2, keepdim=True) > 0
-    return F.normalize(torch.where(some, cam_BCR, 0), dim=2)
 
 
 @full_precision

@@ -39,5 +39,5 @@ class CC(Term):
 
     def forward(self, inputs: StepInputs) -> Tensor:
         """Return the mean over neighbours, which are those of a process's own images, in the batch's order."""
-        assert inputs.teacher is not None
-        return cc_loss(self.embed_s(inputs.student.embedding_BD), self.embed_t(inputs.teacher.embedding_BD))
+        student_BD, teacher_BD = inputs.embeddings()
+        return cc_loss(self.embed_s(student_BD), self.embed_t(teacher_BD))

@@ -143,12 +143,9 @@ class CRD(Term):
     def forward(self, inputs: StepInputs) -> Tensor:
         """Return the sum of both networks' losses; what was seen enters the memories at the step's end."""
         indices_B = inputs.indices_B
-        assert inputs.teacher is not None
         assert indices_B is not None
-        embedded = [
-            _unit(embed(outputs.embedding_BD))
-            for embed, outputs in ((self.embed_s, inputs.student), (self.embed_t, inputs.teacher))
-        ]
+        embeds = zip((self.embed_s, self.embed_t), inputs.embeddings(), strict=True)
+        embedded = [_unit(embed(embedding_BD)) for embed, embedding_BD in embeds]
         samples = torch.cat([indices_B[:, None], self.draw_negatives(int(inputs.epoch), indices_B)], dim=1)
         gathered = [self.collective.all_gather(rows.detach())[0] for rows in (indices_B, *embedded)]
         self.pending.append((gathered[0], gathered[1], gathered[2]))

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from distillery.distill.losses.assignment import assign
-from distillery.distill.losses.partial_l2 import partial_l2, stage_weights
-from distillery.distill.losses.stages import distilled_stages, margin_or_relu
+from distillery.distill.losses.partial_l2 import partial_l2
+from distillery.distill.losses.stages import MarginStages, check_normalizable
 from distillery.distill.precision import full_precision
 from distillery.distill.step import StepInputs
-from distillery.distill.term import CalibrationBatches, Term, TermContext
+from distillery.distill.term import CalibrationBatches, TermContext
 from distillery.errors import UserError
 
 Reducer = Literal["amp", "rd", "sm", "sp"]
@@ -186,12 +186,14 @@ def _as_margin(margin_S: Tensor) -> Tensor:
     return margin_S.reshape(1, -1, 1, 1)
 
 
-class MGD(Term):
+class MGD(MarginStages):
     """The term ``mgd``: the student's channels, normalised, approach their groups of teacher channels.
 
     Each stage has a batch norm of its own between the student's features and the loss, trained with the student and
     used for nothing else. The flow is found again before every ``update_every``-th epoch and is part of the state.
     """
+
+    name = "mgd"
 
     def __init__(
         self,
@@ -203,17 +205,14 @@ class MGD(Term):
         loss_factor: float = 1e4,
         compat: Literal["fixed", "reference"] = "fixed",
     ) -> None:
-        super().__init__()
-        self.reducer, self.update_every, self.update_images = reducer, update_every, update_images
-        self.ignore, self.normalize, self.loss_factor, self.compat = frozenset(ignore), normalize, loss_factor, compat
-        self.weights: list[float] = []
-        self.stages: list[int] = []
+        super().__init__(ignore, normalize, loss_factor)
+        self.reducer, self.update_every, self.update_images, self.compat = reducer, update_every, update_images, compat
+        self.batch_fraction = 1.0
 
     def setup(self, context: TermContext) -> None:
-        """Make each stage's batch norm, margin and (still empty) flow."""
+        """Make each stage's batch norm and (still empty) flow."""
+        super().setup(context)
         self.collective = context.collective
-        self.weights = stage_weights(len(context.stages))
-        self.stages = distilled_stages(len(context.stages), self.ignore, "mgd")
         self.shave = any(pair.teacher_channels % pair.student_channels for pair in context.stages)
         self.norms = nn.ModuleDict()
         for stage in self.stages:
@@ -221,7 +220,6 @@ class MGD(Term):
             self.norms[str(stage)] = nn.BatchNorm2d(pair.student_channels)
             group = 1 if self.reducer == "sm" else max(pair.teacher_channels // pair.student_channels, 1)
             self.register_buffer(f"flow{stage}", torch.zeros(pair.student_channels, group, dtype=torch.long))
-            self.register_buffer(f"margin{stage}", margin_or_relu(pair), persistent=False)
 
     def begin_epoch(self, epoch: int, calibration_batches: CalibrationBatches) -> None:
         """Match the channels again when it is time: every process measures its share, all get one flow."""
@@ -248,21 +246,16 @@ class MGD(Term):
 
     def forward(self, inputs: StepInputs) -> Tensor:
         """Return the weighted sum over the stages."""
-        assert inputs.teacher is not None
-        distances = [self._distance(stage, inputs) for stage in self.stages]
-        return torch.stack(distances).sum()
+        self.batch_fraction = inputs.batch_fraction if self.compat == "reference" else 1.0
+        return super().forward(inputs)
 
-    def _distance(self, stage: int, inputs: StepInputs) -> Tensor:
-        assert inputs.teacher is not None
-        source: Tensor = self.norms[str(stage)](inputs.student.stages[stage])
-        target, margin = reduce_channels(
-            inputs.teacher.stages[stage],
-            self.get_buffer(f"margin{stage}"),
-            self.get_buffer(f"flow{stage}"),
-            self.reducer,
-        )
+    def distance(self, stage: int, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return one stage's weighted loss."""
+        check_normalizable(student, self, self.name)
+        source: Tensor = self.norms[str(stage)](student)
+        margin, flow = self.get_buffer(f"margin{stage}"), self.get_buffer(f"flow{stage}")
+        target, margin = reduce_channels(teacher, margin, flow, self.reducer)
         distance = self.weights[stage] * partial_l2(source, target, margin)
         if self.normalize == "mean":
             return distance / source.numel()
-        batch_fraction = inputs.batch_fraction if self.compat == "reference" else 1.0
-        return distance / len(source) / self.loss_factor * batch_fraction
+        return distance / len(source) / self.loss_factor * self.batch_fraction

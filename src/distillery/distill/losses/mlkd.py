@@ -4,7 +4,7 @@ B batch, C classes, T temperatures.
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,21 +21,9 @@ Compat = Literal["reference", "fixed"]
 STRONG, WEAK = (3.0, 5.0), (2.0, 6.0)
 
 
-def mlkd_loss(
-    weak_s: Tensor,
-    strong_s: Tensor,
-    weak_t: Tensor,
-    strong_t: Tensor,
-    target: Tensor,
-    ce: float = 0.1,
-    kd: float = 0.9,
-    temperature: float | Tensor = 4.0,
-    standardize: bool = False,
-    compat: Compat = "reference",
-) -> Tensor:
+def mlkd_loss(*arguments: Any, **options: Any) -> Tensor:  # noqa: ANN401
     """The sum of ``mlkd_parts``, a scalar; the arguments are theirs."""
-    parts = mlkd_parts(weak_s, strong_s, weak_t, strong_t, target, ce, kd, temperature, standardize, compat)
-    return torch.stack(list(parts.values())).sum()
+    return torch.stack(list(mlkd_parts(*arguments, **options).values())).sum()
 
 
 @full_precision

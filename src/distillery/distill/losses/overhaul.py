@@ -5,15 +5,13 @@ B batch, H W pixels; the channels are the teacher's, for a connector has widened
 
 import math
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from distillery.distill.losses.partial_l2 import partial_l2, stage_weights
-from distillery.distill.losses.stages import distilled_stages, margin_or_relu
-from distillery.distill.step import StepInputs
-from distillery.distill.term import Term, TermContext
+from distillery.distill.losses.stages import MarginStages, check_normalizable
+from distillery.distill.term import TermContext
 
 
 def overhaul_loss(connected: Sequence[Tensor], teacher: Sequence[Tensor], margins: Sequence[Tensor]) -> Tensor:
@@ -33,45 +31,29 @@ def overhaul_loss(connected: Sequence[Tensor], teacher: Sequence[Tensor], margin
     ).sum()
 
 
-class Overhaul(Term):
+class Overhaul(MarginStages):
     """The term ``overhaul``: the student's features, widened by a connector, meet the teacher's beyond their margins.
 
     A connector is a 1 x 1 convolution to the teacher's width and a batch norm, trained with the student and used for
     nothing else.
     """
 
-    def __init__(
-        self,
-        ignore: tuple[int, ...] = (),
-        normalize: Literal["reference", "mean"] = "reference",
-        loss_factor: float = 1e4,
-    ) -> None:
-        super().__init__()
-        self.ignore, self.normalize, self.loss_factor = frozenset(ignore), normalize, loss_factor
-        self.weights: list[float] = []
-        self.stages: list[int] = []
+    name = "overhaul"
 
     def setup(self, context: TermContext) -> None:
-        """Make each stage's connector and margin."""
-        self.weights = stage_weights(len(context.stages))
-        self.stages = distilled_stages(len(context.stages), self.ignore, "overhaul")
-        self.connectors = nn.ModuleDict()
-        for stage in self.stages:
-            pair = context.stages[stage]
-            self.connectors[str(stage)] = connector(pair.student_channels, pair.teacher_channels)
-            self.register_buffer(f"margin{stage}", margin_or_relu(pair), persistent=False)
+        """Make each stage's connector."""
+        super().setup(context)
+        pairs = {str(stage): context.stages[stage] for stage in self.stages}
+        self.connectors = nn.ModuleDict(
+            {stage: connector(pair.student_channels, pair.teacher_channels) for stage, pair in pairs.items()}
+        )
 
-    def forward(self, inputs: StepInputs) -> Tensor:
-        """Return the weighted sum over the stages."""
-        assert inputs.teacher is not None
-        distances = []
-        for stage in self.stages:
-            connected = self.connectors[str(stage)](inputs.student.stages[stage])
-            target, margin = inputs.teacher.stages[stage], self.get_buffer(f"margin{stage}")
-            distance = self.weights[stage] * partial_l2(connected, target, margin)
-            scale = connected.numel() if self.normalize == "mean" else len(connected) * self.loss_factor
-            distances.append(distance / scale)
-        return torch.stack(distances).sum()
+    def distance(self, stage: int, student: Tensor, teacher: Tensor) -> Tensor:
+        """Return one stage's weighted loss."""
+        check_normalizable(student, self, self.name)
+        connected = self.connectors[str(stage)](student)
+        distance = self.weights[stage] * partial_l2(connected, teacher, self.get_buffer(f"margin{stage}"))
+        return distance / (connected.numel() if self.normalize == "mean" else len(connected) * self.loss_factor)
 
 
 def connector(student_channels: int, teacher_channels: int) -> nn.Sequential:

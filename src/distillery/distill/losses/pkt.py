@@ -42,8 +42,4 @@ class PKT(Term):
 
     def forward(self, inputs: StepInputs) -> Tensor:
         """Return the mean over pairs of images."""
-        assert inputs.teacher is not None
-        student_BD, teacher_BD = inputs.student.embedding_BD, inputs.teacher.embedding_BD
-        assert student_BD is not None
-        assert teacher_BD is not None
-        return pkt_loss(student_BD, teacher_BD)
+        return pkt_loss(*inputs.embeddings())

@@ -95,8 +95,4 @@ class RKD(Term):
 
     def forward(self, inputs: StepInputs) -> Tensor:
         """Return the weighted sum of both losses."""
-        assert inputs.teacher is not None
-        student_BD, teacher_BD = inputs.student.embedding_BD, inputs.teacher.embedding_BD
-        assert student_BD is not None
-        assert teacher_BD is not None
-        return rkd_loss(student_BD, teacher_BD, self.distance, self.angle)
+        return rkd_loss(*inputs.embeddings(), self.distance, self.angle)

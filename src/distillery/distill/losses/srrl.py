@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 from distillery.distill.last_layer import weight_and_bias
 from distillery.distill.losses.overhaul import connector
+from distillery.distill.losses.stages import check_normalizable
 from distillery.distill.precision import full_precision
 from distillery.distill.step import StepInputs
 from distillery.distill.term import Term, TermContext
-from distillery.errors import UserError
 
 
 @full_precision
@@ -83,15 +83,7 @@ class SRRL(Term):
         )
 
     def connected(self, student_BSHW: Tensor) -> Tensor:
-        """The student's features in the teacher's width, (B, T).
-
-        Raises:
-            UserError: there is one number a channel, which no batch norm can take.
-        """
-        if self.training and student_BSHW[:, 0].numel() == 1:
-            raise UserError(
-                "batch: srrl has a batch norm over a batch's pixels, which takes more than one image of one pixel; "
-                "raise `batch`, or set `drop_last: true`"
-            )
+        """The student's features in the teacher's width, (B, T)."""
+        check_normalizable(student_BSHW, self, "srrl")
         connected = self.connector(student_BSHW)
         return (F.relu(connected) if self.rectify else connected).mean(dim=(2, 3))

@@ -5,12 +5,13 @@ B batch, H W pixels.
 
 from abc import abstractmethod
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distillery.distill.losses.partial_l2 import stage_weights
 from distillery.distill.step import StepInputs
 from distillery.distill.term import StagePair, Term, TermContext
 from distillery.errors import UserError, located
@@ -109,9 +110,10 @@ def check_normalizable(feature: Tensor, module: nn.Module, term: str) -> None:
 
 
 class EveryStage(Term):
-    """A term that is a sum over the stages, of what the networks hand on there."""
+    """A term that is a sum over the stages, of the maps of one kind there."""
 
     name: ClassVar[str]
+    kind: ClassVar[Literal["raw", "stages"]] = "raw"
 
     def __init__(self, ignore: tuple[int, ...] = ()) -> None:
         super().__init__()
@@ -125,9 +127,32 @@ class EveryStage(Term):
     def forward(self, inputs: StepInputs) -> Tensor:
         """Return the sum over the stages."""
         assert inputs.teacher is not None
-        maps = list(zip(inputs.student.raw, inputs.teacher.raw, strict=True))
+        maps = list(zip(getattr(inputs.student, self.kind), getattr(inputs.teacher, self.kind), strict=True))
         return torch.stack([self.distance(stage, *maps[stage]) for stage in self.stages]).sum()
 
     @abstractmethod
     def distance(self, stage: int, student: Tensor, teacher: Tensor) -> Tensor:
         """Return one stage's loss, a scalar."""
+
+
+class MarginStages(EveryStage):
+    """What MGD and Overhaul share: maps before the activation, and the margins of the teacher's."""
+
+    kind = "stages"
+
+    def __init__(
+        self,
+        ignore: tuple[int, ...] = (),
+        normalize: Literal["reference", "mean"] = "reference",
+        loss_factor: float = 1e4,
+    ) -> None:
+        super().__init__(ignore)
+        self.normalize, self.loss_factor = normalize, loss_factor
+        self.weights: list[float] = []
+
+    def setup(self, context: TermContext) -> None:
+        """Keep each stage's weight and margin."""
+        super().setup(context)
+        self.weights = stage_weights(len(context.stages))
+        for stage in self.stages:
+            self.register_buffer(f"margin{stage}", margin_or_relu(context.stages[stage]), persistent=False)
