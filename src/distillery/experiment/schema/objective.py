@@ -333,8 +333,6 @@ class USKDOptions(TermOptions):
 class HardLabelOptions(LogitOptions):
     """Hard-label distillation: cross-entropy with the class that the teacher gives an image."""
 
-    needs: ClassVar[Needs] = Needs(student={"logits"}, teacher={"logits"})
-    takes_some_classes: ClassVar[bool] = True
     implementation: ClassVar[str] = "distillery.distill.losses.hard_label:HardLabel"
 
     label_smoothing: Share = 0.0
@@ -560,6 +558,7 @@ class MLKDOptions(LogitOptions):
 
     needs: ClassVar[Needs] = Needs(student={"logits"}, teacher={"logits"}, view=True, labels=True)
     implementation: ClassVar[str] = "distillery.distill.losses.mlkd:MLKD"
+    takes_some_classes: ClassVar[bool] = False  # the second view has all
 
     ce: NonNegative = Field(0.1, description="weight of the labels, of both views")
     kd: NonNegative = Field(0.9, description="weight of the teacher's predictions and relations")
@@ -656,6 +655,7 @@ class OFAOptions(LogitOptions):
 
     needs: ClassVar[Needs] = Needs(student={"logits", "unpaired"}, teacher={"logits", "embedding"}, labels=True)
     implementation: ClassVar[str] = "distillery.distill.losses.ofa:OFA"
+    takes_some_classes: ClassVar[bool] = False  # the logits of stages are of all
 
     eps: Exponent | Annotated[tuple[Exponent, ...], Field(min_length=2, max_length=5)] = Field(
         1.0, description="exponent that stresses the label; or one for each stage and, last, for the logits"
