@@ -36,6 +36,7 @@ Results = Annotated[Path, Option(help="Results folder.")]
 Workers = Annotated[int, Option(min=0, max=1024, help="Processes that read images.")]
 Threads = Annotated[int | None, Option(min=1, max=4096, help="CPU threads for the network; by default torch's choice.")]
 Rehearsal = Annotated[bool, Option("--rehearsal", help="A few steps on generated images instead.")]
+Track = Annotated[str, Option(help="Trackers that watch: wandb, mlflow, trackio; by default $DISTILLERY_TRACK.")]
 Partial = Annotated[bool, Option("--partial", help="Mark what is missing instead of refusing it.")]
 
 CONFIG_DIR, RESULTS = Path("config"), Path("results")
@@ -181,6 +182,7 @@ def train(
     checkpoint_seconds: Annotated[float, Option(min=0, help="Time between checkpoints.", callback=_finite)] = 60.0,
     expect_digest: Annotated[str | None, Option(help="Refuse to train if the run's digest is another.")] = None,
     requeue: Annotated[bool, Option("--requeue", help="Have Slurm start this job again after a warning.")] = False,
+    track: Track = "",
     rehearsal: Rehearsal = False,
 ) -> int:
     """Train a run, or import its weights; continue where it was stopped."""
@@ -190,6 +192,8 @@ def train(
     if requeue:
         # A warning may come while torch is still being imported: the run then saves itself before its next step.
         stop.install(signal.SIGTERM, signal.SIGUSR1)
+    from distillery.tracking import chosen_trackers
+
     experiment = load_experiment(config, rehearsal=rehearsal)
     seed = experiment.seeds(run)[0] if seed is None else seed
     digest = experiment.spec(run, seed).digest
@@ -204,7 +208,7 @@ def train(
     from distillery.training.job import Job, Machine
     from distillery.training.run import make_run
 
-    machine = Machine(workers, threads, device_batch, checkpoint_seconds, loader)
+    machine = Machine(workers, threads, device_batch, checkpoint_seconds, loader, chosen_trackers(track))
     try:
         make_run(Job(experiment, run, seed, results, machine), stop)
     except Stopped as stopped:
@@ -376,25 +380,40 @@ def tabulate(
     table: Annotated[str | None, Argument(help="Only this table of the experiment; by default all.")] = None,
     partial: Partial = False,
     results: Results = RESULTS,
+    track: Track = "",
     rehearsal: Rehearsal = False,
 ) -> None:
     """Write the tables of an experiment, or one of them alone."""
+    from distillery.reporting.observed import show_tables
     from distillery.reporting.tables import tabulate_experiment, tabulate_table
+    from distillery.tracking import chosen_trackers
 
+    trackers = chosen_trackers(track)
     experiment = load_experiment(config, rehearsal=rehearsal)
     if table is None:
         tabulate_experiment(experiment, results, experiment.published, partial=partial)
+        show_tables(experiment, results, trackers)
     else:
         tabulate_table(experiment, table, results, experiment.published, partial=partial)
 
 
 @app.command()
-def plot(config: Config, partial: Partial = False, results: Results = RESULTS, rehearsal: Rehearsal = False) -> None:
+def plot(
+    config: Config,
+    partial: Partial = False,
+    results: Results = RESULTS,
+    track: Track = "",
+    rehearsal: Rehearsal = False,
+) -> None:
     """Draw the figures of an experiment."""
     from distillery.reporting.figures import plot_experiment
+    from distillery.reporting.observed import show_figures
+    from distillery.tracking import chosen_trackers
 
+    trackers = chosen_trackers(track)
     experiment = load_experiment(config, rehearsal=rehearsal)
     plot_experiment(experiment, results, experiment.published, partial=partial)
+    show_figures(experiment, results, trackers)
 
 
 @app.command()

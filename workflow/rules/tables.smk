@@ -35,13 +35,15 @@ rule assemble_tables:
         "logs/{experiment}/tables.log",
     benchmark:
         "logs/{experiment}/tables.benchmark.jsonl"
+    resources:
+        track="",
     params:
         digest=lambda w: plan.tabulating(w.experiment),
         found=lambda w: plan.found_if_partial(plan.measurements(w.experiment)),
     message:
         "assemble the tables of {wildcards.experiment}"
     shell:
-        'exec distillery tabulate "$CONFIG"/{wildcards.experiment:q}.yaml $PARTIAL $SHRUNK > {log:q} 2>&1'
+        'exec distillery tabulate "$CONFIG"/{wildcards.experiment:q}.yaml $PARTIAL $SHRUNK --track {resources.track:q} > {log:q} 2>&1'
 
 
 # One table alone needs its own runs only. Its experiment writes the same bytes, but waits for all of them.
@@ -89,10 +91,12 @@ rule draw_figures:
         "logs/{experiment}/figures.log",
     benchmark:
         "logs/{experiment}/figures.benchmark.jsonl"
+    resources:
+        track="",
     params:
         digest=lambda w: plan.drawing(w.experiment),
         found=lambda w: plan.found_if_partial(plan.drawn(w.experiment)),
     message:
         "draw the figures of {wildcards.experiment}"
     shell:
-        'exec distillery plot "$CONFIG"/{wildcards.experiment:q}.yaml $PARTIAL $SHRUNK > {log:q} 2>&1'
+        'exec distillery plot "$CONFIG"/{wildcards.experiment:q}.yaml $PARTIAL $SHRUNK --track {resources.track:q} > {log:q} 2>&1'

@@ -81,7 +81,7 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         learner, own
     )
     train_state = TrainState()
-    metric_logger = MetricLogger(job.folder, active=fabric.is_global_zero)
+    metric_logger = MetricLogger(job.folder, fabric.is_global_zero, job.tracked, job.machine.track)
     alarms = Alarms(
         job.name,
         fabric,

@@ -1,14 +1,19 @@
 """What is to be made, where, and with what machine."""
 
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from distillery.data.manifest import Manifest, load_manifest
 from distillery.experiment import Experiment, RunSpec
 from distillery.paths import dataset_folder, lock_path, run_folder
+from distillery.tracking import Scalar, Tracked
 
+# Of a ledger: all that descends from other runs, and what no one compares runs by.
+UNTOLD = ("images", "network", "teacher", "initial", "engine", "importing", "decay_patterns")
 # What prepares images. `memory` keeps them decoded; `torch` has worker processes, and so has `dali` for measurements;
 # `auto` is `memory` where they fit and the recipe allows it, and `torch` elsewhere.
 LoaderName = Literal["auto", "memory", "torch", "dali"]
@@ -23,6 +28,7 @@ class Machine:
     device_batch: int | None = None  # most images on one device at once; the rest of a batch is accumulated
     checkpoint_seconds: float = 60.0
     loader: LoaderName = "auto"
+    track: tuple[str, ...] = ()  # trackers that watch
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,32 @@ class Job:
         return self.lock.with_name(f"{self.spec.digest}-{self.manifest.digest[:8]}")
 
     @property
+    def tracked(self) -> Tracked:
+        """What trackers are told of it."""
+        teacher = self.experiment.teacher(self.run)
+        settings = dict(_flat({key: value for key, value in self.spec.ledger.items() if key not in UNTOLD}))
+        settings |= {"run": self.run, "digest": self.spec.digest} | ({"teacher": teacher} if teacher else {})
+        project = f"{self.experiment.name}{'-rehearsal' if self.experiment.rehearsal else ''}"
+        key = re.sub(r"[^A-Za-z0-9_-]", "-", f"{project}-{self.run}"[:80])
+        return Tracked(
+            project,
+            self.run,
+            self.name,
+            f"{key}-seed{self.seed}-{self.spec.digest}",
+            settings,
+            tuple(dict.fromkeys([self.spec.dataset, self.spec.model])),
+        )
+
+    @property
     def lock(self) -> Path:
         """Where it says that it is being made; whatever its spec, it has one folder."""
         return lock_path(self.results, self.experiment.name, self.run, self.seed)
+
+
+def _flat(content: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Scalar]]:
+    """Settings by dotted keys; what is null is left out."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}.")
+        elif value is not None and key != "numerics":
+            yield f"{before}{key}", value if isinstance(value, Scalar) else str(value)

@@ -1,17 +1,18 @@
-"""What a run reports while it trains: a progress bar, TensorBoard, and history.csv."""
+"""What a run reports while it trains: a progress bar, TensorBoard, history.csv, and the trackers of the machine."""
 
 import csv
 import io
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
 
 from distillery.atomic import write_text
+from distillery.tracking import Tracked, Trackers
 from distillery.training.checkpoint import TrainState
 
 # What an epoch's time is spent on besides training steps; waiting for data is a part of these.
@@ -29,9 +30,13 @@ class MetricLogger:
     have seconds of their own.
     """
 
-    def __init__(self, folder: Path, active: bool) -> None:
+    def __init__(
+        self, folder: Path, active: bool, tracked: Tracked | None = None, trackers: Iterable[str] = ()
+    ) -> None:
         self.folder = folder
         self.active = active
+        self.tracked = tracked
+        self.trackers = Trackers(trackers, tracked, self.say) if active and tracked else Trackers((), None)
         self.images = 0
         self.seconds: dict[str, float] = {}
         self.drawn = self.said = 0.0
@@ -75,8 +80,10 @@ class MetricLogger:
             return
         self.done_steps += 1
         if self.done_steps % STEPS_BETWEEN_POINTS == 0:
-            for name, value in means().items():
-                self.writer.add_scalar(f"step/{name}", value, self.done_steps)
+            points = {f"step/{name}": value for name, value in means().items()}
+            for name, value in points.items():
+                self.writer.add_scalar(name, value, self.done_steps)
+            self.trackers.tell("log", points, self.done_steps)
         if self.interactive and time.monotonic() - self.drawn > 0.5:
             self.drawn = time.monotonic()
             self.bar.set_postfix_str(self._now(means()), refresh=False)
@@ -104,7 +111,10 @@ class MetricLogger:
             self._write_scalars(row)
         self.rows.append(row)
         if self.active:
-            self._write_speed(int(row["epoch"]))
+            speeds = self._speeds()
+            for name, value in speeds.items():
+                self.writer.add_scalar(name, value, int(row["epoch"]))
+            self.trackers.tell("log", {"epoch": row["epoch"], **_points(row), **speeds}, self.done_steps)
             self._write_history()
             if not self.interactive:
                 self.said = time.monotonic()
@@ -143,6 +153,7 @@ class MetricLogger:
         for stale in tensorboard.glob("events.*"):
             stale.unlink()
         self.writer = SummaryWriter(str(tensorboard))
+        self._write_settings()
         for row in self.rows:
             self._write_scalars(row)
 
@@ -161,11 +172,21 @@ class MetricLogger:
     def _speed(self) -> str:
         return f"{self.images / self._training_seconds():,.0f} img/s, data wait {self._wait_percent():.0f} %"
 
-    def _write_speed(self, epoch: int) -> None:
-        self.writer.add_scalar("speed/images_per_second", self.images / self._training_seconds(), epoch)
-        self.writer.add_scalar("speed/data_wait_percent", self._wait_percent(), epoch)
-        for part, seconds in {"training": self._training_seconds(), **self.seconds}.items():
-            self.writer.add_scalar(f"seconds/{part}", seconds, epoch)
+    def _write_settings(self) -> None:
+        """Show TensorBoard's HParams what decides the run, with its curves, and not in a folder of their own."""
+        from torch.utils.tensorboard.summary import hparams
+
+        if self.tracked is not None:
+            for summary in hparams(dict(self.tracked.settings), {"val/top1": 0.0}):
+                self.writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
+
+    def _speeds(self) -> dict[str, float]:
+        parts = {"training": self._training_seconds(), **self.seconds}
+        return {
+            "speed/images_per_second": self.images / self._training_seconds(),
+            "speed/data_wait_percent": self._wait_percent(),
+            **{f"seconds/{part}": seconds for part, seconds in parts.items()},
+        }
 
     def _line(self, row: dict[str, float]) -> str:
         done = max(self.done_steps - self.first_step, 1)
@@ -179,13 +200,17 @@ class MetricLogger:
         )
 
     def _write_scalars(self, row: dict[str, float]) -> None:
-        for name, value in row.items():
-            if name != "epoch":
-                split, _, metric = name.rpartition("_")
-                self.writer.add_scalar(f"{split or 'train'}/{metric}", value, int(row["epoch"]))
+        for name, value in _points(row).items():
+            self.writer.add_scalar(name, value, int(row["epoch"]))
 
     def _write_history(self) -> None:
         write_text(self.folder / "history.csv", history_csv(self.rows))
+
+
+def _points(row: dict[str, float]) -> dict[str, float]:
+    """A row of history.csv as points of curves: ``val_top1`` is ``val/top1``."""
+    parts = {name: name.rpartition("_") for name in row if name != "epoch"}
+    return {f"{split or 'train'}/{metric}": row[name] for name, (split, _, metric) in parts.items()}
 
 
 def _without_tensorboard(fault: threading.ExceptHookArgs) -> None:

@@ -89,7 +89,10 @@ def _train(job: Job, recipe: Recipe, lock: RunLock | None, stop: StopSignal) -> 
     training.train_state.sessions.append(session_of(job, training, fabric))
     try:
         fit(training)
-    except Diverged as error:
+    except BaseException as error:
+        training.metric_logger.trackers.end(whole=False)
+        if not isinstance(error, Diverged):
+            raise
         training.metric_logger.end()
         kept = _keep_curves(job) if fabric.is_global_zero else ""
         raise UserError(f"{error}{kept}") from None
@@ -98,6 +101,7 @@ def _train(job: Job, recipe: Recipe, lock: RunLock | None, stop: StopSignal) -> 
         assert lock is not None
         lock.check()
         _write_results(job, recipe, training)
+        training.metric_logger.trackers.end()
     fabric.barrier()
 
 
