@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -47,6 +48,19 @@ def test_a_stopped_run_of_two_processes_is_saved_and_continues(workplace):
     assert "Traceback" not in said
     assert list((workplace.results / "work").rglob("checkpoint.pt"))
     assert not list((workplace.results / "work").rglob("lock"))
+
+
+def test_processes_end_with_a_launcher_that_is_killed(workplace):
+    workplace.edit_recipe("epochs: 500")
+    process = start(workplace)
+    for line in process.stderr:
+        if "epoch 2/" in line:
+            break
+    ranks = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    assert len(ranks) >= 2
+    assert not psutil.wait_procs(ranks, timeout=20)[1]
+    process.wait()
 
 
 def test_warned_processes_have_minutes_to_validate_and_save(monkeypatch):

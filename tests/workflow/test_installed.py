@@ -89,10 +89,12 @@ def test_a_project_of_ones_own_from_an_empty_folder_to_its_table(installed):
     planned = installed.call("snakemake", "--cores", "2", "--dry-run", cwd=project)
     assert "assemble the tables of example" in planned
     write_down(project)
-    planned = installed.call("snakemake", "--cores", "2", "--dry-run", "--profile", "slurm", cwd=project)
-    assert {"assemble the tables of example", "assemble the tables of thesis"} <= set(
-        re.findall(r"^Job \d+: (.+)$", planned, flags=re.MULTILINE)
-    )
+    for profile in ("slurm", "local", "workflow/profiles/cluster-generic"):
+        planned = installed.call("snakemake", "--cores", "2", "--dry-run", "--profile", profile, cwd=project)
+        assert {"assemble the tables of example", "assemble the tables of thesis"} <= set(
+            re.findall(r"^Job \d+: (.+)$", planned, flags=re.MULTILINE)
+        )
+    assert os.access(project / "workflow" / "profiles" / "cluster-generic" / "cancel.sh", os.X_OK)
     assert "plugins.nets:small" in installed.call("distillery", "check", "config/thesis.yaml", cwd=project)
     installed.call("snakemake", "--cores", "2", "results/tables/thesis.md", cwd=project)
     assert re.search(r"\| student +\| teacher +\|", (project / "results" / "tables" / "thesis.md").read_text())

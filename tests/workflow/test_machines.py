@@ -44,6 +44,16 @@ def test_the_same_profile_serves_a_machine_without_gpus(unmade):
     assert devices_of(unmade, "--profile", "local")["train"] == ("0", "1")
 
 
+@pytest.mark.parametrize(
+    ("given", "told"), [("", "--track="), ("wandb", "--track=wandb"), ("wandb,mlflow", "--track=wandb,mlflow")]
+)
+def test_a_profile_may_name_trackers(pristine, given, told):
+    names = ("--set-resources", f"train_teacher:track={given}") if given else ()
+    target = "results/digits/resnet20/seed0/run.json"
+    said = pristine.run("snakemake", "--dry-run", "--printshellcmds", target, *names).stdout
+    assert f" {told} --requeue" in said
+
+
 def test_without_a_profile_gpus_that_all_jobs_would_share_are_pointed_out(unmade):
     said = give_gpus(unmade, 2).run("snakemake", "--cores", "1", "results/datasets/tiny/manifest.json").stdout
     assert "note: of 2 GPUs, all jobs use the first, together; with --profile local each has one of its own" in said

@@ -43,7 +43,7 @@ rule assemble_tables:
     message:
         "assemble the tables of {wildcards.experiment}"
     shell:
-        'exec distillery tabulate "$CONFIG"/{wildcards.experiment:q}.yaml $PARTIAL $SHRUNK --track {resources.track:q} > {log:q} 2>&1'
+        'exec distillery tabulate "$CONFIG"/{wildcards.experiment:q}.yaml $PARTIAL $SHRUNK --track={resources.track:q} > {log:q} 2>&1'
 
 
 # One table alone needs its own runs only. Its experiment writes the same bytes, but waits for all of them.
@@ -99,4 +99,4 @@ rule draw_figures:
     message:
         "draw the figures of {wildcards.experiment}"
     shell:
-        'exec distillery plot "$CONFIG"/{wildcards.experiment:q}.yaml $PARTIAL $SHRUNK --track {resources.track:q} > {log:q} 2>&1'
+        'exec distillery plot "$CONFIG"/{wildcards.experiment:q}.yaml $PARTIAL $SHRUNK --track={resources.track:q} > {log:q} 2>&1'

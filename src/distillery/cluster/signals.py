@@ -133,7 +133,7 @@ def end_children() -> None:
         child.kill()
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Have the system kill this process when the one that made it has ended, however that ended (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -145,7 +145,7 @@ def obey_parent_only(worker: int) -> None:
     SIGTERM cannot be ignored, for that is how a parent that ends stops the workers it still has, and then waits for
     them. So a thread takes the signal and looks who has sent it.
     """
-    _die_with_parent()
+    die_with_parent()
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # macOS has none; workers there end with the group

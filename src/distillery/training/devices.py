@@ -11,6 +11,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 from lightning_fabric.strategies.strategy import Strategy
 
+from distillery.cluster.signals import die_with_parent
 from distillery.errors import UserError
 from distillery.experiment.schema.recipe import Recipe
 from distillery.training.job import Job
@@ -43,6 +44,8 @@ def start_devices(recipe: Recipe, threads: int | None, *, unused_parameters: boo
     environment: TorchElasticEnvironment | LightningEnvironment
     strategy: Strategy
     if TorchElasticEnvironment.detect():
+        # Or it would go on alone on a GPU that is dealt out again.
+        die_with_parent()
         environment, strategy = TorchElasticEnvironment(), DDPStrategy(find_unused_parameters=unused_parameters)
         world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
         if accelerator == "cuda" and local > torch.cuda.device_count():
