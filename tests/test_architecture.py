@@ -25,7 +25,9 @@ MAY_USE = {
     "reporting": {"experiment", "data", "cluster"},
     "training": {"experiment", "data", "models", "distill", "evaluation", "reporting", "cluster"},
     "project": {"experiment", "data"},
+    "options": {"experiment"},
     "cli": {
+        "options",
         "experiment",
         "data",
         "models",

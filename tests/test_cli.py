@@ -1,6 +1,8 @@
 """The command line: what it prints, how it ends, and how light it is."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +67,10 @@ def test_bad_input_gets_one_line_and_exit_code_2(workplace, monkeypatch, capsys,
         (("trian",), "distillery: No such command 'trian'. Did you mean 'train'?; see distillery --help"),
         (("train", "config/tiny.yaml"), "distillery: Missing argument 'run'; see distillery train --help"),
         (("check", "a", "--sed", "4"), "distillery: No such option: --sed; see distillery check --help"),
+        (
+            ("train", "a", "b", "--sed", "4"),
+            "distillery: No such option: --sed (Possible options: --seed); see distillery train --help",
+        ),
         (
             ("train", "a", "b", "--workers", "-1"),
             "distillery: Invalid value for '--workers': Input should be greater than or equal to 0; "
@@ -283,3 +289,48 @@ def test_check_forecasts_banks_and_answer_records_them(workplace, capsys, monkey
         code, _, err = run(capsys, "answer", "config/tiny.yaml", *arguments)
         assert code == 2
         assert message in err
+
+
+@pytest.mark.parametrize(
+    ("shell", "typed", "expected"),
+    [
+        ("bash", ("tr",), {"train"}),
+        ("bash", ("train", "config/tiny.yaml", "s"), {"small"}),
+        ("bash", ("train", "config/none.yaml", "s"), set()),
+        ("zsh", ("prepare", "t"), {"tiny"}),
+        ("fish", ("train", "config/tiny.yaml", "b"), {"big"}),
+    ],
+)
+def test_a_shell_completes_commands_runs_and_data_sets(workplace, shell, typed, expected):
+    words = ["distillery", *typed]
+    asked = {"_DISTILLERY_COMPLETE": f"complete_{shell}", "COMP_WORDS": " ".join(words), "COMP_CWORD": str(len(typed))}
+    asked |= {"_TYPER_COMPLETE_ARGS": " ".join(words), "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    command = [sys.executable, "-m", "distillery"]
+    done = subprocess.run(command, cwd=workplace.folder, env=os.environ | asked, capture_output=True, text=True)
+    assert done.stderr == ""
+    assert set(re.findall(r"\b(?:train|small|tiny|taught|big)\b", done.stdout.partition("Train a")[0])) == expected
+
+
+def test_what_programs_read_is_json(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace.folder)
+    code, out, _ = run(capsys, "check", "config/tiny.yaml", "--json")
+    assert code == 0
+    checked = json.loads(out)
+    digests = {line["run"]: line["digest"] for line in checked["runs"] if line["seed"] == 0}
+    assert set(digests) == {"big", "small", "taught"}
+    code, out, _ = run(capsys, "why", "tiny/big", "--json")
+    (finding,) = json.loads(out)
+    assert finding == {
+        "folder": "results/tiny/big/seed0",
+        "state": "not made yet",
+        "digest": digests["big"],
+        "reasons": [],
+    }
+    code, out, _ = run(capsys, "verify", "config/tiny.yaml", "--json")
+    assert code == 0
+    assert json.loads(out)["faults"] == []
+    shard = next((workplace.results / "datasets/tiny").glob("*.arrow"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    code, out, err = run(capsys, "verify", "config/tiny.yaml", "--json")
+    assert (code, err) == (2, "")
+    assert "make it again with" in json.loads(out)["faults"][0]

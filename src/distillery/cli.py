@@ -3,10 +3,11 @@
 Heavy libraries are imported inside the commands that need them, so that the light ones answer at once.
 """
 
-import math
+import json
 import os
 import signal
 import sys
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,34 +18,38 @@ from typer import Argument, Option
 from distillery import __version__, commands
 from distillery.errors import UserError, machine_at_fault
 from distillery.experiment import load_experiment
+from distillery.options import (
+    CONFIG_DIR,
+    RESULTS,
+    AsJson,
+    Config,
+    ConfigDir,
+    Dataset,
+    Model,
+    Partial,
+    Rehearsal,
+    Results,
+    Run,
+    Seed,
+    Threads,
+    Track,
+    Workers,
+    finite,
+)  # fmt: skip
 from distillery.process import end_process, import_fabric, keep_memory, limit_threads
 
 app = typer.Typer(
-    add_completion=False,
     rich_markup_mode=None,
     help="Image-classification knowledge distillation that others can rerun and trust.",
     epilog="Each stage of the workflow is one command; `snakemake results/tables/digits.md` runs them all.",
 )
 
-Config = Annotated[Path, Argument(help="An experiment file, e.g. config/digits.yaml.")]
-Run = Annotated[str, Argument(help="A line under `runs:`, e.g. resnet8-kd.")]
-Dataset = Annotated[str, Argument(help="A line of datasets.yaml.")]
-Model = Annotated[str, Argument(help="A model's name, e.g. mobilenet_v2.")]
-Seed = Annotated[int | None, Option(min=0, help="One of the run's seeds; by default the first.")]
-ConfigDir = Annotated[Path, Option(help="Holds datasets.yaml, experiments and recipes.")]
-Results = Annotated[Path, Option(help="Results folder.")]
-Workers = Annotated[int, Option(min=0, max=1024, help="Processes that read images.")]
-Threads = Annotated[int | None, Option(min=1, max=4096, help="CPU threads for the network; by default torch's choice.")]
-Rehearsal = Annotated[bool, Option("--rehearsal", help="A few steps on generated images instead.")]
-Track = Annotated[str, Option(help="Trackers that watch: wandb, mlflow, trackio; by default $DISTILLERY_TRACK.")]
-Partial = Annotated[bool, Option("--partial", help="Mark what is missing instead of refusing it.")]
-
-CONFIG_DIR, RESULTS = Path("config"), Path("results")
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command; bad input ends with one line on standard error and exit code 2."""
     command = typer.main.get_command(app)
+    if "_DISTILLERY_COMPLETE" in os.environ:  # the shell asks, not the user
+        command.main(prog_name="distillery")
     try:
         # Not command.main(), which takes an EOFError out of a library for the user's Ctrl-C.
         given = sys.argv[1:] if arguments is None else list(arguments)
@@ -82,17 +87,14 @@ def _fail(line: str) -> int:
     return 2
 
 
+def _print_json(data: object) -> None:
+    print(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"distillery {__version__}")
         raise typer.Exit
-
-
-def _finite(value: float) -> float:
-    """NaN is in every range, and infinity in those that are open above."""
-    if not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is not a finite number")
-    return value
 
 
 @app.callback()
@@ -112,16 +114,22 @@ def init(
 
 
 @app.command()
-def check(config: Config, results: Results = RESULTS, workers: Workers = 2) -> None:
+def check(config: Config, results: Results = RESULTS, workers: Workers = 2, as_json: AsJson = False) -> None:
     """Validate an experiment file with its models, list its runs, and say what they will need of this machine."""
-    from distillery.training.check import check_experiment, describe_experiment, forecast_banks
+    from tabulate import tabulate
+
+    from distillery.training.check import check_experiment, list_runs, notes
     from distillery.training.forecast import Forecast
 
     experiment = load_experiment(config)
     check_experiment(experiment)
     forecast = Forecast(experiment, results, workers)
-    print("\n".join([*describe_experiment(experiment, forecast), *forecast_banks(experiment, results)]))
-    for warning in forecast.warnings():
+    runs, said, warnings = list_runs(experiment), list(notes(experiment, forecast, results)), list(forecast.warnings())
+    if as_json:
+        _print_json({"runs": runs, "notes": said, "warnings": warnings})
+        return
+    print("\n".join([tabulate(runs, headers="keys", tablefmt="github"), "", *said]))
+    for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
 
 
@@ -179,7 +187,7 @@ def train(
         Literal["auto", "memory", "torch", "dali"],
         Option(help="What prepares images; auto: memory where they fit, torch elsewhere."),
     ] = "auto",
-    checkpoint_seconds: Annotated[float, Option(min=0, help="Time between checkpoints.", callback=_finite)] = 60.0,
+    checkpoint_seconds: Annotated[float, Option(min=0, help="Time between checkpoints.", callback=finite)] = 60.0,
     expect_digest: Annotated[str | None, Option(help="Refuse to train if the run's digest is another.")] = None,
     requeue: Annotated[bool, Option("--requeue", help="Have Slurm start this job again after a warning.")] = False,
     track: Track = "",
@@ -273,6 +281,7 @@ def evaluate(
     workers: Workers = 2,
     threads: Threads = None,
     rehearsal: Rehearsal = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure a run, or any checkpoints side by side, on the validation images.
 
@@ -291,7 +300,10 @@ def evaluate(
         experiment, run = load_experiment(Path(what[0]), rehearsal=rehearsal), what[1]
         seed = experiment.seeds(run)[0] if seed is None else seed
         metrics = evaluate_run(experiment, run, seed, results, workers=workers)
-        print(", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if isinstance(value, float)))
+        if as_json:
+            _print_json(metrics)
+        else:
+            print(", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if isinstance(value, float)))
         return
 
     from distillery.evaluation.checkpoints import evaluate_checkpoints, table_of
@@ -308,7 +320,11 @@ def evaluate(
     if not isinstance(arguments, dict):
         raise UserError(f"--model-args: {model_args!r} is no mapping; give e.g. '{{shortcut: projection}}'")
     folder = dataset_folder(results, dataset)
-    print(table_of(evaluate_checkpoints(what, teacher, folder, preprocess, arguments, workers)))
+    rows = evaluate_checkpoints(what, teacher, folder, preprocess, arguments, workers)
+    if as_json:
+        _print_json(rows)
+    else:
+        print(table_of(rows))
 
 
 @app.command()
@@ -319,28 +335,38 @@ def verify(
     results: Results = RESULTS,
     workers: Workers = 2,
     rehearsal: Rehearsal = False,
+    as_json: AsJson = False,
 ) -> int:
     """Look again at every checksum of an experiment's results, and name each file that is not what was written."""
     from distillery.evaluation.verify import verify_experiment
     from distillery.paths import run_folder
 
     experiment = load_experiment(config, rehearsal=rehearsal)
-    files = faults = 0
-    for _, fault in verify_experiment(experiment, results, rerun=rerun):
-        files, faults = files + 1, faults + bool(fault)
-        if fault:
+    files, faults, replayed = 0, list[str](), list[str]()
+    say = (lambda line: None) if as_json else partial(print, flush=True)
+
+    def note(fault: str) -> None:
+        faults.append(fault)
+        if not as_json:
             _fail(fault)
-    print(f"{files} files looked at, {faults} of them damaged, replaced, edited or out of date")
+
+    for _, fault in verify_experiment(experiment, results, rerun=rerun):
+        files += 1
+        if fault:
+            note(fault)
+    say(f"{files} files looked at, {len(faults)} of them damaged, replaced, edited or out of date")
     for run, seed in experiment.members() if replay else ():
         if (run_folder(results, experiment.name, run, seed) / "run.json").is_file():
             import_fabric()
             from distillery.training.replay import replay_run
 
             try:
-                print(replay_run(experiment, run, seed, results, workers), flush=True)
+                replayed.append(replay_run(experiment, run, seed, results, workers))
+                say(replayed[-1])
             except UserError as error:
-                faults += 1
-                _fail(str(error))
+                note(str(error))
+    if as_json:
+        _print_json({"files": files, "faults": faults, "replayed": replayed})
     return 2 if faults else 0
 
 
@@ -425,6 +451,7 @@ def compare(
     workers: Workers = 2,
     threads: Threads = None,
     rehearsal: Rehearsal = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare a run with a baseline: specs, scores paired by seed, and which validation images each gets right."""
     from distillery.evaluation.compare import compare_runs
@@ -434,7 +461,11 @@ def compare(
     other, slash, name = baseline.rpartition("/")
     theirs = Plan(config.parent, rehearsal=rehearsal).experiment(other) if slash else experiment
     limit_threads(threads)
-    print("\n\n".join(compare_runs((experiment, run), (theirs, name), results, workers)))
+    compared = compare_runs((experiment, run), (theirs, name), results, workers)
+    if as_json:
+        _print_json(compared.as_data())
+    else:
+        print(compared.as_text())
 
 
 @app.command()
@@ -443,12 +474,17 @@ def why(
     config_dir: ConfigDir = CONFIG_DIR,
     results: Results = RESULTS,
     rehearsal: Rehearsal = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say key by key what differs between a result's record and the present configuration, or that nothing does."""
-    from distillery.experiment.why import explain
+    from distillery.experiment.why import describe, explain
 
-    for line in explain(target, config_dir, results, rehearsal=rehearsal):
-        print(line)
+    found = explain(target, config_dir, results, rehearsal=rehearsal)
+    if as_json:
+        _print_json([asdict(finding) for finding in found])
+    else:
+        for line in describe(found, target, results):
+            print(line)
 
 
 @app.command()
@@ -457,7 +493,7 @@ def status(
         Path | None, Argument(help="An experiment file; by default all experiments that have begun.")
     ] = None,
     watch: Annotated[bool, Option("--watch", help="Look again every two seconds, until Ctrl-C.")] = False,
-    as_json: Annotated[bool, Option("--json", help="For programs.")] = False,
+    as_json: AsJson = False,
     config_dir: ConfigDir = CONFIG_DIR,
     results: Results = RESULTS,
     rehearsal: Rehearsal = False,

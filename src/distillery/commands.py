@@ -9,16 +9,11 @@ import typer
 from typer import Argument, Option
 
 from distillery.errors import UserError
+from distillery.options import CONFIG_DIR, RESULTS, AsJson, ConfigDir, Rehearsal, Results
 
 Target = Annotated[
     str, Argument(metavar="RUN", help="EXPERIMENT/RUN or EXPERIMENT/RUN/seedK, or a file of its results.")
 ]
-AsJson = Annotated[bool, Option("--json", help="For programs.")]
-ConfigDir = Annotated[Path, Option(help="Holds datasets.yaml, experiments and recipes.")]
-Results = Annotated[Path, Option(help="Results folder.")]
-Rehearsal = Annotated[bool, Option("--rehearsal", help="A few steps on generated images instead.")]
-
-CONFIG_DIR, RESULTS = Path("config"), Path("results")
 
 
 def register(app: typer.Typer) -> None:

@@ -236,3 +236,25 @@ def test_unknown_names_are_said_with_what_they_may_mean(plan):
 def test_all_names_every_experiment(config):
     assert make_plan(config, {"experiments": "all"}, needed_files).chosen == ("one", "two")
     assert Plan(config).chosen == ("digits",)
+
+
+@pytest.mark.parametrize(
+    ("target", "meant"),
+    [
+        ("results/tables/onee.md", "results/tables/one.md"),
+        ("result/tables/one.html", "results/tables/one.html"),
+        ("results/tables/one/score.tex", "results/tables/one/scores.tex"),
+        ("results/one/smal/seed3/metrics.json", "results/one/small/seed3/metrics.json"),
+        ("results/one/small/seed5/metric.json", "results/one/small/seed4/metrics.json"),
+        ("results/dataset/few/manifest.json", "results/datasets/few/manifest.json"),
+        ("results/tables/one.md", None),
+        ("results/one/student", None),
+        ("results/rehearsal/x", None),
+        ("all", None),
+        ("--cores", None),
+        ("", None),
+        ("/elsewhere/results/one", None),
+    ],
+)
+def test_a_misspelt_target_is_known_for_what_was_meant(config, target, meant):
+    assert Plan(config).meant(target) == meant

@@ -6,7 +6,7 @@ import pytest
 
 from distillery.errors import UserError
 from distillery.experiment import load_experiment
-from distillery.experiment.why import explain
+from distillery.experiment.why import describe, explain
 
 ONE = """
 one:
@@ -46,9 +46,8 @@ def place(tmp_path, monkeypatch):
 
 
 def explained(place, target):
-    return list(
-        explain(target, place.joinpath("config").relative_to(place), place.joinpath("results").relative_to(place))
-    )
+    config, results = (place.joinpath(name).relative_to(place) for name in ("config", "results"))
+    return list(describe(explain(target, config, results), target, results))
 
 
 def test_results_of_the_present_configuration_are_up_to_date(place):

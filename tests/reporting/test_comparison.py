@@ -1,5 +1,6 @@
 """Two runs side by side: scores paired by seed, images that one gets right, classes that differ."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -23,6 +24,23 @@ def rows(text):
     ]
 
 
+def compared(sides, measured=None, labels=None, predicted=None, classes=()):
+    """What the parts of a comparison say, as text."""
+    return (
+        comparison.Comparison(
+            sides[0].name,
+            sides[1].name,
+            [0, 1, 2],
+            comparison.compare_specs(*sides, 0),
+            comparison.compare_metrics(measured, [0, 1, 2]) if measured else [],
+            comparison.compare_images(labels, predicted or {}),
+            comparison.compare_classes(classes, labels, predicted) if classes else [],
+        )
+        .as_text()
+        .split("\n\n")
+    )
+
+
 @pytest.fixture
 def sides(desk):
     desk.write_results()
@@ -32,21 +50,21 @@ def sides(desk):
 
 def test_metrics_that_both_have_are_compared_by_seed(desk, sides):
     measured = comparison.read_both(*sides, [0, 1, 2], desk.results)
-    head, *found = rows(comparison.describe_metrics(*sides, measured, [0, 1, 2]))
+    head, *found = rows(compared(sides, measured)[1])
     assert head == ["Metric", "small-kd", "small", "Difference (n = 3)"]
     assert [row[0] for row in found] == ["Top-1 (%)", "Top-5 (%)", "NLL", "ECE (%)"]
     assert found[0] == ["Top-1 (%)", "93.00", "91.00", "+2.00 (the same for all 3 seeds)"]
     assert found[1][3] == "0.00, p 1.00"
     desk.write_metrics("small", 0, top1=90.5)
     measured = comparison.read_both(*sides, [0, 1, 2], desk.results)
-    (_, top1, *_) = rows(comparison.describe_metrics(*sides, measured, [0, 1, 2]))
+    (_, top1, *_) = rows(compared(sides, measured)[1])
     assert re.fullmatch(r"\+1\.83 \(1\.12 to 2\.55\), p 0\.00\d", top1[3])
 
 
 def test_images_are_counted_by_who_gets_them_right(sides):
     labels = np.array([0, 0, 1, 1, 2, 2])
     pair = np.array([0, 0, 1, 0, 2, 1]), np.array([0, 1, 0, 0, 1, 2])
-    head, row = rows(comparison.describe_predictions(*sides, labels, {4: pair}))
+    head, row = rows(compared(sides, None, labels, {4: pair})[2])
     assert head == ["Seed", "Agreement (%)", "Both right", "Only small-kd right", "Only small right", "Neither"]
     assert row == ["4", "33.33", "1", "3", "1", "1"]
 
@@ -55,19 +73,17 @@ def test_classes_are_listed_by_how_much_they_differ(sides):
     labels = np.array([0, 0, 1, 1, 2, 2])
     always = np.array([0, 0, 1, 1, 2, 2])
     predicted = {0: (always, np.array([0, 0, 0, 0, 2, 1])), 1: (always, np.array([0, 0, 1, 0, 2, 2]))}
-    found = rows(comparison.describe_classes(*sides, ["ape", "bee", "cow", "none"], labels, predicted))
+    found = rows(compared(sides, None, labels, predicted, ["ape", "bee", "cow", "none"])[3])
     assert found[1:] == [["bee", "2", "100.00", "25.00", "+75.00"], ["cow", "2", "100.00", "75.00", "+25.00"]]
-    same = comparison.describe_classes(*sides, ["ape", "bee", "cow"], labels, {0: (always, always)})
+    same = compared(sides, None, labels, {0: (always, always)}, ["ape", "bee", "cow"])[3]
     assert same == "Every class has the same top-1."
 
 
 def test_specs_are_compared_key_by_key(sides):
-    lines = list(comparison.describe_specs(*sides, 0))
+    lines = compared(sides)[0].splitlines()
     assert lines[0] == "toy/small-kd against toy/small, by their specs:"
     assert any(line.startswith("  objective.kd: absent -> ") for line in lines)
-    assert list(comparison.describe_specs(sides[1], sides[1], 0)) == [
-        "toy/small against toy/small, whose specs are the same"
-    ]
+    assert compared((sides[1], sides[1]))[0] == "toy/small against toy/small, whose specs are the same"
 
 
 def test_runs_without_a_common_seed_are_refused(desk):
@@ -111,6 +127,11 @@ def test_the_command_compares_runs_of_two_experiments(place, capsys):
     assert "tiny/big against other/big, whose specs are the same" in out
     assert ["0", "100.00"] in [row[:2] for row in rows(out)]
     assert "Every class has the same top-1." in out
+    code, out, _ = compare(place, capsys, config, "big", "other/big", "--json")
+    found = json.loads(out)
+    assert (found["run"], found["specs"], found["classes"]) == ("tiny/big", [], [])
+    assert found["metrics"][0]["difference"]["mean"] == 0
+    assert found["images"][0]["agreement"] == 100
 
 
 def test_the_command_counts_what_evaluation_counts(place, capsys):

@@ -58,6 +58,14 @@ if plan.rehearsal:
     plan = OneLineErrors(make_plan, Path(FOLDER), config, needed_files)
 
 
+# Snakemake itself only says that nothing makes a misspelt target. It knows its targets later than its rules.
+for target in sys.argv[1:]:
+    if plan.meant(target):
+        print(
+            f"distillery: {target}: did you mean {plan.meant(target)}?", file=sys.stderr
+        )
+
+
 # Parts of the rules' commands. They are no parameters, for where things lie makes nothing stale.
 os.environ.update(
     CONFIG=str(plan.config),

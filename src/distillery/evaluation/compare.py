@@ -11,8 +11,8 @@ from distillery.reporting import comparison
 
 def compare_runs(
     run: tuple[Experiment, str], baseline: tuple[Experiment, str], results: Path, workers: int
-) -> list[str]:
-    """Say in four parts how a run and its baseline differ: specs, scores paired by seed, images, classes.
+) -> comparison.Comparison:
+    """Say how a run and its baseline differ: specs, scores paired by seed, images, classes.
 
     Raises:
         UserError: they share no seed or no images, or something of theirs is missing.
@@ -29,9 +29,12 @@ def compare_runs(
         )
         predicted[seed] = first, second
     labels = validation_labels(experiment, results, manifest)
-    return [
-        "\n".join(comparison.describe_specs(ours, theirs, seeds[0])),
-        comparison.describe_metrics(ours, theirs, measured, seeds),
-        comparison.describe_predictions(ours, theirs, labels, predicted),
-        comparison.describe_classes(ours, theirs, manifest.classes, labels, predicted),
-    ]
+    return comparison.Comparison(
+        ours.name,
+        theirs.name,
+        seeds,
+        comparison.compare_specs(ours, theirs, seeds[0]),
+        comparison.compare_metrics(measured, seeds),
+        comparison.compare_images(labels, predicted),
+        comparison.compare_classes(manifest.classes, labels, predicted),
+    )

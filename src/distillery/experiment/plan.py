@@ -8,6 +8,7 @@ that Snakemake works in.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ RESULTS = Path("results")
 REHEARSAL = RESULTS / "rehearsal"
 # What `--config key=value` may set.
 SWITCHES = ("experiments", "partial", "rehearsal")
+TABLE_SUFFIXES = (".md", ".html", ".tex", ".csv", ".json")
 Kind = Literal["imported", "teacher", "student"]
 
 
@@ -75,6 +77,45 @@ class Plan:
     def datasets(self) -> list[str]:
         """The names of all data sets; what cannot be a name is none."""
         return [name for name in read_mapping(self.config / "datasets.yaml") if re.fullmatch(NAME_PATTERN, name)]
+
+    def meant(self, target: str) -> str | None:
+        """The result that a target nearly names; None if it is one, or resembles none."""
+        parts = list(Path(target).parts)
+        for place, part in enumerate(parts):
+            valid = self._below(parts[:place])
+            if part in valid or not valid:
+                continue
+            close = get_close_matches(part, valid, n=1)
+            if not close:
+                return None
+            parts[place] = close[0]
+        meant = str(Path(*parts)) if parts else target
+        return None if meant == str(Path(target)) else meant
+
+    def _below(self, parts: list[str]) -> list[str]:
+        """The names that a result's path may go on with; none where that is not for this plan to say."""
+        names = self.names()
+        match parts:
+            case []:
+                return [str(RESULTS)]
+            case [_]:
+                return ["tables", "figures", "datasets", *names]
+            case [_, "tables"]:
+                return [*names, *(f"{name}{suffix}" for name in names for suffix in TABLE_SUFFIXES)]
+            case [_, "tables", name]:
+                tables = self.experiment(name).config.tables if name in names else ()
+                return [f"{table}{suffix}" for table in tables for suffix in TABLE_SUFFIXES]
+            case [_, "figures"]:
+                return names
+            case [_, "datasets"]:
+                return self.datasets()
+            case [_, name] if name in names:
+                return list(self.experiment(name).config.runs)
+            case [_, name, run] if name in names:
+                return ["profile.json", *(f"seed{seed}" for seed in self.experiment(name).seeds(run))]
+            case [_, name, _, _] if name in names:
+                return ["weights.safetensors", "run.json", "history.csv", "metrics.json", "predictions.json", "bank"]
+        return []
 
     def pattern(self, kind: Kind) -> str:
         """A pattern for {experiment} before runs that are imported, that teach others, or that do neither.

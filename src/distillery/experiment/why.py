@@ -1,9 +1,10 @@
 """Why a result is stale, or that it is not: the recorded ledger against the present one, key by key."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distillery.errors import UserError
 from distillery.experiment.experiment import Experiment
@@ -16,11 +17,29 @@ from distillery.results import try_json
 FORMS = "a file of results/, e.g. results/tables/digits.md, or EXPERIMENT/RUN, or EXPERIMENT"
 
 
-def explain(target: str, config: Path, results: Path, *, rehearsal: bool = False) -> Iterator[str]:
+@dataclass(frozen=True)
+class Finding:
+    """What is to be said of a run's results with one seed: their folder, and what makes them stale, key by key."""
+
+    folder: str
+    state: Literal["up to date", "stale", "not made yet"]
+    digest: str  # the present one
+    reasons: tuple[str, ...] = ()
+
+
+def describe(findings: Iterable[Finding], target: str, results: Path) -> Iterator[str]:
+    """A line a finding, with the lines of what differs below it, indented."""
+    for each in findings:
+        yield f"{each.folder}: {each.state}" + f" (digest {each.digest})" * (each.state == "up to date")
+        yield from (f"  {reason}" for reason in each.reasons)
+    if Path(target).is_relative_to(results / "tables") or Path(target).is_relative_to(results / "figures"):
+        yield "Layout and published numbers are in no record; `snakemake -n` compares them."
+
+
+def explain(target: str, config: Path, results: Path, *, rehearsal: bool = False) -> Iterator[Finding]:
     """Say for each run behind a target whether its results are those of the present configuration.
 
-    A target is a result's path, ``EXPERIMENT/RUN[/seedK]`` or ``EXPERIMENT``. Yields a line a run and seed, with the
-    lines of what differs below it, indented.
+    A target is a result's path, ``EXPERIMENT/RUN[/seedK]`` or ``EXPERIMENT``.
 
     Raises:
         UserError: the target belongs to no experiment, run or seed.
@@ -39,13 +58,11 @@ def explain(target: str, config: Path, results: Path, *, rehearsal: bool = False
         chosen = list(experiment.config.runs)
     for name in chosen:
         for each in experiment.seeds(name) if seed is None else [seed]:
-            yield from _explain_run(experiment, name, each, results)
+            yield _explain_run(experiment, name, each, results)
     for ancestor, name in experiment.family(chosen):
         if ancestor is not experiment or name not in chosen:
             # Others start from and learn from the first seed.
-            yield from _explain_run(ancestor, name, ancestor.seeds(name)[0], results)
-    if Path(target).is_relative_to(results / "tables") or Path(target).is_relative_to(results / "figures"):
-        yield "Layout and published numbers are in no record; `snakemake -n` compares them."
+            yield _explain_run(ancestor, name, ancestor.seeds(name)[0], results)
 
 
 def parse_target(target: str, config: Path, results: Path) -> tuple[str, str | None, int | None, str | None]:
@@ -80,15 +97,13 @@ def parse_target(target: str, config: Path, results: Path) -> tuple[str, str | N
     return name, parts[1], int(found[1]) if found else None, table
 
 
-def _explain_run(experiment: Experiment, run: str, seed: int, results: Path) -> Iterator[str]:
+def _explain_run(experiment: Experiment, run: str, seed: int, results: Path) -> Finding:
     folder, spec = run_folder(results, experiment.name, run, seed), experiment.spec(run, seed)
     record = try_json(folder / "run.json")
     if record is None or not (folder / "weights.safetensors").is_file():
-        yield f"{folder}: not made yet"
-        return
+        return Finding(str(folder), "not made yet", spec.digest)
     reasons = stale_for(experiment, run, seed, results, record, images_digest(results, spec.dataset))
-    yield f"{folder}: {'stale' if reasons else f'up to date (digest {spec.digest})'}"
-    yield from (f"  {reason}" for reason in reasons)
+    return Finding(str(folder), "stale" if reasons else "up to date", spec.digest, tuple(reasons))
 
 
 def images_digest(results: Path, dataset: str) -> Any:  # noqa: ANN401

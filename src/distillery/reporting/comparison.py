@@ -3,9 +3,10 @@
 S seeds that both have, N validation images, C classes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from distillery.experiment import Experiment
 from distillery.experiment.ledger import differences
 from distillery.experiment.schema.columns import COLUMNS, METRICS, summarize
 from distillery.reporting.measurements import Measured, read_run
-from distillery.reporting.statistics import paired_gain
+from distillery.reporting.statistics import Gain, paired_gain
 from distillery.reporting.tables import describe_gain
 
 # Those that stand in metrics.json as they are.
@@ -57,12 +58,70 @@ def common_seeds(run: Side, baseline: Side) -> list[int]:
     return sorted(set(ours) & set(theirs))
 
 
-def describe_specs(run: Side, baseline: Side, seed: int) -> Iterator[str]:
+@dataclass(frozen=True)
+class Comparison:
+    """What is known of two runs: by key, by metric, by seed and image, and by class, most different first."""
+
+    run: str
+    baseline: str
+    seeds: list[int]
+    specs: list[str]
+    metrics: list[dict[str, Any]]
+    images: list[dict[str, Any]]
+    classes: list[dict[str, Any]]
+
+    def as_data(self) -> dict[str, Any]:
+        """Plain data, for programs."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """Four parts, the last three of them tables."""
+        same = not self.specs
+        lines = [f"{self.run} against {self.baseline}{', whose specs are the same' if same else ', by their specs:'}"]
+        # Names as short as they can be told apart by.
+        pairs = [name.split("/", 1) for name in (self.run, self.baseline)]
+        names = [run for _, run in pairs] if pairs[0][0] == pairs[1][0] else [self.run, self.baseline]
+        return "\n\n".join(
+            [
+                "\n".join([*lines, *(f"  {line}" for line in self.specs)]),
+                self._metrics(names),
+                self._images(names),
+                self._classes(names) if self.classes else "Every class has the same top-1.",
+            ]
+        )
+
+    def _metrics(self, names: list[str]) -> str:
+        rows = []
+        for row in self.metrics:
+            column = COLUMNS[row["metric"]]
+            gain = Gain(**row["difference"])
+            rows.append(
+                [column.heading, column.show(row["run"]), column.show(row["baseline"]), describe_gain(gain, column)]
+            )
+        return _table(["Metric", *names, f"Difference (n = {len(self.seeds)})"], rows)
+
+    def _images(self, names: list[str]) -> str:
+        keys = ("both_right", "only_run_right", "only_baseline_right", "neither_right")
+        rows = [
+            [str(row["seed"]), f"{row['agreement']:.2f}", *(f"{row[key]:,}" for key in keys)] for row in self.images
+        ]
+        only = [f"Only {name} right" for name in names]
+        return _table(["Seed", "Agreement (%)", "Both right", *only, "Neither"], rows)
+
+    def _classes(self, names: list[str]) -> str:
+        show = COLUMNS["top1"]
+        rows = [
+            [row["class"], f"{row['images']:,}", show.show(row["run"]), show.show(row["baseline"]),
+             show.show_difference(row["difference"])]
+            for row in self.classes[:CLASSES]
+        ]  # fmt: skip
+        return _table(["Class", "Images", *(f"Top-1 of {name}" for name in names), "Difference"], rows)
+
+
+def compare_specs(run: Side, baseline: Side, seed: int) -> list[str]:
     """What differs between two runs' specs, key by key."""
     ours, theirs = (side.experiment.spec(side.run, seed).ledger for side in (run, baseline))
-    found = differences(theirs, ours)
-    yield f"{run.name} against {baseline.name}{', whose specs are the same' if not found else ', by their specs:'}"
-    yield from (f"  {line}" for line in found)
+    return list(differences(theirs, ours))
 
 
 def read_both(run: Side, baseline: Side, seeds: Sequence[int], results: Path) -> tuple[Measured, Measured]:
@@ -75,45 +134,46 @@ def read_both(run: Side, baseline: Side, seeds: Sequence[int], results: Path) ->
     return ours, theirs
 
 
-def describe_metrics(run: Side, baseline: Side, measured: tuple[Measured, Measured], seeds: Sequence[int]) -> str:
-    """A table of the metrics that both have, with differences paired by seed."""
+def compare_metrics(measured: tuple[Measured, Measured], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """The metrics that both have: means over seeds, and differences paired by seed."""
     rows = []
     for name in COMPARED:
-        column = COLUMNS[name]
-        values = [side.by_seed(column.key) for side in measured]
+        values = [side.by_seed(COLUMNS[name].key) for side in measured]
         if not all(values):
             continue
         ours, theirs = ([found[seed] for seed in seeds] for found in values)
-        means = [column.show(summarize(found).mean) for found in (ours, theirs)]
-        rows.append([column.heading, *means, describe_gain(paired_gain(ours, theirs), column)])
-    return _table(["Metric", *_names(run, baseline), f"Difference (n = {len(seeds)})"], rows)
+        means = [summarize(found).mean for found in (ours, theirs)]
+        gain = asdict(paired_gain(ours, theirs))
+        rows.append({"metric": name, "run": means[0], "baseline": means[1], "difference": gain})
+    return rows
 
 
-def describe_predictions(
-    run: Side,
-    baseline: Side,
-    labels_N: NDArray[np.int64],
-    predicted: Mapping[int, tuple[NDArray[np.int64], NDArray[np.int64]]],
-) -> str:
-    """A table of how many images both, one or neither run gets right, by seed."""
+def compare_images(
+    labels_N: NDArray[np.int64], predicted: Mapping[int, tuple[NDArray[np.int64], NDArray[np.int64]]]
+) -> list[dict[str, Any]]:
+    """How many images both, one or neither run gets right, by seed."""
     rows = []
     for seed, (ours_N, theirs_N) in predicted.items():
         ours, theirs = ours_N == labels_N, theirs_N == labels_N
-        counts = [np.sum(ours & theirs), np.sum(ours & ~theirs), np.sum(theirs & ~ours), np.sum(~ours & ~theirs)]
-        agreement = f"{100 * np.mean(ours_N == theirs_N):.2f}"
-        rows.append([str(seed), agreement, *(f"{count:,}" for count in counts)])
-    names = _names(run, baseline)
-    return _table(["Seed", "Agreement (%)", "Both right", *(f"Only {name} right" for name in names), "Neither"], rows)
+        rows.append(
+            {
+                "seed": seed,
+                "agreement": 100 * float(np.mean(ours_N == theirs_N)),
+                "both_right": int(np.sum(ours & theirs)),
+                "only_run_right": int(np.sum(ours & ~theirs)),
+                "only_baseline_right": int(np.sum(theirs & ~ours)),
+                "neither_right": int(np.sum(~ours & ~theirs)),
+            }
+        )
+    return rows
 
 
-def describe_classes(
-    run: Side,
-    baseline: Side,
+def compare_classes(
     classes: Sequence[str],
     labels_N: NDArray[np.int64],
     predicted: Mapping[int, tuple[NDArray[np.int64], NDArray[np.int64]]],
-) -> str:
-    """A table of the classes whose top-1, the mean over seeds, differs most."""
+) -> list[dict[str, Any]]:
+    """The classes whose top-1, the mean over seeds, differs, the most different first."""
     count_C = np.bincount(labels_N, minlength=len(classes))
     right_2C = np.zeros((2, len(classes)))
     for pair in predicted.values():
@@ -121,21 +181,17 @@ def describe_classes(
             row += np.bincount(labels_N[predicted_N == labels_N], minlength=len(classes))
     top1_2C = 100 * right_2C / (np.maximum(count_C, 1) * len(predicted))
     difference_C = top1_2C[0] - top1_2C[1]
-    show = COLUMNS["top1"]
-    rows = [
-        [classes[c], f"{count_C[c]:,}", *(show.show(value) for value in top1_2C[:, c]),
-         show.show_difference(difference_C[c])]
-        for c in np.argsort(-np.abs(difference_C), kind="stable")[:CLASSES]
+    return [
+        {
+            "class": classes[c],
+            "images": int(count_C[c]),
+            "run": float(top1_2C[0, c]),
+            "baseline": float(top1_2C[1, c]),
+            "difference": float(difference_C[c]),
+        }
+        for c in np.argsort(-np.abs(difference_C), kind="stable")
         if difference_C[c]
-    ]  # fmt: skip
-    if not rows:
-        return "Every class has the same top-1."
-    return _table(["Class", "Images", *(f"Top-1 of {name}" for name in _names(run, baseline)), "Difference"], rows)
-
-
-def _names(run: Side, baseline: Side) -> tuple[str, str]:
-    """Names as short as they can be told apart by."""
-    return (run.run, baseline.run) if run.experiment.name == baseline.experiment.name else (run.name, baseline.name)
+    ]
 
 
 def _table(headings: list[str], rows: list[list[str]]) -> str:

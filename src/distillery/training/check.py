@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-
-from tabulate import tabulate
+from typing import Any
 
 from distillery.data.manifest import load_manifest
 from distillery.distill.losses.stages import check_stages
@@ -40,16 +39,26 @@ def check_experiment(experiment: Experiment) -> None:
     check_stages(experiment)
 
 
-def describe_experiment(experiment: Experiment, forecast: Forecast) -> Iterator[str]:
-    """List an experiment's runs, and say what they will need of this machine."""
-    rows = [
-        (run, seed, experiment.teacher(run) or "", experiment.config.runs[run].model, experiment.spec(run, seed).digest)
+def list_runs(experiment: Experiment) -> list[dict[str, Any]]:
+    """An experiment's runs and seeds, each with its teacher, model and digest."""
+    return [
+        {
+            "run": run,
+            "seed": seed,
+            "teacher": experiment.teacher(run) or "",
+            "model": experiment.config.runs[run].model,
+            "digest": experiment.spec(run, seed).digest,
+        }
         for run, seed in experiment.members()
     ]
-    yield tabulate(rows, headers=("run", "seed", "teacher", "model", "digest"), tablefmt="github")
-    yield f"\n{forecast.line()}"
+
+
+def notes(experiment: Experiment, forecast: Forecast, results: Path) -> Iterator[str]:
+    """What runs will need of this machine, what is large of it, and what banks hold and save."""
+    yield forecast.line()
     for note in large_memories(experiment):
         yield f"note: {note}"
+    yield from forecast_banks(experiment, results)
 
 
 def forecast_banks(experiment: Experiment, results: Path) -> Iterator[str]:

@@ -1,0 +1,53 @@
+"""Arguments and options that several commands have, and what a shell may complete them with."""
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Argument, Option
+
+from distillery.errors import UserError
+from distillery.experiment import load_experiment
+from distillery.experiment.reading import read_mapping
+
+CONFIG_DIR, RESULTS = Path("config"), Path("results")
+
+
+def _runs(context: typer.Context, incomplete: str) -> list[str]:
+    """Runs of the experiment that the command line names so far, for the shell to complete."""
+    try:
+        return [
+            run for run in load_experiment(Path(context.params["config"])).config.runs if run.startswith(incomplete)
+        ]
+    except (UserError, KeyError, TypeError):
+        return []
+
+
+def _datasets(incomplete: str) -> list[str]:
+    try:
+        return [name for name in read_mapping(CONFIG_DIR / "datasets.yaml") if name.startswith(incomplete)]
+    except UserError:
+        return []
+
+
+Config = Annotated[Path, Argument(help="An experiment file, e.g. config/digits.yaml.")]
+Run = Annotated[str, Argument(help="A line under `runs:`, e.g. resnet8-kd.", autocompletion=_runs)]
+Dataset = Annotated[str, Argument(help="A line of datasets.yaml.", autocompletion=_datasets)]
+Model = Annotated[str, Argument(help="A model's name, e.g. mobilenet_v2.")]
+Seed = Annotated[int | None, Option(min=0, help="One of the run's seeds; by default the first.")]
+ConfigDir = Annotated[Path, Option(help="Holds datasets.yaml, experiments and recipes.")]
+Results = Annotated[Path, Option(help="Results folder.")]
+Workers = Annotated[int, Option(min=0, max=1024, help="Processes that read images.")]
+Threads = Annotated[int | None, Option(min=1, max=4096, help="CPU threads for the network; by default torch's choice.")]
+Rehearsal = Annotated[bool, Option("--rehearsal", help="A few steps on generated images instead.")]
+AsJson = Annotated[bool, Option("--json", help="For programs.")]
+Track = Annotated[str, Option(help="Trackers that watch: wandb, mlflow, trackio; by default $DISTILLERY_TRACK.")]
+Partial = Annotated[bool, Option("--partial", help="Mark what is missing instead of refusing it.")]
+
+
+def finite(value: float) -> float:
+    """NaN is in every range, and infinity in those that are open above."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
