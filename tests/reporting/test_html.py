@@ -11,6 +11,7 @@ import pytest
 from distillery.paths import table_folder
 from distillery.reporting.html import Part, to_html
 from distillery.reporting.markup import Cell, Sheet
+from distillery.reporting.run_notes import RunNote
 from distillery.reporting.tables import tabulate_experiment
 
 LEDGER = (
@@ -115,16 +116,29 @@ def test_a_gain_that_is_significant_is_coloured_and_says_its_test(desk):
     assert gain[1]["title"].startswith("over small: paired t-test over 3 seeds, p ")
 
 
-def test_links_lead_from_each_page_to_its_runs(judged):
+def test_a_cell_leads_to_what_stands_behind_its_run(judged):
+    epochs = [{"epoch": epoch, "train_loss": 1.0, "val_top1": 80.0 + epoch} for epoch in (1, 2, 4)]
+    for seed in (0, 1, 2):
+        judged.write_history("small-kd", seed, epochs)
     folder, page = tabulated(judged)
     pages = {folder / "toy.html": page, folder / "toy" / "methods.html": None, folder / "toy" / "speed.html": None}
     for path, read in pages.items():
         read = read or Page(path.read_text())
+        runs = {"big", "small"} if path.stem == "speed" else {"big", "small", "small-kd"}
         links = {cell[1]["link"] for table in read.tables for row in table for cell in row if "link" in cell[1]}
-        assert {(path.parent / unquote(link)).resolve().name for link in links} == (
-            {"big", "small"} if path.stem == "speed" else {"big", "small", "small-kd"}
-        )
-        assert all((path.parent / unquote(link)).is_dir() for link in links)
+        assert links == {f"#run-{run}" for run in runs}
+        assert {attributes["id"] for tag, attributes in read.tags if tag == "details"} == {f"run-{run}" for run in runs}
+        files = [attributes["href"] for tag, attributes in read.tags if tag == "a" and attributes["href"].endswith("/")]
+        folders = {(path.parent / unquote(link)).resolve() for link in files}
+        assert {each.name for each in folders if each.is_dir()} >= runs
+    (curve,) = [attributes["points"] for tag, attributes in page.tags if tag == "polyline"][:1]
+    assert curve == "0.0,110.0 106.7,73.3 320.0,0.0"
+    said = (folder / "toy.html").read_text()
+    assert "teacher: none -&gt; big\n" in said
+    assert "Against the row above, small:" in said
+    digest = judged.experiment.spec("small-kd", 2).digest
+    assert f"seed 2: {digest}" in said
+    assert "commit 1a2b3c4, distillery 0.1.0, torch 2.9.0" in said
 
 
 def test_a_table_with_times_stands_on_its_own_page(judged):
@@ -146,10 +160,12 @@ def test_the_page_needs_nothing_else(judged):
 
 def test_text_from_outside_stays_text(desk):
     sheet = Sheet("t", NASTY, (NASTY,), (False,), ((Cell(NASTY, True, 1.0, NASTY, "", NASTY),),), (NASTY,))
-    page = Page(to_html(NASTY, NASTY, [Part("t", NASTY, sheet, NASTY)], NASTY, "../"))
+    note = RunNote("plain", ((NASTY, NASTY),), NASTY, (NASTY,), None)
+    page = Page(to_html(NASTY, NASTY, [Part("t", NASTY, sheet, NASTY)], [note], NASTY, "../"))
     assert [tag for tag, _ in page.tags].count("script") == 1
     ((head,), (cell,)) = page.tables[0]
-    assert head[0] == cell[0] == cell[1]["title"] == page.texts["pre"] == NASTY
+    assert head[0] == cell[0] == cell[1]["title"] == page.texts["dt"].removesuffix("Files") == NASTY
+    assert page.texts["pre"] == NASTY * 2
     assert unquote(cell[1]["link"]) == f"../{NASTY}/{NASTY}/"
     assert cell[1]["link"].count("/") == 3
     assert page.texts["title"] == page.texts["h1"] == NASTY
@@ -157,12 +173,15 @@ def test_text_from_outside_stays_text(desk):
 
 def test_latex_to_copy_is_the_file_of_the_table(judged):
     folder, page = tabulated(judged)
-    assert page.texts["pre"] == (folder / "toy" / "methods.tex").read_text()
+    assert page.texts["pre"].startswith((folder / "toy" / "methods.tex").read_text())
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="no browser")
-def test_a_browser_sorts_by_number_and_back_and_scrolls_the_table_alone(judged, tmp_path):
+@pytest.mark.skipif(
+    shutil.which("chromium") is None, reason="chromium is not installed, which opens the page as a user"
+)
+@pytest.mark.parametrize("width", [1280, 500])
+def test_a_browser_sorts_copies_and_opens_a_run_and_scrolls_the_table_alone(judged, tmp_path, width):
     folder, _ = tabulated(judged)
     script = """
       const found = [], rows = () => [...document.querySelectorAll("tbody tr")];
@@ -172,13 +191,21 @@ def test_a_browser_sorts_by_number_and_back_and_scrolls_the_table_alone(judged, 
         heads.find((each) => each.textContent === name).click();
         found.push(order());
       }
-      document.documentElement.append(Object.assign(document.createElement("output"), {
-        textContent: [...found, document.documentElement.scrollWidth <= innerWidth].join(" ") }));
+      let copied = "";
+      Object.defineProperty(navigator, "clipboard", { value: { writeText: async (text) => { copied = text; } } });
+      document.querySelector(".copy").click();
+      document.querySelector('a[href="#run-small-kd"]').click();
+      setTimeout(() => {
+        found.push(document.documentElement.scrollWidth <= innerWidth, copied.includes("tab:toy:methods"));
+        found.push([...document.querySelectorAll("details[open]")].map((each) => each.id).join());
+        document.documentElement.append(Object.assign(document.createElement("output"), {
+          textContent: found.join(" ") }));
+      }, 100);
     """
     path = tmp_path / "clicked.html"
     path.write_text((folder / "toy.html").read_text().replace("</body>", f"<script>{script}</script></body>"))
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += ["--window-size=500,800", "--dump-dom", path.as_uri()]
+    command += [f"--window-size={width},800", "--virtual-time-budget=3000", "--dump-dom", path.as_uri()]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     orders = shown.rpartition("<output>")[2].partition("</output>")[0].split()
     assert orders == [
@@ -188,4 +215,6 @@ def test_a_browser_sorts_by_number_and_back_and_scrolls_the_table_alone(judged, 
         "small-kd,big,small",
         "big,small,small-kd",
         "true",
+        "true",
+        "run-small-kd",
     ]

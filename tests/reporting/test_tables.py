@@ -54,7 +54,7 @@ def test_the_table_in_markdown(judged):
 def test_the_table_in_latex(judged):
     lines = tabulate(judged, "tex").splitlines()
     assert r"\caption{Teaching a small network.}" in lines
-    assert r"\label{tab:toy-methods}" in lines
+    assert r"\label{tab:toy:methods}" in lines
     assert r"\begin{tabular}{llrrrrrrlrrl}" in lines
     cells = [r"\textbf{93.00 $\pm$ 1.00}", r"\textbf{0.308 $\pm$ 0.010}", r"95.00 $\pm$ 0.00", "77.8 k", "320 kB", "3"]
     cells += ["last epoch", r"93.10 $\pm$ 0.2", "--", "not comparable"]

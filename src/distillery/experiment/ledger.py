@@ -32,7 +32,7 @@ IMPORTING = 1
 EVALUATION = 1
 PROFILING = 2
 # What tables and figures show of the same measurements.
-REPORTING = 4
+REPORTING = 5
 
 # What columns take from metrics.json: with a new one, runs that were measured before are measured again.
 METRIC_KEYS = sorted({column.key for column in COLUMNS.values() if column.file == METRICS})

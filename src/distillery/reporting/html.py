@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from distillery.reporting.markup import Sheet
+from distillery.reporting.run_notes import HEIGHT, WIDTH, RunNote
 
 
 @dataclass(frozen=True)
@@ -18,11 +19,13 @@ class Part:
     latex: str
 
 
-def to_html(experiment: str, introduction: str, parts: Sequence[Part], reading: str, up: str) -> str:
+def to_html(
+    experiment: str, introduction: str, parts: Sequence[Part], notes: Sequence[RunNote], reading: str, up: str
+) -> str:
     """The page of an experiment or of one of its tables.
 
-    ``introduction`` and ``reading``, how to read it, are Markdown; all else is plain text. ``up`` leads from the page's
-    folder to that of the results.
+    ``introduction`` and ``reading``, how to read it, are Markdown; all else is plain text. ``notes`` are of the
+    runs that its cells lead to. ``up`` leads from the page's folder to that of the results.
     """
     from jinja2 import Environment, StrictUndefined
     from markdown_it import MarkdownIt
@@ -35,4 +38,6 @@ def to_html(experiment: str, introduction: str, parts: Sequence[Part], reading: 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"markdown": markdown, "quoted": lambda text: quote(text, safe="")}
     template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
-    return template.render(experiment=experiment, introduction=introduction, parts=parts, reading=reading, up=up) + "\n"
+    texts = {"experiment": experiment, "introduction": introduction, "reading": reading, "up": up}
+    page: str = template.render(**texts, parts=parts, notes=notes, width=WIDTH, height=HEIGHT)
+    return page + "\n"

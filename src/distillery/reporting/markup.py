@@ -2,7 +2,10 @@
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from distillery.experiment.schema.experiment import Latex
 
 # Greek letters stand in this field's titles as they do in its formulas.
 _GREEK = {
@@ -41,6 +44,9 @@ LATEX_HEAD = (
 _SIGN = re.compile(r"(?<![\w.)])([+-])(?=\d)")
 
 
+_PLAIN = re.compile(r"(?P<sign>[+-]?)(?P<whole>\d[\d,]*)(?P<decimals>\.\d+)?(?: ± (?P<std>\d+(?:\.\d+)?))?")
+
+
 @dataclass(frozen=True)
 class Cell:
     """One field of a table, as plain text.
@@ -61,7 +67,8 @@ class Cell:
 class Sheet:
     """A table ready to be written: every text plain, every row as long as the headings.
 
-    ``numeric`` says which columns are set flush right; ``notes`` are sentences that belong under the table.
+    ``numeric`` says which columns are set flush right; ``notes`` are sentences that belong under the table; ``keys``
+    are what the configuration calls the columns, where it does.
     """
 
     name: str
@@ -70,6 +77,7 @@ class Sheet:
     numeric: tuple[bool, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
 
 
 def to_markdown(sheet: Sheet) -> str:
@@ -87,26 +95,95 @@ def to_markdown(sheet: Sheet) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def to_latex(sheet: Sheet, label: str) -> str:
-    """A booktabs table in a float, with its title and notes as caption; a file of tables begins with LATEX_HEAD."""
-    import pandas
+def to_latex(sheet: Sheet, label: str, setting: Latex = Latex()) -> str:  # noqa: B008
+    """A booktabs table in a float, with its title, notes and what all rows share as caption.
 
-    frame = pandas.DataFrame(
-        [[_latex_cell(cell) for cell in row] for row in sheet.rows],
-        columns=[escape_latex(heading) for heading in sheet.headings],
+    A file of tables begins with ``latex_head``.
+    """
+    chosen, constants = _chosen(sheet, setting)
+    columns = [[row[place] for row in sheet.rows] for place in chosen]
+    formats = [
+        _si_format(cells) if setting.siunitx and sheet.numeric[place] else ""
+        for place, cells in zip(chosen, columns, strict=True)
+    ]
+    headings = [escape_latex(setting.headings.get(_key(sheet, place), sheet.headings[place])) for place in chosen]
+    heads = [f"{{{text}}}" if si else text for text, si in zip(headings, formats, strict=True)]
+    lines = [
+        [(_si_cell(cell) if si else _latex_cell(cell)) for cell, si in zip(row, formats, strict=True)]
+        for row in zip(*columns, strict=True)
+    ]
+    kinds = [si or ("r" if sheet.numeric[place] else "l") for place, si in zip(chosen, formats, strict=True)]
+    caption = " ".join([_sentence(sheet.title), *sheet.notes, *([f"{'; '.join(constants)}."] if constants else [])])
+    environment = "table*" if setting.wide else "table"
+    return "\n".join(
+        [
+            rf"\begin{{{environment}}}[htbp]",
+            r"\centering",
+            rf"\caption{{{escape_latex(caption)}}}",
+            rf"\label{{{label}}}",
+            r"\fittoline{%",
+            rf"\begin{{tabular}}{{{''.join(kinds)}}}",
+            r"\toprule",
+            rf"{' & '.join(heads)} \\",
+            r"\midrule",
+            *(rf"{' & '.join(line)} \\" for line in lines),
+            r"\bottomrule",
+            r"\end{tabular}}",
+            rf"\end{{{environment}}}",
+            "",
+        ]
     )
-    caption = " ".join([_sentence(sheet.title), *sheet.notes])
-    latex: str = frame.style.hide(axis="index").to_latex(
-        hrules=True,
-        column_format="".join("r" if numeric else "l" for numeric in sheet.numeric),
-        caption=escape_latex(caption),
-        label=label,
-        position="htbp",
-        position_float="centering",
-    )
-    return latex.replace("\\begin{tabular}", "\\fittoline{%\n\\begin{tabular}").replace(
-        "\\end{tabular}", "\\end{tabular}}"
-    )
+
+
+def latex_head(packages: Iterable[str] = ()) -> str:
+    """What a file of tables begins with; tables of ``siunitx`` need that package too."""
+    needed = "".join(f" and \\usepackage{{{name}}}" for name in packages)
+    return LATEX_HEAD.replace("{booktabs};", f"{{booktabs}}{needed};")
+
+
+def _key(sheet: Sheet, place: int) -> str:
+    return sheet.keys[place] if sheet.keys else ""
+
+
+def _chosen(sheet: Sheet, setting: Latex) -> tuple[list[int], list[str]]:
+    """The places of the columns that are printed, and what the caption says of those that say the same in all rows."""
+    places = range(len(sheet.headings))
+    if setting.columns:
+        return [place for key in setting.columns for place in places if _key(sheet, place) == key], []
+    shown, constants = [], []
+    for place in places:
+        texts = {row[place].text for row in sheet.rows}
+        if len(sheet.rows) > 1 and len(texts) == 1 and _key(sheet, place) in ("n", "selection", "labels"):
+            heading, (text,) = sheet.headings[place], texts
+            constants.append(f"{heading} = {text}" if heading == "n" else f"{heading}: {text}")
+        else:
+            shown.append(place)
+    return shown, constants
+
+
+def _si_format(cells: Iterable[Cell]) -> str:
+    """An S column that has room for all numbers among some cells; "" if there are none."""
+    found = [match for cell in cells if (match := _PLAIN.fullmatch(cell.text))]
+    if not found:
+        return ""
+
+    def widest(part: str) -> int:
+        return max(len((match[part] or "").replace(",", "").lstrip(".")) for match in found)
+
+    sign = "-" if any(match["sign"] for match in found) else ""
+    uncertain = widest("std") and max(len(match["std"].replace(".", "")) for match in found if match["std"])
+    room = f"{sign}{widest('whole')}.{widest('decimals')}" + (f"({uncertain})" if uncertain else "")
+    commas = any("," in match["whole"] for match in found)
+    grouped = ", group-separator={,}, group-minimum-digits=4" if commas else ""
+    return rf"S[table-format={room}, separate-uncertainty, table-align-uncertainty=false, detect-weight{grouped}]"
+
+
+def _si_cell(cell: Cell) -> str:
+    match = _PLAIN.fullmatch(cell.text)
+    if match is None:
+        return f"{{{_latex_cell(cell)}}}"
+    number = cell.text.replace(",", "").replace("±", r"\pm")
+    return rf"\bfseries {number}" if cell.bold else number
 
 
 def escape_latex(text: str) -> str:

@@ -1,6 +1,6 @@
 """The tables of an experiment: what each cell says, and the files under results/tables/."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import floor
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from distillery.paths import dataset_folder, profile_path, run_folder, table_fol
 from distillery.reporting.content import Content, Entry, gather, read_ledger
 from distillery.reporting.html import Part, to_html
 from distillery.reporting.legend import NOT_RUN, SELECTIONS, introduce, legend
-from distillery.reporting.markup import LATEX_HEAD, Cell, Sheet, defuse, escape_markdown, to_latex, to_markdown
+from distillery.reporting.markup import Cell, Sheet, defuse, escape_markdown, latex_head, to_latex, to_markdown
 from distillery.reporting.measurements import Measured, Profile, needed_files, read_measurements
 from distillery.reporting.origins import describe_origins
+from distillery.reporting.run_notes import note_runs
 from distillery.reporting.statistics import MOST_SEEDS, Gain
 from distillery.results import remove_others, write_seals
 
@@ -55,7 +56,7 @@ def tabulate_experiment(experiment: Experiment, results: Path, published: Path, 
         folder / f"{experiment.name}.tex": _latex(experiment, stable),
         folder / f"{experiment.name}.csv": _csv(stable),
         folder / f"{experiment.name}.html": _html(
-            experiment, contents, introduce(experiment, manifest, runs), legend(stable)
+            experiment, contents, introduce(experiment, manifest, runs), legend(stable), runs, results
         ),
     }
     parts: dict[str | None, dict[Path, str]] = {None: files}
@@ -106,17 +107,23 @@ def lay_out(content: Content) -> Sheet:
         + ["Labels"] * bool(content.labels)
         + [COLUMNS[metric].heading for metric in content.table.columns]
     )
+    keys = ["label"] * len(heads) + ["run"] + ["teacher"] * has_teacher + ["labels"] * bool(content.labels)
+    keys += content.table.columns
     words = len(heads) + 1 + has_teacher + bool(content.labels)
     numeric = [False] * words + [True] * len(content.table.columns)
     if content.scored:
         headings += ["n", "Selection"]
+        keys += ["n", "selection"]
         numeric += [True, False]
     for metric in content.judged:
         headings += [f"Published {COLUMNS[metric].heading}", "Difference", "Verdict"]
+        keys += ["published", "difference", "verdict"]
         numeric += [True, True, False]
     labels = {run: list(head_cells(label)) if heads else [] for run, label in content.table.rows.items()}
     rows = [(*map(Cell, labels[run]), *_row(content, run, has_teacher)) for run in content.table.rows]
-    return Sheet(content.name, content.title, tuple(headings), tuple(numeric), tuple(rows), _notes(content))
+    return Sheet(
+        content.name, content.title, tuple(headings), tuple(numeric), tuple(rows), _notes(content), tuple(keys)
+    )
 
 
 def _lay_out_grid(content: Content, grid: Grid) -> Sheet:
@@ -326,7 +333,7 @@ def _alone(experiment: Experiment, content: Content, introduction: str, results:
         path.with_name(f"{content.name}.tex"): _latex(experiment, [content]),
         path.with_name(f"{content.name}.csv"): _csv([content]),
         path.with_name(f"{content.name}.html"): _html(
-            experiment, [content], introduction, legend([content]), alone=True
+            experiment, [content], introduction, legend([content]), content.runs, results, alone=True
         ),
     }
 
@@ -341,7 +348,14 @@ def _section(experiment: Experiment, content: Content) -> str:
 
 
 def _html(
-    experiment: Experiment, contents: list[Content], introduction: str, reading: str, *, alone: bool = False
+    experiment: Experiment,
+    contents: list[Content],
+    introduction: str,
+    reading: str,
+    runs: Mapping[str, Measured],
+    results: Path,
+    *,
+    alone: bool = False,
 ) -> str:
     parts = [
         Part(
@@ -352,12 +366,17 @@ def _html(
         )
         for content in contents
     ]
-    return to_html(experiment.name, introduction, parts, reading, up="../../" if alone else "../")
+    notes = note_runs(experiment, [content for content in contents if alone or not content.timed], runs, results)
+    return to_html(experiment.name, introduction, parts, notes, reading, up="../../" if alone else "../")
 
 
 def _latex(experiment: Experiment, contents: list[Content]) -> str:
-    tables = [to_latex(lay_out(content), f"tab:{experiment.name}-{content.name}") for content in contents]
-    return _join([LATEX_HEAD, *tables])
+    # No name has a colon, so that no two tables have the same label.
+    tables = [
+        to_latex(lay_out(content), f"tab:{experiment.name}:{content.name}", content.table.latex) for content in contents
+    ]
+    siunitx = any(content.table.latex.siunitx for content in contents)
+    return _join([latex_head(["siunitx"] if siunitx else []), *tables])
 
 
 def _join(parts: Iterable[str]) -> str:

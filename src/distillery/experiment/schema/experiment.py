@@ -159,6 +159,21 @@ Rows = Annotated[
 ]
 
 
+# Columns of a laid-out table that are no metrics.
+BESIDE = ("label", "run", "teacher", "labels", "n", "selection", "published", "difference", "verdict")
+
+
+class Latex(Block):
+    """How a table is set in LaTeX."""
+
+    columns: tuple[str, ...] = Field(
+        (), description=f"those to print, in order: {', '.join(BESIDE)} or of the table's `columns`; by default all"
+    )
+    headings: dict[str, str] = Field({}, description="of columns, instead of the usual ones")
+    siunitx: bool = Field(False, description="align numbers at the decimal point by the package siunitx")
+    wide: bool = Field(False, description="over both columns of a two-column page: table*")
+
+
 class Table(Block):
     """One table: a row a run and a column a metric, or a grid of runs with the metrics in each cell."""
 
@@ -173,6 +188,19 @@ class Table(Block):
     figure: Literal["heat_map", "pareto"] | None = Field(
         None, description="draw a grid's first column as a heat map, or accuracy against speed with the Pareto front"
     )
+
+    latex: Annotated[Latex, Neutral({})] = Latex()
+
+    @model_validator(mode="after")
+    def _set(self) -> Self:
+        if self.grid is not None and (self.latex.columns or self.latex.headings):
+            raise ValueError("`latex` cannot choose or name the columns of a grid, which are its own")
+        valid = dict.fromkeys((*BESIDE, *self.columns))
+        for key, names in (("columns", self.latex.columns), ("headings", self.latex.headings)):
+            for name in names:
+                if name not in valid:
+                    raise ValueError(f"latex.{key}: the table has no column {name!r}; valid: {', '.join(valid)}")
+        return self
 
     @model_validator(mode="after")
     def _drawable(self) -> Self:
