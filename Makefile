@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-methods rehearse rehearse-families save restore test test-slurm test-gpu test-faults test-sweep bench benchmark quick lint format lock clean
+.PHONY: help demo demo-methods rehearse rehearse-families save restore docs test test-slurm test-gpu test-faults test-sweep bench benchmark quick lint format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -72,9 +72,15 @@ format: .venv/.installed  ## rewrite files in the house style
 lock: $(UV)  ## refresh requirements.txt from pyproject.toml
 	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --extra workflow --extra dvc --extra dev --extra dali --upgrade \
 		--no-emit-index-url --no-header --quiet --output-file requirements.txt pyproject.toml
+	sed -n '/^docs = \[/,/^\]/s/^ *"\(.*\)",/\1/p' pyproject.toml | $(UV) pip compile --universal --python-version 3.11 --generate-hashes --upgrade \
+		--no-emit-index-url --no-header --quiet --output-file docs/requirements.txt -
+
+docs: .venv/.installed .docs/.installed  ## the documentation as a site, .docs/site/index.html (a minute; broken links fail)
+	OMP_NUM_THREADS=1 .docs/bin/python scripts/docs.py .docs/source
+	NO_MKDOCS_2_WARNING=1 .docs/bin/mkdocs build --quiet
 
 clean:  ## remove the environment; keeps data/ and results/
-	rm -rf .venv .uv
+	rm -rf .venv .uv .docs
 
 # pip's --target leaves the user's own Python alone, and is allowed where a distribution forbids installing into it.
 .uv/bin/uv:
@@ -85,6 +91,14 @@ clean:  ## remove the environment; keeps data/ and results/
 	$(UV) venv --quiet --allow-existing --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
 	$(UV) pip sync --quiet --compile-bytecode --python .venv --require-hashes requirements.txt
 	$(UV) pip install --quiet --python .venv --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# What makes the site, beside the environment that it is about.
+.docs/.installed: docs/requirements.txt .venv/.installed | $(UV)
+	$(UV) venv --quiet --allow-existing --python .venv/bin/python .docs
+	$(UV) pip sync --quiet --python .docs --require-hashes docs/requirements.txt
+	.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib")); print("$(CURDIR)/src")' \
+		> "$$(.docs/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/distillery.pth"
 	@touch $@
 
 # What editors check the files of config/ with.
