@@ -1,6 +1,14 @@
 # Everything a newcomer types. Needs Python 3.11 to 3.13, git and make; the rest is installed into .venv.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# `make TORCH=cpu demo`: torch as built for CPUs, of the lock's version, without 3 GB of CUDA libraries and without DALI.
+TORCH ?=
+# The interpreter that is there, or the one that uv finds or fetches.
+define CHOOSE_PYTHON
+import sys
+print(sys.executable if (3, 11) <= sys.version_info[:2] <= (3, 13) else ">=3.11,<3.14")
+endef
+export CHOOSE_PYTHON
 # The uv that is there already, or one of our own.
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
@@ -84,12 +92,18 @@ clean:  ## remove the environment; keeps data/ and results/
 
 # pip's --target leaves the user's own Python alone, and is allowed where a distribution forbids installing into it.
 .uv/bin/uv:
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Distillery needs Python 3.11 to 3.13, but {sys.executable} is {v[0]}.{v[1]}; try: make PYTHON=python3.12")'
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --root-user-action=ignore --target .uv uv
 
 .venv/.installed: requirements.txt pyproject.toml | $(UV)
-	$(UV) venv --quiet --allow-existing --python "$$($(PYTHON) -c 'import sys; print(sys.executable)')" .venv
+	$(UV) venv --quiet --allow-existing --python "$$($(PYTHON) -c "$$CHOOSE_PYTHON")" .venv
+ifeq ($(TORCH),cpu)
+	sed -n '/^[a-z]/{h;};G;/\n\(torch\|torchvision\|triton\|nvidia-[^=]*\|cuda-[^=]*\)==/!{s/\n.*//;p;}' requirements.txt > .requirements-cpu.txt
+	$(UV) pip sync --quiet --compile-bytecode --python .venv --require-hashes .requirements-cpu.txt
+	$(UV) pip install --quiet --python .venv --no-deps --torch-backend cpu $$(sed -n 's/^\(torch\(vision\)\{0,1\}==[^ ]*\).*/\1/p' requirements.txt)
+	rm .requirements-cpu.txt
+else
 	$(UV) pip sync --quiet --compile-bytecode --python .venv --require-hashes requirements.txt
+endif
 	$(UV) pip install --quiet --python .venv --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""Stage the documentation: the repository's Markdown as it is, with what it links to, a reference, and the notebooks run.
+"""Stage the documentation: the repository's Markdown, what it links to, a reference, and the notebooks run.
 
     python scripts/docs.py .docs/source      # then: mkdocs build
 
@@ -25,7 +25,7 @@ CLASSES = {
 
 
 def stage(target: Path) -> None:
-    """Copy all pages, with the files that they show or lead to; a link to a folder becomes one to its README, or text."""
+    """Copy all pages, with the files that they lead to; a link to a folder becomes one to its README, or text."""
     shutil.rmtree(target, ignore_errors=True)
     for source in sorted({path for pattern in PAGES for path in ROOT.glob(pattern)}):
         place = source.relative_to(ROOT)
@@ -89,7 +89,15 @@ def write_reference(target: Path) -> None:
 
 def _describe(name: str, found: object) -> str:
     signature = re.sub(r"distillery(\.\w+)+\.|torch\.(?=Tensor)", "", str(inspect.signature(found)))  # type: ignore[arg-type]
-    return f"### {name.rpartition('.')[2]}\n\n```python\n{name}{signature}\n```\n\n```text\n{inspect.getdoc(found)}\n```\n"
+    text = _as_markdown(inspect.getdoc(found) or "")
+    return f"### {name.rpartition('.')[2]}\n\n```python\n{name}{signature}\n```\n\n{text}\n"
+
+
+def _as_markdown(docstring: str) -> str:
+    """A docstring of Google's style, its sections as lists; what it indents stays as it is set."""
+    text = re.sub(r"^(Args|Returns|Raises|Yields):$", r"**\1**\n", docstring, flags=re.MULTILINE)
+    text = re.sub(r"^    (\w+): ", r"- `\1`: ", text, flags=re.MULTILINE)
+    return re.sub(r"(?<!`)<(?=\w)", "&lt;", text)
 
 
 def run_notebooks(target: Path) -> None:
@@ -116,7 +124,8 @@ def run_notebooks(target: Path) -> None:
                     image.write_bytes(b64decode(data["image/png"]))
                     parts.append(f"![What the cell draws]({image.name})")
                 else:
-                    parts.append(f"```text\n{output.get('text') or data.get('text/plain', '')}\n```".replace("\n\n```", "\n```"))
+                    text = str(output.get("text") or data.get("text/plain", "")).rstrip()
+                    parts.append(f"```text\n{text}\n```")
         page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 

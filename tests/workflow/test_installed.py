@@ -1,11 +1,13 @@
 """docs/projects.md, followed to the letter with an installed wheel, in a folder far from the repository."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 UV = shutil.which("uv") or shutil.which("uv", path=ROOT / ".uv" / "bin")
+STATUS = ("distillery", "status", "config/thesis.yaml", "--json")
 SNAKEMAKE = "#!{python}\nimport sys\n\nfrom snakemake.cli import main\n\nsys.exit(main())\n"
 
 
@@ -60,7 +63,7 @@ def installed(tmp_path_factory):
 def write_down(project: Path) -> None:
     """Write what the page says, where it says so."""
     page = (ROOT / "docs" / "projects.md").read_text()
-    dataset, recipe, model, term, experiment = re.findall(r"```\w+\n(.*?)```", page, flags=re.DOTALL)
+    dataset, recipe, model, term, experiment = re.findall(r"```\w+\n(.*?)```", page, flags=re.DOTALL)[:5]
     with (project / "config" / "datasets.yaml").open("a") as file:
         file.write(dataset)
     (project / "plugins").mkdir()
@@ -82,6 +85,16 @@ def write_down(project: Path) -> None:
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index}.png")
 
 
+def watch(installed, project, until):
+    """The states that runs of the page have on the board, asked again and again."""
+    seen = set()
+    while True:
+        last = until()
+        seen |= {run["state"] for run in json.loads(installed.call(*STATUS, cwd=project))["runs"]}
+        if last:
+            return seen
+
+
 def test_a_project_of_ones_own_from_an_empty_folder_to_its_table(installed):
     assert "site-packages/distillery" in installed.call("python", "-c", "import distillery; print(distillery.__file__)")
     installed.call("distillery", "init", "my-thesis")
@@ -96,7 +109,14 @@ def test_a_project_of_ones_own_from_an_empty_folder_to_its_table(installed):
         )
     assert os.access(project / "workflow" / "profiles" / "cluster-generic" / "cancel.sh", os.X_OK)
     assert "plugins.nets:small" in installed.call("distillery", "check", "config/thesis.yaml", cwd=project)
-    installed.call("snakemake", "--cores", "2", "results/tables/thesis.md", cwd=project)
+    with ThreadPoolExecutor() as pool:
+        made = pool.submit(installed.call, "snakemake", "--cores", "2", "results/tables/thesis.md", cwd=project)
+        seen = watch(installed, project, until=made.done)
+        made.result()
+    # Another terminal has seen it at work; a board of a run that is just being started says so, too.
+    assert seen & {"running", "trained"}
+    assert watch(installed, project, until=lambda: True) == {"done"}
+    assert "<table>" in (project / "results" / "tables" / "thesis.html").read_text()
     assert re.search(r"\| student +\| teacher +\|", (project / "results" / "tables" / "thesis.md").read_text())
 
     # Another comment retrains nothing, another loss retrains the run that has it.
@@ -109,3 +129,30 @@ def test_a_project_of_ones_own_from_an_empty_folder_to_its_table(installed):
     assert "train thesis/student, seed 0" in planned
     assert "train thesis/teacher" not in planned
     assert "objective.gap.source.0: " in installed.call("distillery", "why", "thesis/student", cwd=project)
+
+
+def test_a_workflow_of_ones_own_takes_it_as_a_module(installed):
+    installed.call("distillery", "init", "paper")
+    project = installed.folder / "paper"
+    (project / "config" / "example.yaml").rename(project / "config" / "thesis.yaml")
+    page = (project / "config" / "thesis.yaml").read_text().replace("example:", "thesis:")
+    (project / "config" / "thesis.yaml").write_text(page)
+    module = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "projects.md").read_text(), flags=re.DOTALL)[-1]
+    (project / "workflow" / "Snakefile").write_text(module)
+    planned = installed.call("snakemake", "--cores", "2", "--dry-run", cwd=project)
+    assert "assemble the tables of thesis" in planned
+    assert "rule paper" in planned
+
+
+def test_the_tutorial_is_a_page_with_its_networks_and_a_plan(installed):
+    """Its images and the hub's weights are the reader's."""
+    installed.call("distillery", "init", "birds")
+    project = installed.folder / "birds"
+    dataset, recipe, page = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/tutorial.md").read_text(), flags=re.DOTALL)
+    with (project / "config" / "datasets.yaml").open("a") as file:
+        file.write(dataset)
+    (project / "config" / "recipes" / "birds.yaml").write_text(recipe)
+    (project / "config" / "birds.yaml").write_text(page)
+    assert "timm:mobilenetv3_small_100" in installed.call("distillery", "check", "config/birds.yaml", cwd=project)
+    rehearsal = ("snakemake", "--cores", "2", "--dry-run", "results/tables/birds.md", "--config", "rehearsal=true")
+    assert "train birds/taught, seed 2" in installed.call(*rehearsal, cwd=project)
