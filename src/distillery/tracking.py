@@ -9,8 +9,9 @@ import fcntl
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -163,9 +164,9 @@ class _MLflow:
 
         self.metric, self.param = Metric, Param
         # Trap: the first ones to use a database of MLflow's own, all at once, would each try to make it.
-        with nullcontext() if "MLFLOW_TRACKING_URI" in os.environ else Path("mlflow.lock").open("w") as lock:
-            if lock is not None:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        with ExitStack() as stack:
+            if "MLFLOW_TRACKING_URI" not in os.environ:
+                fcntl.flock(stack.enter_context(Path("mlflow.lock").open("w")), fcntl.LOCK_EX)
             self.client = MlflowClient()
             project = os.environ.get("MLFLOW_EXPERIMENT_NAME", tracked.project)
             experiment = self.client.get_experiment_by_name(project)
@@ -180,7 +181,8 @@ class _MLflow:
             self.client.log_batch(self.run, params=params[first : first + LARGEST_BATCH])
 
     def log(self, scalars: Mapping[str, float], step: int) -> None:
-        self.client.log_batch(self.run, metrics=[self.metric(key, value, 0, step) for key, value in scalars.items()])
+        now = int(1000 * time.time())
+        self.client.log_batch(self.run, metrics=[self.metric(key, value, now, step) for key, value in scalars.items()])
 
     def note(self, facts: Mapping[str, Scalar]) -> None:
         for key, value in facts.items():
