@@ -279,6 +279,8 @@ def term_context():
         student_stages=(OwnStage(3, (4, 4)), OwnStage(8, (14, 14), 1)),
         teacher_map_size=(2, 2),
         labels=np.arange(24) % 4,
+        student_last=OwnStage(5, (2, 4)),
+        teacher_last=OwnStage(7, (2, 4)),
         classes=4,
         epochs=2,
     )
@@ -292,7 +294,8 @@ def step_inputs(step):
 
         maps = tuple(values(6, width, 4, 4) for width in channels)
         once = Maps(maps, maps, maps), (values(6, 3, 4, 4), values(6, 197, 8)), values(6, features, 2, 4)
-        return Outputs(2 * values(6, 4), maps, values(6, features), maps, maps, maps, *once)
+        last = values(6, features, 2, 4)
+        return Outputs(2 * values(6, 4), maps, values(6, features), maps, maps, maps, *once, last=last)
 
     indices = torch.arange(6) * 3 + step
     student, teacher = network((3, 4), 5, 1.3), network((6, 6), 7, 0.9)

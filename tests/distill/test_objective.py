@@ -140,9 +140,12 @@ def networks(batch=4, dtype=torch.float32, scale=1.0):
         draw(batch, 7),
         unpaired=(draw(batch, 4, 8, 8), draw(batch, 6, 4, 4)),
         averaged=draw(batch, 7, 3, 5),
+        last=draw(batch, 7, 3, 5),
     )
     teacher_maps = draw(batch, 8, 6, 6), draw(batch, 13, 3, 3)
-    teacher = outputs(draw(batch, 5), teacher_maps, draw(batch, 9), averaged=draw(batch, 9, 4, 2))
+    teacher = outputs(
+        draw(batch, 5), teacher_maps, draw(batch, 9), averaged=draw(batch, 9, 4, 2), last=draw(batch, 9, 4, 2)
+    )
     margin = bn_margin(draw(8).float(), draw(8).float())
     pairs = (StagePair(4, 8, margin, *[(6, 6)] * 3), StagePair(6, 13, None, *[(3, 3)] * 3))
     torch.manual_seed(2)
@@ -153,6 +156,8 @@ def networks(batch=4, dtype=torch.float32, scale=1.0):
         student_classifier=nn.Linear(7, 5),
         teacher_classifier=nn.Linear(9, 5).requires_grad_(False),
         student_stages=(OwnStage(4, (8, 8)), OwnStage(6, (4, 4))),
+        student_last=OwnStage(7, (3, 5)),
+        teacher_last=OwnStage(9, (4, 2)),
         teacher_map_size=(4, 2),
         labels=np.array([0, 1, 2, 3, 3, 0]),
         classes=5,

@@ -32,8 +32,9 @@ class Outputs(NamedTuple):
     linear layer.
 
     ``unpaired`` holds every stage of the network itself, after its activation and at its own size, a transformer's as
-    tokens. ``averaged`` is the map (B, D, H, W) whose mean is the embedding, at its own size; where there is none, the
-    embedding as one pixel. ``head`` is what the head that a term deploys with the student made its logits of.
+    tokens. ``last`` is the map (B, C, H, W) that the embedding is made of, at its own size, a transformer's tokens on
+    their grid. ``averaged`` is the map (B, D, H, W) whose mean is the embedding, at its own size; where there is none,
+    the embedding as one pixel. ``head`` is what the head that a term deploys with the student made its logits of.
     """
 
     logits_BC: Tensor
@@ -46,6 +47,7 @@ class Outputs(NamedTuple):
     unpaired: tuple[Tensor, ...] = ()
     averaged: Tensor | None = None
     head: Tensor | None = None
+    last: Tensor | None = None
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Outputs":
         """The same with every tensor changed."""

@@ -51,7 +51,7 @@ class FeatureExtractor:
         maps = Maps(tuple(features.stages), tuple(features.activations), tuple(features.raw))
         stages, activations, raw = map(self._matched, maps)
         unpooled = maps if self.unpooled else Maps()
-        once = tuple(features.tokens), unpooled, tuple(features.unpaired), features.averaged, head
+        once = tuple(features.tokens), unpooled, tuple(features.unpaired), features.averaged, head, features.last
         return Outputs(logits_BC, stages, features.embedding, activations, raw, *once)
 
     def _run(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from distillery.distill.collective import Collective
 from distillery.distill.step import StepInputs
 from distillery.models.composite import Head
-from distillery.models.taps import TapPair
+from distillery.models.taps import TapPair, TapPoint
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ class TermContext:
         student_classifier: the student's last linear layer, if asked for; trained with the student.
         teacher_classifier: the teacher's, frozen.
         student_stages: all of the student's stages, if asked for.
+        student_last: the map that the student's embedding is made of; None if no term looks into the student.
+        teacher_last: of the teacher, likewise.
         teacher_map_size: of the map that is averaged to the teacher's embedding; (1, 1) where there is none.
         labels: class of every training image; below 0 where the run may not know it.
         classes: how many classes there are.
@@ -84,6 +86,8 @@ class TermContext:
     student_classifier: nn.Module | None = None
     teacher_classifier: nn.Module | None = None
     student_stages: tuple[OwnStage, ...] = ()
+    student_last: OwnStage | None = None
+    teacher_last: OwnStage | None = None
     teacher_map_size: tuple[int, int] = (1, 1)
     labels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     classes: int = 0
@@ -109,9 +113,15 @@ def pair_context(pair: TapPair, margins: Sequence[Tensor | None] = (), **of_the_
             )
             for point in pair.student.unpaired
         ),
+        student_last=_whole_map(pair.student.last),
+        teacher_last=_whole_map(pair.teacher.last),
         teacher_map_size=pair.teacher.averaged,
         **of_the_run,
     )
+
+
+def _whole_map(point: TapPoint | None) -> OwnStage | None:
+    return None if point is None else OwnStage(point.channels, (point.height, point.width))
 
 
 # Asked for at most so many training images, it gives them as inputs: prepared as for evaluation, both networks in

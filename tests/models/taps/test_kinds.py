@@ -165,3 +165,37 @@ def test_only_what_is_asked_for_is_tapped():
     assert pair.teacher.classifier is teacher.fc
     hooked = [module for module in teacher.modules() if module._forward_hooks or module._forward_pre_hooks]
     assert not hooked
+
+
+def last(name, size, **arguments):
+    features, outputs = recorded(create_model(name, 5, **arguments), frozenset({"last"}), size)
+    return features.last, outputs
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [("cifar_resnet8", "layer3"), ("torchvision:mobilenet_v2", "features"), ("timm:test_convnext", "stages")],
+)
+def test_the_last_map_is_what_is_pooled_to_the_embedding(name, module):
+    map_BCHW, outputs = last(name, 64)
+    assert torch.equal(map_BCHW, outputs[module])
+
+
+def test_the_last_map_of_a_pre_activation_network_is_normed_and_rectified():
+    map_BCHW, _ = last("cifar_wrn_16_1", 32)
+    assert (map_BCHW >= 0).all()
+    assert map_BCHW.shape[2:] == (8, 8)
+
+
+def test_the_last_map_of_a_transformer_with_a_class_token_is_its_normed_tokens_on_their_grid():
+    map_BCHW, outputs = last("timm:test_vit", 64, img_size=64)
+    tokens = outputs["norm"]
+    prefix = tokens.shape[1] - map_BCHW.shape[2] * map_BCHW.shape[3]
+    assert prefix > 0
+    assert torch.equal(map_BCHW.flatten(2).transpose(1, 2), tokens[:, prefix:])
+
+
+def test_where_the_last_map_is_one_pixel_it_is_the_last_stages_of_more():
+    map_BCHW, outputs = last("timm:test_efficientnet", 32)
+    assert outputs["conv_head"].shape[2:] == (1, 1)
+    assert map_BCHW.shape[2:] == (2, 2)

@@ -38,8 +38,11 @@ from distillery.experiment.schema.recipe import Recipe
 
 # What can be seen of a network. Per stage: "stages" (before the activation), "activations" (after it), "raw" (as the
 # stage hands it on), "tokens", and "unpaired" (all stages of one network, whatever the other has); once: "logits",
-# "averaged" (the map whose mean is the embedding), "embedding" (what enters the last linear layer), "classifier" (it).
-Kind = Literal["logits", "stages", "activations", "raw", "tokens", "unpaired", "averaged", "embedding", "classifier"]
+# "last" (the map or grid of tokens that the embedding is made of), "averaged" (the map whose mean is the embedding),
+# "embedding" (what enters the last linear layer), "classifier" (it).
+Kind = Literal[
+    "logits", "stages", "activations", "raw", "tokens", "unpaired", "last", "averaged", "embedding", "classifier"
+]
 STAGEWISE: frozenset[Kind] = frozenset({"stages", "activations", "raw", "tokens"})
 
 

@@ -32,6 +32,7 @@ class Party:
         classifier: its last linear layer, if wanted.
         unpaired: its tap at each of its stages, whatever the other network has.
         averaged: the size of the map that is averaged to the embedding; (1, 1) where there is none.
+        last: its tap on the map that the embedding is made of.
     """
 
     points: tuple[TapPoint, ...] = ()
@@ -40,6 +41,7 @@ class Party:
     classifier: nn.Module | None = None
     unpaired: tuple[TapPoint, ...] = ()
     averaged: Size = (1, 1)
+    last: TapPoint | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def _party(
     taken = kinds - {"logits", "classifier"}
     taps = Taps(network, replace(plan, points=points), taken) if taken else None
     averaged = (1, 1) if plan.averaged is None else (plan.averaged.height, plan.averaged.width)
-    return Party(points, taps, plan.features, classifier, plan.unpaired, averaged)
+    return Party(points, taps, plan.features, classifier, plan.unpaired, averaged, plan.last)
 
 
 def pair_stages(teacher: TapPlan, student: TapPlan) -> list[Pair]:

@@ -109,6 +109,9 @@ class TapPlan:
         features: D of the embedding.
         classifier: path of the last linear layer, which takes the embedding; None if its weights are no module's.
         averaged: the map whose mean over the pixels is the embedding; None where there is none.
+        last: the map that the embedding is made of: the averaged one, or what the norms and activations after the last
+            stage make of its map; where that is one pixel, what the last stage of more pixels hands on. None where no
+            hook sees it.
         unpaired: all of its stages' points, also where ``points`` are only those that have a partner.
     """
 
@@ -120,6 +123,7 @@ class TapPlan:
     features: int
     classifier: str | None = None
     averaged: TapPoint | None = None
+    last: TapPoint | None = None
     unpaired: tuple[TapPoint, ...] = ()
 
 

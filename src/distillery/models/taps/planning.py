@@ -1,10 +1,11 @@
 """Plan the taps of any network: where its stages end, what is tapped there, and the vector before its last layer."""
 
+from dataclasses import replace
 from math import prod
 
 from torch import Tensor, nn
 
-from distillery.models.taps.features import activation_of, feature_before_activation, find_source
+from distillery.models.taps.features import NORMS, activation_of, feature_before_activation, find_source
 from distillery.models.taps.plan import Source, TapError, TapPlan, TapPoint
 from distillery.models.taps.recording import PLAIN_ACTIVATIONS
 from distillery.models.taps.stages import StageEnd, find_stage_ends, map_shape
@@ -48,7 +49,11 @@ def plan_taps(model: nn.Module, input_size: int, name: str | None = None) -> Tap
     assert len({point.sources for point in points}) == len(points), "two stages are one"
     embedding, features, classifier, value = _embedding(trace, name)
     averaged = _averaged(trace, value, features, len(points))
-    return TapPlan(name, input_size, found, points, embedding, features, classifier, averaged, points)
+    last = averaged or _last(trace, ends[-1].value, points[-1])
+    if last is None or last.height * last.width == 1:
+        larger = (_raw(point, point.raw) for point in reversed(points) if point.height * point.width > 1)
+        last = next((point for point in larger if point is not None), last)
+    return TapPlan(name, input_size, found, points, embedding, features, classifier, averaged, last, points)
 
 
 def _point(trace: Trace, stage: int, end: StageEnd, name: str) -> TapPoint:
@@ -126,6 +131,25 @@ def _averaged(trace: Trace, value: int, features: int, stage: int) -> TapPoint |
         return None
     size = shape.channels, shape.height, shape.width
     return TapPoint(stage, source.module, (source,), None, shape.layout, shape.prefix_tokens, *size, activation)
+
+
+def _last(trace: Trace, value: int, point: TapPoint) -> TapPoint | None:
+    """What the norms and activations that follow the last stage's map ``value`` make of it, as far as hooks see it."""
+    source = point.raw
+    while len(readers := trace.users.get(value, [])) == 1:
+        reader = readers[0]
+        if not activation_of(reader) and not any(norm in reader.name for norm in NORMS):
+            break
+        value = reader.outputs[0]
+        source = find_source(trace, value, CHANNEL_DIMS[point.layout], reader.module) or source
+    return _raw(point, source)
+
+
+def _raw(point: TapPoint, source: Source | None) -> TapPoint | None:
+    """A tap on ``source`` alone, a value like the stage's, as it is."""
+    if source is None:
+        return None
+    return replace(point, name=source.module, sources=(source,), order=None, activation=None, raw=None, activated=None)
 
 
 def _input_of(trace: Trace, op: Op, value: int) -> Source | None:

@@ -31,6 +31,7 @@ class Features:
         tokens: the same as the network holds it, (B, N, C), with class and register tokens in front.
         unpaired: for all stages of the network, (B, C, H, W) after the activation, or a transformer's (B, N, C).
         averaged: the map (B, D, H, W) whose mean is the embedding; where there is none, the embedding as one pixel.
+        last: the map (B, C, H, W) that the embedding is made of; tokens on their grid.
         embedding: the vector (B, D) that entered the last layer.
     """
 
@@ -40,6 +41,7 @@ class Features:
     tokens: list[Tensor] = field(default_factory=list)
     unpaired: list[Tensor] = field(default_factory=list)
     averaged: Tensor | None = None
+    last: Tensor | None = None
     embedding: Tensor | None = None
 
 
@@ -73,6 +75,10 @@ class Taps:
             self.stagewise += [("unpaired", point, _sources(plan, point, "unpaired")) for point in plan.unpaired]
         if "averaged" in kinds and plan.averaged is not None:
             self.stagewise.append(("averaged", plan.averaged, plan.averaged.sources))
+        if "last" in kinds:
+            if plan.last is None:
+                raise TapError(f"{plan.model}: no module of it takes or returns the map that its embedding is made of")
+            self.stagewise.append(("last", plan.last, plan.last.sources))
         as_pixel = "averaged" in kinds and plan.averaged is None
         self.embedding = plan.embedding if as_pixel or "embedding" in kinds else None
         self.sources = [source for _, _, sources in self.stagewise for source in sources]
@@ -120,8 +126,8 @@ class Taps:
         taken = iter([self._tensor(slot, source) for slot, source in enumerate(self.sources)])
         for kind, point, sources in self.stagewise:
             feature = self._feature(kind, point, [next(taken) for _ in sources])
-            if kind == "averaged":
-                features.averaged = feature
+            if kind in ("averaged", "last"):
+                setattr(features, kind, feature)
             else:
                 getattr(features, kind).append(feature)
         features.embedding = None if self.embedding is None else as_embedding(next(taken))
@@ -131,7 +137,7 @@ class Taps:
     def _feature(self, kind: Kind, point: TapPoint, tensors: list[Tensor]) -> Tensor:
         if kind == "tokens" or (kind == "unpaired" and point.layout == "BNC"):
             return tensors[0]
-        if kind in ("unpaired", "averaged"):
+        if kind in ("unpaired", "averaged", "last"):
             kind = "activations"
         parts = [as_map(tensor, point, self.plan.model) for tensor in tensors]
         feature_BCHW = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
