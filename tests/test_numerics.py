@@ -123,6 +123,7 @@ AUGMENTATIONS = {
     "rotation": {"degrees": 20},
     "grayscale": {"p": 0.5},
     "color_jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1},
+    "color_jitter rare": {"brightness": 0.4, "p": 0.5},
     "rand_augment": {},
     "fixmatch": {},
     "lighting": {},

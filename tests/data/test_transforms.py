@@ -88,6 +88,7 @@ OPERATIONS = [
     {"name": "rand_augment"},
     {"name": "rand_augment", "policy": "rand-m9-n3-mstd0.5"},
     {"name": "color_jitter", "brightness": 0.2, "contrast": 0.2, "saturation": 0.3, "hue": 0.1},
+    {"name": "color_jitter", "brightness": 0.2, "p": 0.5},
 ]
 
 
@@ -165,6 +166,12 @@ def test_jitter_scales_by_factors_around_one():
     means = [float(draw(transform, picture, seed).float().mean()) for seed in range(200)]
     assert 79 <= min(means) < 85
     assert 115 < max(means) <= 120
+
+
+def test_jitter_leaves_a_share_of_the_images_as_they_are():
+    transform, picture = build({"name": "color_jitter", "brightness": 0.2, "p": 0.3}), image(16, 16)
+    changed = [not torch.equal(draw(transform, picture, seed), picture) for seed in range(300)]
+    assert 60 < sum(changed) < 120  # 90 are expected, with a deviation of 8
 
 
 @pytest.mark.parametrize(

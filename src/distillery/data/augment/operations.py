@@ -147,9 +147,8 @@ def build_step(operation: Augmentation, preprocess: Preprocess, dataset_mean: Se
         case ColorJitter():
             from torchvision.transforms import v2
 
-            return v2.ColorJitter(  # type: ignore[no-any-return]
-                operation.brightness, operation.contrast, operation.saturation, operation.hue
-            )
+            jitter = v2.ColorJitter(operation.brightness, operation.contrast, operation.saturation, operation.hue)
+            return jitter if operation.p == 1 else v2.RandomApply([jitter], operation.p)  # type: ignore[no-any-return]
         case RandAugment():
             return PillowRandAugment(operation.policy, preprocess.model_copy(update={"size": size}), dataset_mean)
         case FixMatch():

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from distillery.experiment.schema.block import Block, Fraction, Interpolation, Probability
+from distillery.experiment.schema.block import Block, Fraction, Interpolation, Neutral, Probability
 
 # timm's mmax where a policy has none.
 _LARGEST_MAGNITUDE = 10
@@ -104,6 +104,7 @@ class ColorJitter(Operation):
     contrast: Factor = 0.0
     saturation: Factor = 0.0
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    p: Annotated[Probability, Neutral(1.0)] = 1.0
 
 
 class RandAugment(Operation):
