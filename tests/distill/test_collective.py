@@ -16,6 +16,7 @@ from distillery.distill.losses.bake import BAKE
 from distillery.distill.losses.crd import CRD
 from distillery.distill.losses.mgd import MGD
 from distillery.distill.losses.pskd import PSKD
+from distillery.distill.losses.similarity import Similarity
 from distillery.distill.objective import WeightedTerms
 from distillery.distill.step import Outputs, StepInputs
 from distillery.distill.student import FeatureExtractor, Learner
@@ -122,6 +123,45 @@ def _one_past(rank, expected, total):
 def test_every_rank_remembers_the_predictions_that_one_process_does(in_processes):
     term, total = _refined(Collective(), [slice(0, 6)])
     in_processes(_one_past, 2, term.past, total)
+
+
+def _queued(collective, gather, parts):
+    """Three steps of the similarities; the queues, and the sum of the losses over this process's images."""
+    torch.manual_seed(0)
+    term, total = Similarity(queue=8, gather=gather), 0.0
+    term.setup(TermContext(collective=collective, student_features=3, teacher_features=5))
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        student, teacher = torch.randn(6, 3, generator=generator), torch.randn(6, 5, generator=generator)
+        for part in parts:
+            none = torch.zeros(len(student[part]), 1)
+            inputs = StepInputs(Outputs(none, (), student[part]), none, Outputs(none, (), teacher[part]))
+            total += term(inputs).item() * len(none)
+        term.end_step()
+    return term.queue, total
+
+
+def _one_queue(rank, expected, total):
+    queue, own = _queued(ProcessGroup(), True, [slice(0, 2) if rank == 0 else slice(2, 6)])
+    assert ProcessGroup().all_reduce(torch.tensor(own)).item() == pytest.approx(total, rel=1e-5)
+    assert torch.equal(queue, expected)
+
+
+def test_a_gathered_queue_is_that_of_one_process():
+    queue, total = _queued(Collective(), True, [slice(0, 6)])
+    in_processes(_one_queue, 2, queue, total)
+
+
+def _own_queues(rank, alone):
+    queue, own = _queued(ProcessGroup(), False, [slice(0, 2) if rank == 0 else slice(2, 6)])
+    for kept, (expected, _) in zip(queue, alone, strict=True):
+        assert torch.equal(kept, expected[0])
+    assert own == pytest.approx(alone[rank][1], rel=1e-6)
+
+
+def test_queues_of_their_own_are_as_each_process_alone_would_have_them_and_all_know_all():
+    alone = [_queued(Collective(), False, [part]) for part in (slice(0, 2), slice(2, 6))]
+    in_processes(_own_queues, 2, alone)
 
 
 class Looks(Term):

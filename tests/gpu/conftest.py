@@ -32,6 +32,7 @@ OBJECTIVES = {
     "logits": "{ce: {}, kd: {temperature: learned}, dkd: {beta: 1}, nkd: {}, dist: {}, wttm: {}, wsld: {}, uskd: {}}",
     "maps": "{ce: {}, fitnet: {}, at: {}, nst: {}, vid: {}, sp: {}, reviewkd: {}, masked_generative: {}}",
     "relations": "{ce: {}, pkt: {weight: 100}, cc: {}}",
+    "similarity": "{similarity: {}, similarity_local: {}}",
     "views": "{mlkd: {}}",
     "refined": "{pskd: {}, tfkd: {}}",
     "paired": "{ce: {}, cskd: {}}",

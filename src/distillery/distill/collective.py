@@ -6,7 +6,15 @@ from torch import Tensor
 
 
 class Collective:
-    """A run of one process: everything is already here."""
+    """A run of one process: everything is already here.
+
+    Attributes:
+        size: how many processes there are.
+        rank: which of them this is, from 0.
+    """
+
+    size = 1
+    rank = 0
 
     def all_gather(self, tensor: Tensor) -> tuple[Tensor, slice]:
         """Concatenate every rank's rows, shape (B, ...), in the order of the ranks; say which rows are one's own."""
@@ -32,6 +40,9 @@ def last_rows(numbers_N: Tensor) -> Tensor:
 
 class ProcessGroup(Collective):
     """The processes of a run, by torch.distributed's default group."""
+
+    def __init__(self) -> None:
+        self.size, self.rank = dist.get_world_size(), dist.get_rank()
 
     @torch.no_grad()
     def all_gather(self, tensor: Tensor) -> tuple[Tensor, slice]:

@@ -13,9 +13,10 @@ from distillery.distill.losses.mlkd import mlkd_parts, mlkd_unsure
 from distillery.distill.losses.pkt import pkt_loss
 from distillery.distill.losses.pskd import PSKD, pskd_alpha, pskd_loss
 from distillery.distill.losses.rkd import rkd_angle_loss, rkd_distance_loss, rkd_loss
+from distillery.distill.losses.similarity import Similarity, SimilarityLocal, similarity_loss
 from distillery.distill.objective import build_objective
 from distillery.distill.step import Outputs, StepInputs, View
-from distillery.distill.term import TermContext
+from distillery.distill.term import OwnStage, TermContext
 from distillery.experiment.schema.objective import KDOptions, Objective
 
 
@@ -112,6 +113,67 @@ def check_cc(stored, meta):
     for name, layer in layers.items():
         for kind in ("weight", "bias"):
             close(getattr(layer, kind).grad, stored[f"grad.{name}.{kind}"], f"grad.{name}.{kind}")
+
+
+def check_similarity(stored, meta):
+    if meta["part"] == "global":
+        check_similarity_steps(stored, meta)
+    else:
+        check_similarity_local(stored, meta)
+
+
+def check_similarity_steps(stored, meta):
+    term, values = Similarity(meta["temperature"], meta["queue"]), []
+    widths = [stored[f"feat_{side}0"].shape[1] for side in "st"]
+    term.setup(TermContext(student_features=widths[0], teacher_features=widths[1]))
+    term.double()
+    for kind in ("weight", "bias"):
+        getattr(term.projector, kind).data.copy_(stored[f"p.{kind}"])
+    for step in range(meta["steps"]):
+        student = stored[f"feat_s{step}"].clone().requires_grad_()
+        term.zero_grad()
+        none = torch.zeros(len(student), 1)
+        loss = term(StepInputs(Outputs(none, (), student), none, Outputs(none, (), stored[f"feat_t{step}"])))
+        loss.backward()
+        term.end_step()
+        values.append(loss.detach())
+        close(loss, stored[f"loss{step}"], f"loss{step}")
+        close(student.grad, stored[f"grad.feat_s{step}"], f"grad.feat_s{step}")
+        close(term.queue[0], stored[f"queue_after{step}"], f"queue_after{step}")
+        for kind in ("weight", "bias"):
+            key = f"grad{step}.p.{kind}"
+            close(getattr(term.projector, kind).grad, stored[key], key)
+    close(torch.stack(values), stored["loss"], "loss")
+
+
+def check_similarity_local(stored, meta):
+    """Both parts; the file's queue is the one that the loss sees."""
+    feature, vector = (stored[name].clone().requires_grad_() for name in ("feat_s", "embedding_s"))
+    term = SimilarityLocal(meta["temperature"])
+    ends = [OwnStage(map_.shape[1], tuple(map_.shape[2:])) for map_ in (feature, stored["feat_t"])]
+    term.setup(TermContext(student_last=ends[0], teacher_last=ends[1]))
+    layers = {"local": term.double().projector, "global": torch.nn.Linear(*stored["p.global.weight"].T.shape).double()}
+    for name, layer in layers.items():
+        layer.weight.data.copy_(stored[f"p.{name}.weight"])
+        layer.bias.data.copy_(stored[f"p.{name}.bias"])
+    none = torch.zeros(len(feature), 1)
+    losses = {
+        "local": term(StepInputs(Outputs(none, last=feature), none, Outputs(none, last=stored["feat_t"]))),
+        "global": similarity_loss(
+            layers["global"](vector), stored["embedding_t"], stored["queue"], meta["temperature"]
+        ),
+    }
+    total = losses["global"] + losses["local"]
+    total.backward()
+    for name, value in losses.items():
+        close(value, stored[f"loss_{name}"], f"loss_{name}")
+    close(total, stored["loss"], "loss")
+    close(feature.grad, stored["grad.feat_s"], "grad.feat_s")
+    close(vector.grad, stored["grad.embedding_s"], "grad.embedding_s")
+    for name, layer in layers.items():
+        for kind in ("weight", "bias"):
+            key = f"grad.p.{name}.{kind}"
+            close(getattr(layer, kind).grad, stored[key], key)
 
 
 def check_mlkd(stored, meta):
@@ -231,6 +293,7 @@ def check_schedules(stored, meta):
 CHECKS = {
     "rkd": check_rkd,
     "crd": check_crd,
+    "similarity": check_similarity,
     "pkt": check_pkt,
     "cc": check_cc,
     "mlkd": check_mlkd,

@@ -556,6 +556,28 @@ class CRDOptions(TermOptions):
         return 2 * 4 * images * self.features
 
 
+class SimilarityOptions(TermOptions):
+    """Similarities without labels: an image is as like those of a queue as the teacher's embeddings are."""
+
+    needs: ClassVar[Needs] = Needs(student={"embedding"}, teacher={"embedding"})
+    implementation: ClassVar[str] = "distillery.distill.losses.similarity:Similarity"
+
+    temperature: Temperature = 0.07
+    queue: Count | None = Field(
+        None, description="the teacher's latest embeddings; by default, a quarter to half of the images, up to 8,192"
+    )
+    gather: bool = Field(False, description="one queue of all devices' rows; false: one of its own for each device")
+
+
+class SimilarityLocalOptions(TermOptions):
+    """Similarities within an image: each pixel of the last map is as like the others as the teacher's pixels are."""
+
+    needs: ClassVar[Needs] = Needs(student={"last"}, teacher={"last"})
+    implementation: ClassVar[str] = "distillery.distill.losses.similarity:SimilarityLocal"
+
+    temperature: Temperature = 0.07
+
+
 class MLKDOptions(LogitOptions):
     """Multi-level logit distillation: labels and predictions of two views, relations of classes and of images."""
 
@@ -694,6 +716,8 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "pkt": PKTOptions,
         "cc": CCOptions,
         "crd": CRDOptions,
+        "similarity": SimilarityOptions,
+        "similarity_local": SimilarityLocalOptions,
         "mlkd": MLKDOptions,
         "pskd": PSKDOptions,
         "cskd": CSKDOptions,
