@@ -31,7 +31,7 @@ OBJECTIVES = {
     "crd": "{ce: {}, crd: {negatives: 9}}",
     "logits": "{ce: {}, kd: {temperature: learned}, dkd: {beta: 1}, nkd: {}, dist: {}, wttm: {}, wsld: {}, uskd: {}}",
     "maps": "{ce: {}, fitnet: {}, at: {}, nst: {}, vid: {}, sp: {}, reviewkd: {}, masked_generative: {}}",
-    "relations": "{ce: {}, pkt: {weight: 100}, cc: {}}",
+    "relations": "{ce: {}, pkt: {weight: 100}, cc: {}, srd: {}, ickd: {}}",
     "similarity": "{similarity: {}, similarity_local: {}}",
     "views": "{mlkd: {}}",
     "refined": "{pskd: {}, tfkd: {}}",

@@ -479,6 +479,13 @@ class SPOptions(TermOptions):
     )
 
 
+class ICKDOptions(TermOptions):
+    """Inter-channel correlation: two channels of the last map go together as the teacher's do."""
+
+    needs: ClassVar[Needs] = Needs(student={"raw"}, teacher={"raw"}, unpooled=True)
+    implementation: ClassVar[str] = "distillery.distill.losses.ickd:ICKD"
+
+
 class ReviewKDOptions(TermOptions):
     """ReviewKD: the student's maps, each fused with the deeper ones, are the teacher's before their activation."""
 
@@ -536,6 +543,15 @@ class CCOptions(TermOptions):
     implementation: ClassVar[str] = "distillery.distill.losses.cc:CC"
 
     features: Annotated[int, Field(ge=1, le=65_536)] = Field(128, description="width of the embedded images")
+
+
+class SRDOptions(TermOptions):
+    """Simple recipe distillation: embeddings, projected and normalised over the batch, meet in a logarithm."""
+
+    needs: ClassVar[Needs] = Needs(student={"embedding"}, teacher={"embedding"})
+    implementation: ClassVar[str] = "distillery.distill.losses.srd:SRD"
+
+    exponent: Annotated[float, Field(ge=1, le=16)] = Field(4.0, description="of the differences that are added up")
 
 
 class CRDOptions(TermOptions):
@@ -715,6 +731,7 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "rkd": RKDOptions,
         "pkt": PKTOptions,
         "cc": CCOptions,
+        "srd": SRDOptions,
         "crd": CRDOptions,
         "similarity": SimilarityOptions,
         "similarity_local": SimilarityLocalOptions,
@@ -727,6 +744,7 @@ TERMS: Mapping[str, type[TermOptions]] = MappingProxyType(
         "nst": NSTOptions,
         "vid": VIDOptions,
         "sp": SPOptions,
+        "ickd": ICKDOptions,
         "reviewkd": ReviewKDOptions,
         "masked_generative": MaskedGenerativeOptions,
         "simkd": SimKDOptions,
