@@ -11,6 +11,7 @@ import shutil
 import sys
 from base64 import b64decode
 from pathlib import Path
+from textwrap import dedent
 from urllib.parse import unquote
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +98,7 @@ def _as_markdown(docstring: str) -> str:
     """A docstring of Google's style, its sections as lists; what it indents stays as it is set."""
     text = re.sub(r"^(Args|Returns|Raises|Yields):$", r"**\1**\n", docstring, flags=re.MULTILINE)
     text = re.sub(r"^    (\w+): ", r"- `\1`: ", text, flags=re.MULTILINE)
+    text = re.sub(r"(?<=\*\*Returns\*\*\n\n)(    .*\n?)+", lambda found: dedent(found[0]), text)
     return re.sub(r"(?<!`)<(?=\w)", "&lt;", text)
 
 

@@ -180,7 +180,7 @@ def test_latex_to_copy_is_the_file_of_the_table(judged):
 @pytest.mark.skipif(
     shutil.which("chromium") is None, reason="chromium is not installed, which opens the page as a user"
 )
-@pytest.mark.parametrize("width", [1280, 500])
+@pytest.mark.parametrize("width", [1280, 400])
 def test_a_browser_sorts_copies_and_opens_a_run_and_scrolls_the_table_alone(judged, tmp_path, width):
     folder, _ = tabulated(judged)
     script = """
