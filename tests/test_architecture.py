@@ -39,7 +39,7 @@ MAY_USE = {
         "project",
         "commands",
     },
-    "commands": {"experiment", "reporting", "training"},
+    "commands": {"options", "experiment", "reporting", "training"},
     "__main__": {"cli"},
     "__init__": set(),
     "losses": {"distill"},
