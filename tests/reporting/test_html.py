@@ -134,7 +134,7 @@ def test_a_cell_leads_to_what_stands_behind_its_run(judged):
     (curve,) = [attributes["points"] for tag, attributes in page.tags if tag == "polyline"][:1]
     assert curve == "0.0,110.0 106.7,73.3 320.0,0.0"
     said = (folder / "toy.html").read_text()
-    assert "teacher: none -&gt; big\n" in said
+    assert "teacher: none -&gt; big" in said
     assert "Against the row above, small:" in said
     digest = judged.experiment.spec("small-kd", 2).digest
     assert f"seed 2: {digest}" in said

@@ -89,7 +89,7 @@ class Plan:
             if not close:
                 return None
             parts[place] = close[0]
-        meant = str(Path(*parts)) if parts else target
+        meant = str(Path(*parts))
         return None if meant == str(Path(target)) else meant
 
     def _below(self, parts: list[str]) -> list[str]:

@@ -57,7 +57,7 @@ def _note(experiment: Experiment, run: str, neighbour: str | None, measured: Mea
     # A teacher that only one of both has is all of its own spec.
     teachers = " -> ".join(experiment.teacher(each) or "none" for each in (neighbour or run, run))
     differing = [f"teacher: {teachers}" if line.startswith("teacher: ") else line for line in differing]
-    seeds = experiment.seeds(run)
+    seeds = sorted(experiment.seeds(run))
     facts = {
         "Model": spec.model,
         "Teacher": experiment.teacher(run) or "",
@@ -71,7 +71,7 @@ def _note(experiment: Experiment, run: str, neighbour: str | None, measured: Mea
 def _curve(experiment: Experiment, run: str, results: Path) -> Curve | None:
     """The curve of a run that has one; a damaged history is for `distillery verify` to find, and draws nothing."""
     found = []
-    for seed in experiment.seeds(run):
+    for seed in sorted(experiment.seeds(run)):
         try:
             history = read_history(run_folder(results, experiment.name, run, seed) / "history.csv", "")
         except UserError:
