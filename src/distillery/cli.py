@@ -343,7 +343,10 @@ def verify(
 
     experiment = load_experiment(config, rehearsal=rehearsal)
     files, faults, replayed = 0, list[str](), list[str]()
-    say = (lambda line: None) if as_json else partial(print, flush=True)
+
+    def say(line: str) -> None:
+        if not as_json:
+            print(line, flush=True)
 
     def note(fault: str) -> None:
         faults.append(fault)

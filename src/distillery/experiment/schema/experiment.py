@@ -167,11 +167,12 @@ class Latex(Block):
     """How a table is set in LaTeX."""
 
     columns: tuple[str, ...] = Field(
-        (), description=f"those to print, in order: {', '.join(BESIDE)} or of the table's `columns`; by default all"
+        default=(),
+        description=f"those to print, in order: {', '.join(BESIDE)} or of the table's `columns`; by default all",
     )
-    headings: dict[str, str] = Field({}, description="of columns, instead of the usual ones")
-    siunitx: bool = Field(False, description="align numbers at the decimal point by the package siunitx")
-    wide: bool = Field(False, description="over both columns of a two-column page: table*")
+    headings: dict[str, str] = Field(default={}, description="of columns, instead of the usual ones")
+    siunitx: bool = Field(default=False, description="align numbers at the decimal point by the package siunitx")
+    wide: bool = Field(default=False, description="over both columns of a two-column page: table*")
 
 
 class Table(Block):
