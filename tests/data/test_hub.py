@@ -69,6 +69,28 @@ def test_splits_are_found_or_chosen(hub, place):
     assert place.prepare(address, val_folder="dev").splits["val"].images == 9
 
 
+@pytest.mark.parametrize(
+    ("splits", "chosen", "folder"),
+    [
+        (("validation",), {}, "validation"),
+        (("train",), {}, "train"),
+        (("train", "test"), {}, "test"),
+        (("train", "dev"), {"val_folder": "train"}, "train"),
+    ],
+)
+def test_a_split_may_be_there_for_evaluation_alone(hub, place, splits, chosen, folder):
+    manifest = place.prepare(hub(splits=splits), split="evaluation", **chosen)
+    assert {name: (split.folder, split.images) for name, split in manifest.splits.items()} == {"val": (folder, 9)}
+    assert manifest.classes == ("crane", "bee", "ape")
+
+
+def test_a_data_set_without_training_images_says_how_it_can_be_measured_on(hub, place):
+    with pytest.raises(UserError, match=r"no split 'train'; it has test, validation; .* write `split: evaluation`"):
+        place.prepare(hub(splits=("validation", "test")))
+    with pytest.raises(UserError, match=r"no split 'val' or .* \(found dev, other\); say which to use"):
+        place.prepare(hub(splits=("dev", "other"), folder="again"), split="evaluation")
+
+
 def test_a_name_that_is_not_there_is_said_in_one_line(place, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     message = r"hub:/nowhere/birds: cannot be loaded: .*; without a network, run `distillery download toy` where there"

@@ -14,17 +14,22 @@ def find_hub(name: str, dataset: Dataset) -> Scan:
     """List the images of ``hub:NAME[:CONFIG][@REVISION]``, which the library downloads or has in its cache.
 
     The splits are ``train`` and a usual name for validation (or ``val_folder``), the images the only column of images,
-    and the labels the only column of classes (or ``label``). The image files' own bytes are read from the library's
-    cache, where they lie; classes keep the library's order.
+    and the labels the only column of classes (or ``label``). With ``split: evaluation``, there are validation images
+    only, of the only split where none has a usual name. The image files' own bytes are read from the library's cache,
+    where they lie; classes keep the library's order.
 
     Raises:
         UserError: the data set cannot be loaded, or it is not clear which split or column is meant.
     """
     splits = load_hub(name, dataset)
-    if "train" not in splits:
-        raise UserError(f"{dataset.path}: no split 'train'; it has {listed(sorted(splits))}")
-    folders = {"train": "train", "val": _validation_split(name, dataset, sorted(splits))}
-    features = splits["train"].features
+    if "train" not in splits and dataset.split is None:
+        raise UserError(
+            f"{dataset.path}: no split 'train'; it has {listed(sorted(splits))}; where it is there to measure imported "
+            f"networks on, write `split: evaluation` for {name!r} in datasets.yaml"
+        )
+    folders = {"train": "train"} if dataset.split is None else {}
+    folders["val"] = _validation_split(name, dataset, sorted(splits))
+    features = splits[folders["val"]].features
     image = _column(dataset, features, "Image", None, name)
     label = _column(dataset, features, "ClassLabel", dataset.label, name)
     scan = Scan(folders, classes=_class_names(splits, folders, label))
@@ -58,11 +63,13 @@ def load_hub(name: str, dataset: Dataset) -> dict[str, Any]:
 
 
 def _validation_split(name: str, dataset: Dataset, splits: list[str]) -> str:
-    wanted = [dataset.val_folder] if dataset.val_folder else VALIDATION_NAMES
-    present = [split for split in wanted if split in splits and split != "train"]
+    alone = dataset.split is not None
+    wanted = [dataset.val_folder] if dataset.val_folder else splits if alone and len(splits) == 1 else VALIDATION_NAMES
+    present = [split for split in wanted if split in splits and (alone or split != "train")]
     if not present:
+        beside = "" if alone else " beside 'train'"
         raise UserError(
-            f"{dataset.path}: no split {' or '.join(map(repr, wanted))} beside 'train' (found {listed(splits)}); say "
+            f"{dataset.path}: no split {' or '.join(map(repr, wanted))}{beside} (found {listed(splits)}); say "
             f"which to use with `val_folder` of {name!r} in datasets.yaml"
         )
     return present[0]
@@ -87,7 +94,7 @@ def _column(dataset: Dataset, features: dict[str, Any], kind: str, chosen: str |
 
 def _class_names(splits: dict[str, Any], folders: dict[str, str], label: str) -> tuple[str, ...]:
     """The names of the classes, in the library's order; plain labels are sorted."""
-    feature = splits["train"].features[label]
+    feature = splits[folders["val"]].features[label]
     if type(feature).__name__ == "ClassLabel":
         return tuple(feature.names)
     return tuple(map(str, sorted({value for folder in folders.values() for value in splits[folder][label]})))

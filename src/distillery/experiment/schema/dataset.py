@@ -77,11 +77,17 @@ class Dataset(Block):
     on_corrupt: Literal["stop", "skip"] = Field("stop", description="what to do about images that cannot be decoded")
 
     @model_validator(mode="after")
+    def _of_the_hub(self) -> Self:
+        if self.path.startswith(HUB_PREFIX) and self.path[len(HUB_PREFIX) :].lstrip()[:1] in ("", ":", "@"):
+            raise ValueError("`hub:` must be followed by the name of a data set, as hub:cifar10")
+        if self.label is not None and not self.path.startswith(HUB_PREFIX):
+            raise ValueError("`label` names a column of the hub; remove it, or let `path` begin with `hub:`")
+        return self
+
+    @model_validator(mode="after")
     def _evaluation_alone(self) -> Self:
-        if self.split is not None and (
-            self.layout not in ("folders", "lists", "classes") or self.path.startswith(HUB_PREFIX)
-        ):
-            raise ValueError("`split: evaluation` goes with the layouts folders, lists and classes")
+        if self.split is not None and self.layout not in ("folders", "lists", "classes"):
+            raise ValueError("`split: evaluation` goes with the layouts folders, lists and classes, and with the hub")
         if self.split is not None and self.holdout is not None:
             raise ValueError("`split: evaluation` leaves no training images that `holdout` could take some of")
         return self
