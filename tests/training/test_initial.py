@@ -193,6 +193,35 @@ def test_weights_for_other_classes_are_refused(workplace, elsewhere, keys, file)
         make_elsewhere(elsewhere, workplace.results, f"{line}, new_classifier: true")
 
 
+@pytest.mark.parametrize("keys", ["", ", recipe: tiny"])
+@pytest.mark.parametrize("file", [False, True])
+def test_weights_that_were_replaced_since_are_not_begun_with(workplace, keys, file):
+    workplace.make("big")
+    path = workplace.results / "tiny/big/seed0/weights.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    line = f"weights: '{path if file else 'run:big'}'{keys}" + (", preprocess: {size: 8}" if file and not keys else "")
+    workplace.edit("  tables:", f"    taken: {{model: cifar_resnet14, {line}}}\n  tables:")
+    with pytest.raises(UserError, match=r"weights\.safetensors: not the weights that its run\.json is about"):
+        workplace.make("taken")
+
+
+@pytest.mark.parametrize("keys", ["", ", recipe: tiny"])
+def test_a_part_of_a_file_may_be_chosen_for_an_import_and_for_a_beginning(workplace, keys):
+    workplace.make("big")
+    state = load_file(workplace.results / "tiny/big/seed0/weights.safetensors")
+    path = workplace.folder / "w.pth"
+    torch.save({"first": state, "second": {f"net.{name}": value * 0 for name, value in state.items()}}, path)
+    line = f"weights: '{path}', nest: first, ignore: [nothing]{keys}" + ("" if keys else ", preprocess: {size: 8}")
+    workplace.edit("  tables:", f"    taken: {{model: cifar_resnet14, {line}}}\n  tables:")
+    first = json.loads((workplace.make("taken") / "run.json").read_text())
+    workplace.edit("nest: first", "nest: second")
+    second = json.loads((workplace.make("taken") / "run.json").read_text())
+    assert first["digest"] != second["digest"]
+    assert first["weights_sha256"] != second["weights_sha256"]
+
+
 def test_results_without_names_of_classes_are_taken_as_before(workplace, elsewhere):
     path = workplace.results / "tiny/big/seed0/run.json"
     record = json.loads(path.read_text())

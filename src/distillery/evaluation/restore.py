@@ -141,9 +141,15 @@ def default_device() -> torch.device:
 
 
 def record_beside(weights: str) -> dict[str, Any]:
-    """The run.json beside a file that is a run's weights; empty if it is another file."""
-    path = Path(weights)
-    return (try_json(path.with_name("run.json")) or {}) if path.name == "weights.safetensors" else {}
+    """The run.json beside a file that is a run's weights; empty if it is another file.
+
+    Raises:
+        UserError: it is about other weights.
+    """
+    path = Path(weights).expanduser()
+    record = (try_json(path.with_name("run.json")) or {}) if path.name == "weights.safetensors" else {}
+    check_weights(path, record, "distillery train")
+    return record
 
 
 class _Record(BaseModel):

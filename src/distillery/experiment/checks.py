@@ -5,6 +5,7 @@ from typing import Any
 from distillery.errors import UserError, located
 from distillery.experiment.experiment import Experiment
 from distillery.experiment.reading import nearest
+from distillery.experiment.schema.block import WeightsChoice
 from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.experiment import NO_CLASSES, RunConfig
 from distillery.experiment.schema.objective import terms_with_teacher, terms_without_logits
@@ -26,7 +27,14 @@ def check_run(
     if config.recipe is None and config.weights is None:
         raise UserError(f"{where}: a run needs `recipe` (to train), `weights` (to import) or both; found neither")
     if config.recipe is None:
-        own = config.model_fields_set - {"model", "model_args", "recipe", "weights"} - {"classes"}
+        own = config.model_fields_set - {
+            "model",
+            "model_args",
+            "recipe",
+            "weights",
+            "classes",
+            *WeightsChoice.model_fields,
+        }
         stray = sorted(set(overrides) - {"preprocess"}) + sorted(own)
         if stray:
             raise UserError(f"{where}.{stray[0]}: imported weights are not trained; remove this key or add `recipe`")
@@ -34,7 +42,7 @@ def check_run(
         if config.teacher is None and key in config.model_fields_set:
             raise UserError(f"{where}.{key}: there is no `teacher`; remove this key")
     _check_classes(where, config)
-    chosen = [key for key in ("nest", "prefix", "ignore") if getattr(config, key)]
+    chosen = [key for key in WeightsChoice.model_fields if getattr(config, key)]
     if chosen and (config.weights is None or config.weights.startswith(("run:", "torchvision:", "timm:"))):
         raise UserError(f"{where}.{chosen[0]}: `weights` names no file of which this could choose a part; remove it")
     if config.new_classifier and config.weights is None:

@@ -68,10 +68,14 @@ def check_exists(path: Path) -> None:
     """Say which file of weights is missing.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file, or it may not be read.
     """
     if not path.is_file():
         raise UserError(f"{path}: {'is no file' if path.exists() else 'no such file'}; expected a file of weights")
+    try:
+        path.open("rb").close()
+    except OSError as error:  # safetensors would say that there is none
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def copy_weights(model: nn.Module, state: StateDict, source: str, without: tuple[str, ...] = ()) -> None:
@@ -102,6 +106,10 @@ def misfit(model: nn.Module, state: StateDict, without: tuple[str, ...] = ()) ->
     if unequal:
         return _explain_shapes(unequal, state, own)
     given = {name: state[name] for name in own if name in state and own[name].is_floating_point()}
+    odd = [name for name, value in given.items() if value.layout != torch.strided or value.is_meta]
+    if odd:
+        kind = "without numbers" if given[odd[0]].is_meta else str(given[odd[0]].layout).removeprefix("torch.")
+        return f"weights that are no plain tensors: {_some(odd)} ({kind}); save them whole, as to_dense() makes them"
     quantised = [name for name, value in given.items() if value.is_quantized or not value.is_floating_point()]
     if quantised:
         kind = str(given[quantised[0]].dtype).removeprefix("torch.")
@@ -111,6 +119,9 @@ def misfit(model: nn.Module, state: StateDict, without: tuple[str, ...] = ()) ->
     broken = [name for name, value in given.items() if not torch.isfinite(value).all()]
     if broken:
         return f"weights that are NaN or infinite: {_some(broken)}"
+    negative = [name for name, value in given.items() if name.endswith("running_var") and (value.float() < 0).any()]
+    if negative:
+        return f"variances below 0: {_some(negative)}"
     large = [name for name, value in given.items() if not torch.isfinite(value.to(own[name].dtype)).all()]
     if large:
         return f"weights too large for {str(own[large[0]].dtype).removeprefix('torch.')}: {_some(large)}"
@@ -125,8 +136,8 @@ def _explain_shapes(unequal: list[str], state: StateDict, own: StateDict) -> str
     if modules == {last} and len(unequal) <= 2 and len(widths) == 1 and same_inside:
         ((theirs, ours),) = widths
         return (
-            f"weights for {theirs[0]} classes ({unequal[0]}), and not for {ours[0]}; say by `classes` which they know, "
-            "or, to train from them with a new last layer, write new_classifier: true"
+            f"weights for {theirs[0]} class{'' if theirs[0] == 1 else 'es'} ({unequal[0]}), and not for {ours[0]}; "
+            "say by `classes` which they know, or, to train from them with a new last layer, write new_classifier: true"
         )
     shown = [f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}" for name in unequal]
     return f"weights of another network: {_some(shown)}"

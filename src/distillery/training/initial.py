@@ -13,7 +13,7 @@ from distillery.errors import UserError, located
 from distillery.evaluation.restore import (
     FinishedRun,
     check_classes,
-    finished_record,
+    checked_record,
     record_beside,
     restore_run,
 )
@@ -70,7 +70,7 @@ def initial_weights(job: Job) -> InitialWeights | None:
         return None if named is None else InitialWeights(fetched(named), record=record_beside(named))
     experiment, run = origin
     seed = experiment.seeds(run)[0]
-    record = finished_record(experiment, run, seed, job.results)
+    record = checked_record(experiment, run, seed, job.results)
     if "head" in record:
         raise UserError(
             f"{job.where}.weights: {run!r} was trained by {record['head']['term']!r}, whose head replaced the last "

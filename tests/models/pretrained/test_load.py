@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import tarfile
 from collections import OrderedDict
+from io import BytesIO
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -16,6 +18,7 @@ from torch import nn
 from distillery.errors import UserError
 from distillery.experiment.schema.block import WeightsChoice
 from distillery.models import create_model
+from distillery.models.pretrained.checkpoint import check_file
 from distillery.models.pretrained.load import classifier_modules, import_weights, take_weights
 from distillery.models.weights import save_weights
 
@@ -58,6 +61,13 @@ LAYOUTS = {
         "ema": {"conv1.weight": state["conv1.weight"] * 0},
     },
     "a network in a module": lambda state: prefixed(state, "net."),
+    "a network in modules": lambda state: prefixed(state, "module.", "net.", "backbone."),
+    "arrays of numpy": lambda state: {"model": {name: value.numpy() for name, value in state.items()}},
+    "arrays of numpy alone": lambda state: {name: value.numpy() for name, value in state.items()},
+    "averaged beside its settings": lambda state: {
+        "model": {n: v * 0 for n, v in state.items()},
+        "EMA": {"decay": 0.9, "shadow": state},
+    },
     "a module's name that nobody knows": lambda state: {"state_dict": prefixed(state, "student.")},
     "arrays and paths": lambda state: {
         "model": state,
@@ -278,7 +288,9 @@ def test_several_weights_of_unknown_keys_are_refused_until_one_is_named(donor, n
 def test_strays_and_prefixes_are_left_out_by_name(donor, network, tmp_path):
     stray = {**prefixed(donor.state_dict(), "model."), "criterion.weight": torch.ones(3)}
     path = written(stray, tmp_path)
-    with pytest.raises(UserError, match="weights of another network"):
+    with pytest.raises(
+        UserError, match=r"of another network: .*; what begins with 'model\.' fits: write prefix: model"
+    ):
         take_weights(network, path, "cifar_resnet8")
     for choice in (WeightsChoice(ignore=("criterion.*",)), WeightsChoice(prefix="model.")):
         take_weights(network, path, "cifar_resnet8", choice=choice)
@@ -293,6 +305,11 @@ def one_by(scale):
     ("make", "line"),
     [
         (one_by(1e300), r"weights too large for float32: fc\.weight$"),
+        (lambda s: {**s, "fc.weight": s["fc.weight"].to_sparse()}, r"no plain tensors: fc\.weight \(sparse_coo\)"),
+        (lambda s: {**s, "fc.weight": s["fc.weight"].to_sparse_csr()}, r"no plain tensors: fc\.weight \(sparse_csr\)"),
+        (lambda s: {**s, "fc.weight": s["fc.weight"].to("meta")}, r"no plain tensors: fc\.weight \(without numbers\)"),
+        (lambda s: {**s, "bn1.running_var": s["bn1.running_var"] - 9}, r"variances below 0: bn1\.running_var"),
+        (lambda s: {**s, "fc.weight": s["fc.weight"][:1], "fc.bias": s["fc.bias"][:1]}, r"weights for 1 class \(fc"),
         (lambda s: {**s, "fc.weight": s["fc.weight"].char()}, r"no floating-point numbers: fc\.weight \(int8\)"),
         (
             lambda s: {**s, "fc.weight": torch.quantize_per_tensor(s["fc.weight"], 0.1, 0, torch.qint8)},
@@ -309,6 +326,13 @@ def test_weights_that_cannot_be_taken_say_why(donor, network, tmp_path, make, li
         take_weights(network, written(make(donor.state_dict()), tmp_path), "cifar_resnet8")
 
 
+def tar_of_text():
+    buffer = BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo("a.txt"))
+    return buffer.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "kind"),
     [
@@ -317,6 +341,7 @@ def test_weights_that_cannot_be_taken_say_why(donor, network, tmp_path, make, li
         (b"\n<!DOCTYPE html><html>", "a web page"),
         (b"no weights here\n", "text"),
         (b"\x1f\x8b\x08\x00", "compressed by gzip"),
+        (tar_of_text(), "a tar archive; unpack it first"),
         ("zip", "a zip archive of other files"),
         ("safetensors", "a file of safetensors; name it"),
         ("script", "a program of TorchScript"),
@@ -336,6 +361,28 @@ def test_a_file_that_torch_did_not_write_is_called_what_it_is(donor, network, tm
     with pytest.raises(UserError, match=f"w\\.pth: cannot be read: it is {kind}") as caught:
         import_weights(network, str(path), "cifar_resnet8")
     assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"<html>", (2**60).to_bytes(8, "little") + b"PK"])
+def test_a_file_of_safetensors_that_is_none_is_said_before_anything_is_built(tmp_path, content):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"^weights: .*w\.safetensors: cannot be read: it is "):
+        check_file(path)
+
+
+def test_a_sound_file_of_safetensors_passes(donor, tmp_path):
+    save_weights(donor, tmp_path / "w.safetensors")
+    check_file(tmp_path / "w.safetensors")
+
+
+def test_nothing_of_torchs_own_warnings_is_shown(donor, network, tmp_path, recwarn):
+    state = donor.state_dict()
+    path = written({**state, "fc.weight": torch.quantize_per_tensor(state["fc.weight"], 0.1, 0, torch.qint8)}, tmp_path)
+    recwarn.clear()
+    with pytest.raises(UserError, match="no floating-point numbers"):
+        take_weights(network, path, "cifar_resnet8")
+    assert not recwarn.list
 
 
 def test_the_class_that_may_not_be_made_is_named(donor, network, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import datetime
 import pathlib
 import pickle
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ NESTS = (
     "state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights",
 )  # fmt: skip
 # A part of a key that says that the weights in it are averaged.
-AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa|averaged)(?:$|[._])")
+AVERAGED = re.compile(r"(?:^|[._])(?:ema|swa|averaged)(?:$|[._])", re.IGNORECASE)
 
 # Names that different code bases give to the same part.
 SYNONYMS = (("fc", "linear", "classifier", "head"), ("downsample", "shortcut"))
@@ -67,7 +68,9 @@ def read_checkpoint(path: Path) -> list[Nest]:
     if kind is not None:
         raise UserError(f"{path}: cannot be read: it is {kind}")
     try:
-        with _harmless_types():
+        with _harmless_types(), warnings.catch_warnings():
+            # Of old formats and kinds of tensors, which are said better below or by who takes the weights.
+            warnings.simplefilter("ignore")
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"(?:GLOBAL|class|type) ([\w]+(?:\.[\w]+)+)", str(error))
@@ -79,7 +82,9 @@ def read_checkpoint(path: Path) -> list[Nest]:
     # A damaged archive: torch raises RuntimeError, EOFError, KeyError or OSError, as it comes.
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path}: cannot be read; it is damaged or was not written by torch.save ({reason})") from error
+        # Torch's own advice may be to load it unsafely.
+        more = "" if "weights_only" in reason else f" ({reason})"
+        raise UserError(f"{path}: cannot be read; it is damaged or was not written by torch.save{more}") from error
     nests = sorted(_nests(content), key=lambda nest: _rank(nest.name))
     if not nests:
         keys = f"; its keys: {', '.join(map(str, list(content)[:8]))}" if isinstance(content, Mapping) else ""
@@ -97,11 +102,19 @@ def check_file(path: Path | None) -> None:
         return
     try:
         check_exists(path)
-        kind = None if path.suffix == ".safetensors" else file_kind(path)
+        kind = safetensors_kind(path) if path.suffix == ".safetensors" else file_kind(path)
     except UserError as error:
         raise UserError(f"weights: {error}") from None
     if kind is not None:
         raise UserError(f"weights: {path}: cannot be read: it is {kind}")
+
+
+def safetensors_kind(path: Path) -> str | None:
+    """What a file that is named .safetensors is by its first bytes; None if it may be one."""
+    with path.open("rb") as file:
+        if file.read(9)[8:] == b"{":
+            return None
+    return file_kind(path) or "no safetensors; if torch.save wrote it, name it .pth"
 
 
 def file_kind(path: Path) -> str | None:
@@ -118,6 +131,8 @@ def file_kind(path: Path) -> str | None:
         return "a file of safetensors; name it .safetensors"
     if head.startswith(b"\x1f\x8b"):
         return "compressed by gzip; unpack it first"
+    if head[257:262] == b"ustar":
+        return "a tar archive; unpack it first"
     if head.startswith(b"\x89HDF"):
         return "a file of HDF5, as Keras writes; convert it to a state_dict of torch"
     if head.startswith(b"PK"):
@@ -171,15 +186,24 @@ def _harmless_types() -> Iterator[None]:
 
 
 def _nests(content: object, name: str = "") -> Iterator[Nest]:
-    """All mappings from names to tensors, in the nests that training scripts use, and one level of any others."""
+    """All mappings from names to tensors: in the nests that training scripts use, one level deep in any others, and two
+    where averaged weights are.
+    """
     if not isinstance(content, Mapping):
         return
     for key, value in content.items():
-        if isinstance(value, Mapping) and (key in NESTS or not name):
+        if isinstance(value, Mapping) and (key in NESTS or not name or AVERAGED.search(name)):
             yield from _nests(value, f"{name}.{key}" if name else str(key))
     state = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    if all(key.rpartition(".")[2] in COUNTERS for key in state):
+        # Beside tensors, numpy's arrays are notes of a training script.
+        state |= {str(key): torch.as_tensor(value) for key, value in content.items() if _is_numbers(value)}
     if state:
         yield Nest(name, state)
+
+
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
 
 
 def _rank(name: str) -> tuple[object, ...]:

@@ -110,6 +110,11 @@ def _take_file(
     rivals = [other.name or "the top" for other, _, _ in fitting if other.averaged == nest.averaged]
     if fitting and not nest.known and len(rivals) > 1:
         raise UserError(f"{source}: several weights fit: {', '.join(rivals)}; say which by nest: {rivals[0]}")
+    if not fitting and choice.prefix is None and (prefixes := _fitting_prefixes(model, nest.state, name, without)):
+        raise UserError(
+            f"{source}: {misfit(model, state, without)}; what begins with {' or with '.join(map(repr, prefixes))} "
+            f"fits: write prefix: {prefixes[0]}"
+        )
     copy_weights(model, state, source, without)
     kinds = dict.fromkeys(str(value.dtype).removeprefix("torch.") for value in state.values())
     facts = {
@@ -131,14 +136,23 @@ def _fit(
     if choice.prefix is not None:
         stripped = {key.removeprefix(choice.prefix): v for key, v in state.items() if key.startswith(choice.prefix)}
         return fit_names(stripped, model, name), choice.prefix
-    fitted = fit_names(state, model, name)
-    prefixes = {key.partition(".")[0] for key in state if key.rpartition(".")[2] not in COUNTERS}
-    if len(prefixes) == 1 and misfit(model, fitted, without) is not None:
-        prefix = f"{prefixes.pop()}."
+    fitted = stripped = fit_names(state, model, name)
+    prefix = ""
+    while misfit(model, stripped, without) is not None:
+        names = [key for key in state if key.rpartition(".")[2] not in COUNTERS]
+        prefixes = {key.removeprefix(prefix).partition(".")[0] for key in names}
+        if len(prefixes) != 1 or any("." not in key.removeprefix(prefix) for key in names):
+            return fitted, ""
+        prefix += f"{prefixes.pop()}."
         stripped = fit_names({key.removeprefix(prefix): value for key, value in state.items()}, model, name)
-        if misfit(model, stripped, without) is None:
-            return stripped, prefix
-    return fitted, ""
+    return stripped, prefix
+
+
+def _fitting_prefixes(model: nn.Module, state: StateDict, name: str, without: tuple[str, ...]) -> list[str]:
+    """Prefixes of which each alone has a whole network."""
+    prefixes = dict.fromkeys(f"{key.partition('.')[0]}." for key in state if "." in key)
+    fits = [_fit(model, state, name, without, WeightsChoice(prefix=prefix))[0] for prefix in prefixes]
+    return [prefix for prefix, fitted in zip(prefixes, fits, strict=True) if misfit(model, fitted, without) is None]
 
 
 def fit_names(found: StateDict, model: nn.Module, name: str) -> StateDict:
