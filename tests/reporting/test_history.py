@@ -76,3 +76,22 @@ def test_seeds_of_different_length_are_refused(desk):
     path = run_folder(desk.results, "toy", "small", 2) / "history.csv"
     with pytest.raises(UserError, match=re.escape(f"{path}: ends at epoch 1, but seed 0 at 2; make it again with")):
         read_histories(desk.experiment, "small", desk.results)
+
+
+def test_of_a_run_that_is_half_trained_the_seeds_that_have_come_furthest_are_read(desk):
+    def epochs_and_seeds():
+        histories = read_histories(desk.experiment, "small", desk.results, partial=True)
+        return [len(one["epoch"]) for one in histories]
+
+    assert epochs_and_seeds() == []
+    desk.write_history("small", 0, ROWS[:1])
+    desk.write_history("small", 1, ROWS)
+    path = run_folder(desk.results, "toy", "small", 2) / "history.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("epoch,lr,train_loss,val_top1\n")
+    assert epochs_and_seeds() == [2]
+    desk.write_history("small", 2, ROWS)
+    assert epochs_and_seeds() == [2, 2]
+    path.write_text("")
+    with pytest.raises(UserError, match="no column 'epoch'"):
+        epochs_and_seeds()

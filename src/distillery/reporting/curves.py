@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillery.experiment import Experiment
-from distillery.reporting.history import has_histories, read_histories
+from distillery.reporting.history import read_histories
 from distillery.reporting.style import COLOURS, OTHERS
 
 if TYPE_CHECKING:
@@ -68,9 +68,8 @@ def learning_curves(experiment: Experiment, results: Path, *, partial: bool = Fa
         UserError: a history is damaged or, unless ``partial``, missing.
     """
     trained = [run for run, line in experiment.config.runs.items() if line.recipe is not None]
-    if partial:
-        trained = [run for run in trained if has_histories(experiment, run, results)]
-    histories = {run: read_histories(experiment, run, results) for run in trained}
+    histories = {run: read_histories(experiment, run, results, partial=partial) for run in trained}
+    trained = [run for run in trained if histories[run]]
     figures = {}
     for quantity in QUANTITIES if trained else ():
         curves = [

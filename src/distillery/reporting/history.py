@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,12 @@ from distillery.results import command, read_text, unusable
 NEEDED = ("epoch", "train_loss", "val_top1")
 
 
-def read_histories(experiment: Experiment, run: str, results: Path) -> list[dict[str, NDArray[np.float64]]]:
+def read_histories(
+    experiment: Experiment, run: str, results: Path, *, partial: bool = False
+) -> list[dict[str, NDArray[np.float64]]]:
     """Read the histories of a trained run, one a seed, each a column (E,) by name; all have the same epochs.
+
+    With ``partial``, those of the seeds that have come furthest, none before the first epoch has ended.
 
     Raises:
         UserError: a file is missing or damaged, or the seeds were trained for different numbers of epochs.
@@ -26,7 +31,13 @@ def read_histories(experiment: Experiment, run: str, results: Path) -> list[dict
     for seed in experiment.seeds(run):
         path = run_folder(results, experiment.name, run, seed) / "history.csv"
         made_by = command("train", experiment.path, run, seed, results)
+        if partial and not _has_epochs(path):
+            continue
         history = read_history(path, made_by)
+        ahead = len(history["epoch"]) - len(histories[0]["epoch"]) if histories else 0
+        if partial and ahead:
+            histories = [history] if ahead > 0 else histories
+            continue
         first = histories[0] if histories else history
         if not np.array_equal(history["epoch"], first["epoch"]):
             ends = f"ends at epoch {history['epoch'][-1]:.0f}, but seed {experiment.seeds(run)[0]} at "
@@ -35,11 +46,11 @@ def read_histories(experiment: Experiment, run: str, results: Path) -> list[dict
     return histories
 
 
-def has_histories(experiment: Experiment, run: str, results: Path) -> bool:
-    """Whether every seed of a trained run has reported its epochs."""
-    return all(
-        (run_folder(results, experiment.name, run, seed) / "history.csv").is_file() for seed in experiment.seeds(run)
-    )
+def _has_epochs(path: Path) -> bool:
+    """Whether a run has reported an epoch: below the header that it begins with there is a row."""
+    with suppress(OSError):
+        return path.is_file() and len(path.read_bytes().splitlines()) != 1
+    return True
 
 
 def read_history(path: Path, made_by: str) -> dict[str, NDArray[np.float64]]:

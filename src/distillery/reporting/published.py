@@ -179,5 +179,7 @@ def _decimal(text: str) -> Decimal | None:
         number = Decimal(text)
     except InvalidOperation:
         return None
-    printed = number.is_finite() and "_" not in text and len(text) <= 40 and -20 <= number.adjusted() <= 20
+    printed = (
+        number.is_finite() and text.isascii() and "_" not in text and len(text) <= 40 and -20 <= number.adjusted() <= 20
+    )
     return number if printed else None
