@@ -147,7 +147,7 @@ def _one_queue(rank, expected, total):
     assert torch.equal(queue, expected)
 
 
-def test_a_gathered_queue_is_that_of_one_process():
+def test_a_gathered_queue_is_that_of_one_process(in_processes):
     queue, total = _queued(Collective(), True, [slice(0, 6)])
     in_processes(_one_queue, 2, queue, total)
 
@@ -159,7 +159,7 @@ def _own_queues(rank, alone):
     assert own == pytest.approx(alone[rank][1], rel=1e-6)
 
 
-def test_queues_of_their_own_are_as_each_process_alone_would_have_them_and_all_know_all():
+def test_queues_of_their_own_are_as_each_process_alone_would_have_them_and_all_know_all(in_processes):
     alone = [_queued(Collective(), False, [part]) for part in (slice(0, 2), slice(2, 6))]
     in_processes(_own_queues, 2, alone)
 

@@ -48,5 +48,7 @@ def test_nothing_of_a_layer_on_a_middle_stage_is_deployed(make):
 
 
 def test_a_stage_that_a_network_has_not_is_named_with_its_run(make):
-    with pytest.raises(UserError, match=r"tiny\.runs\.student\.objective\.uskd\.stage: no stage 3; the network has 3"):
+    with pytest.raises(
+        UserError, match=r"tiny\.runs\.student\.objective\.uskd\.stage: no stage 3; the networks have 3"
+    ):
         make("objective: {uskd: {stage: 3}}")("student")

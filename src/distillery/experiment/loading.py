@@ -164,7 +164,7 @@ def load_recipe(folder: Path, name: str, asked_by: str) -> tuple[Recipe, dict[st
         UserError: there is none, or it is wrong; ``asked_by`` says who named it.
     """
     path = folder / "recipes" / f"{name}.yaml"
-    if not path.is_file():
+    if not path.exists():
         raise UserError(
             f"{asked_by}: no file {path}; {nearest(name, [file.stem for file in path.parent.glob('*.yaml')])}"
         )

@@ -21,6 +21,9 @@ from distillery.training.schedules import (
     stepwise_warmup_factor,
 )
 
+# Arguments of timm's optimizers by which something of before decays, from step to step.
+SHARES = frozenset({"momentum", "betas", "betas_1d", "beta2_cap", "alpha", "rho", "dampening"})
+
 
 def build_optimizer(config: Optimizer, module: nn.Module, exempt: Iterable[str] = ()) -> torch.optim.Optimizer:
     """Build the recipe's optimizer over every trainable parameter of ``module``, by its name in timm.
@@ -92,13 +95,31 @@ def _known_arguments(config: Optimizer) -> set[str]:
     if get_optimizer_info(config.name).second_order:
         raise UserError(f"optimizer.name: {config.name!r} needs second derivatives, which are not computed here")
     try:
-        known = {*inspect.signature(get_optimizer_class(config.name, bind_defaults=False)).parameters} - {"params"}
+        parameters = inspect.signature(get_optimizer_class(config.name, bind_defaults=False)).parameters
     except (ImportError, AssertionError) as error:
         raise UserError(f"optimizer.name: {config.name!r} cannot be used here: {error}") from None
-    for key in config.model_extra or {}:
+    known = {*parameters} - {"params", "maximize"}  # what is maximised here is no loss
+    for key, value in (config.model_extra or {}).items():
         if key not in known:
             raise UserError(f"optimizer.{key}: {config.name} has no argument {key!r}; {nearest(key, [*known])}")
+        if wrong := _misfit(key, value, parameters[key].default):
+            raise UserError(f"optimizer.{key}: {json.dumps(value)} is not valid; {wrong}")
     return known
+
+
+def _misfit(key: str, value: Any, default: object) -> str | None:  # noqa: ANN401
+    """Say what would be right in place of an argument that is of another kind than its default, or out of range."""
+    if isinstance(default, bool):
+        return None if isinstance(value, bool) else "expected true or false"
+    parts = value if isinstance(value, list) else [value]
+    if isinstance(default, tuple) and (not isinstance(value, list) or len(value) != len(default)):
+        return f"expected a list of {len(default)} numbers"
+    is_number = isinstance(default, int | float | tuple) or key in SHARES
+    if is_number and not all(isinstance(part, int | float) and not isinstance(part, bool) for part in parts):
+        return "expected a number"
+    if key in SHARES and not all(0 <= part < 1 for part in parts):
+        return "input should be at least 0 and less than 1"
+    return None
 
 
 def total_epochs(recipe: Recipe) -> int:

@@ -74,7 +74,7 @@ def test_the_linear_layer_looks_at_the_stage_before_the_last_or_at_another(stage
 
 
 def test_a_stage_that_is_not_there_is_refused():
-    with pytest.raises(UserError, match=r"^objective\.uskd\.stage: no stage 4; the network has 4, counted from 0"):
+    with pytest.raises(UserError, match=r"^objective\.uskd\.stage: no stage 4; the networks have 4, counted from 0"):
         build_objective(Objective.model_validate({"uskd": {"stage": 4}}), context())
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distillery.distill.losses.logits import LogitTerm, hard_labels
+from distillery.distill.losses.stages import projected_stages
 from distillery.distill.precision import full_precision
 from distillery.distill.step import StepInputs
 from distillery.distill.term import OwnStage, TermContext
@@ -181,16 +182,7 @@ class OFA(LogitTerm):
     def setup(self, context: TermContext) -> None:
         """Make each stage's projector."""
         count = len(context.student_stages)
-        stages = tuple(range(count)) if self.stages is None else self.stages
-        beyond = sorted(stage for stage in stages if stage >= count)
-        if beyond:
-            raise UserError(f"objective.ofa.stages: no stage {beyond[0]}; the student has {count}, counted from 0")
-        self.eps = [self.given] * (len(stages) + 1) if isinstance(self.given, float | int) else list(self.given)
-        if len(self.eps) != len(stages) + 1:
-            raise UserError(
-                f"objective.ofa.eps: {len(self.eps)} values, but {len(stages)} stages and the logits need "
-                f"{len(stages) + 1}, or one for all"
-            )
+        stages, self.eps = projected_stages(count, self.stages, self.given)
         self.projectors, self.last = nn.ModuleDict(), count - 1
         for stage in stages:
             own, later = context.student_stages[stage], self.last - stage

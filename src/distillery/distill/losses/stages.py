@@ -4,6 +4,7 @@ B batch, H W pixels.
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -15,7 +16,13 @@ from distillery.distill.losses.partial_l2 import stage_weights
 from distillery.distill.step import StepInputs
 from distillery.distill.term import StagePair, Term, TermContext
 from distillery.errors import UserError, located
-from distillery.experiment.schema.objective import EveryStageOptions, FitNetOptions
+from distillery.experiment.schema.objective import (
+    STAGEWISE,
+    EveryStageOptions,
+    FitNetOptions,
+    OFAOptions,
+    USKDOptions,
+)
 from distillery.models.registry import create_model
 from distillery.models.taps import match_size, pair_stages, plan_taps
 
@@ -57,6 +64,27 @@ def chosen_stage(stages: int, stage: int, term: str) -> int:
     return stage
 
 
+def projected_stages(
+    count: int, stages: Sequence[int] | None, eps: float | Sequence[float]
+) -> tuple[tuple[int, ...], list[float]]:
+    """The stages of a student of so many that have logits for ``ofa``, and each one's exponent, the network's own last.
+
+    Raises:
+        UserError: the student has no such stage, or there is another number of exponents.
+    """
+    chosen = tuple(range(count)) if stages is None else tuple(stages)
+    beyond = sorted(stage for stage in chosen if stage >= count)
+    if beyond:
+        raise UserError(f"objective.ofa.stages: no stage {beyond[0]}; the student has {count}, counted from 0")
+    exponents = [eps] * (len(chosen) + 1) if isinstance(eps, float | int) else list(eps)
+    if len(exponents) != len(chosen) + 1:
+        raise UserError(
+            f"objective.ofa.eps: {len(exponents)} values, but {len(chosen)} stages and the logits need "
+            f"{len(chosen) + 1}, or one for all"
+        )
+    return chosen, exponents
+
+
 def check_stages(experiment: "Experiment") -> None:
     """Check that the stages which an experiment's runs name are there, before anything is trained.
 
@@ -70,15 +98,22 @@ def check_stages(experiment: "Experiment") -> None:
         return plan_taps(create_model(config.model, 2, **config.model_args), size, config.model)
 
     for run, recipe in experiment.recipes.items():
-        teacher = experiment.teacher(run)
-        for name, options in experiment.config.runs[run].objective.terms().items():
+        teacher, objective = experiment.teacher(run), experiment.config.runs[run].objective
+        is_paired = objective.needs().teacher & STAGEWISE
+        for name, options in objective.terms().items():
             ignored = frozenset(options.ignore) if isinstance(options, EveryStageOptions) else frozenset()
-            stage = options.stage if isinstance(options, FitNetOptions) else None
-            if teacher is None or (not ignored and stage is None):
+            stage = options.stage if isinstance(options, FitNetOptions | USKDOptions) else None
+            projects = isinstance(options, OFAOptions) and (options.stages or isinstance(options.eps, tuple))
+            if not ignored and stage is None and not projects:
                 continue
             size = recipe.preprocess.size
             with located(experiment.where(run)):
-                count = len(pair_stages(plan(teacher, size), plan(run, size)))
+                if isinstance(options, OFAOptions):
+                    projected_stages(len(plan(run, size).unpaired), options.stages, options.eps)
+                    continue
+                # Where nothing is taken of the teacher's stages, all of the student's are.
+                own = plan(run, size)
+                count = len(pair_stages(plan(teacher, size), own) if teacher and is_paired else own.points)
                 distilled_stages(count, ignored, name)
                 if stage is not None:
                     chosen_stage(count, stage, name)

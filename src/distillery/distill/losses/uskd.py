@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distillery.distill.losses.logits import hard_labels, non_target_log_softmax
+from distillery.distill.losses.stages import chosen_stage
 from distillery.distill.precision import full_precision
 from distillery.distill.step import StepInputs
 from distillery.distill.term import Term, TermContext
-from distillery.errors import UserError
 
 EPS = 1e-6
 # How much of a weak logits' target is spread over all classes.
@@ -93,8 +93,7 @@ class USKD(Term):
         stages = len(context.stages)
         if self.stage is None:
             self.stage = max(stages - 2, 0)
-        if self.stage >= stages:
-            raise UserError(f"objective.uskd.stage: no stage {self.stage}; the network has {stages}, counted from 0")
+        chosen_stage(stages, self.stage, "uskd")
         self.weak = nn.Linear(context.stages[self.stage].student_channels, context.classes)
 
     def forward(self, inputs: StepInputs) -> Tensor:

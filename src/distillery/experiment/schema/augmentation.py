@@ -25,6 +25,9 @@ def _known_policy(policy: str) -> str:
         raise ValueError(
             "join `rand` and whole numbers m, n, mmax, inc or decimals p, mstd by dashes, e.g. rand-m7-mstd0.5-inc1"
         )
+    names = re.findall(r"-([a-z]+)", policy)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"it names {twice[0]} twice")
     numbers = dict(re.findall(r"-(mmax|m)(\d+)", policy))
     largest = int(numbers.get("mmax", _LARGEST_MAGNITUDE))
     if int(numbers.get("m", 0)) > largest:

@@ -164,8 +164,17 @@ class TermOptions(Block):
     draws_by_index: ClassVar[bool] = False
     # Whether a term of the teacher's logits can compare some of the classes alone, where the teacher knows only these.
     takes_some_classes: ClassVar[bool] = False
+    # The options that weigh the parts of the term, where it is a sum: one of them must be above 0.
+    part_weights: ClassVar[tuple[str, ...]] = ()
 
     weight: Weight = 1.0
+
+    @model_validator(mode="after")
+    def _some_part(self) -> Self:
+        if self.part_weights and not any(getattr(self, part) for part in self.part_weights):
+            names = " or ".join(f"`{part}`" for part in self.part_weights)
+            raise ValueError(f"give {names} a weight above 0, or the term would teach nothing")
+        return self
 
     def weight_at(self, epoch: int) -> float:
         """The weight in an epoch, counted from 0."""
@@ -258,6 +267,7 @@ class DKDOptions(LogitOptions):
 
     needs: ClassVar[Needs] = Needs(student={"logits"}, teacher={"logits"}, labels=True)
     implementation: ClassVar[str] = "distillery.distill.losses.dkd:DKD"
+    part_weights: ClassVar[tuple[str, ...]] = ("alpha", "beta")
 
     temperature: Softening = 4.0
     alpha: NonNegative = Field(1.0, description="weight of the label's probability")
@@ -288,6 +298,7 @@ class DISTOptions(LogitOptions):
     """Distillation from a stronger teacher: probabilities correlate as the teacher's do, in an image and in a class."""
 
     implementation: ClassVar[str] = "distillery.distill.losses.dist:DIST"
+    part_weights: ClassVar[tuple[str, ...]] = ("beta", "gamma")
 
     temperature: Softening = 1.0
     beta: NonNegative = Field(1.0, description="weight of the relations between an image's classes")
@@ -317,6 +328,7 @@ class USKDOptions(TermOptions):
 
     needs: ClassVar[Needs] = Needs(student={"logits", "activations"}, labels=True)
     implementation: ClassVar[str] = "distillery.distill.losses.uskd:USKD"
+    part_weights: ClassVar[tuple[str, ...]] = ("alpha", "beta", "mu")
 
     alpha: NonNegative = Field(1.0, description="weight of the label")
     beta: NonNegative = Field(0.1, description="weight of the other classes")
@@ -507,6 +519,7 @@ class MaskedGenerativeOptions(TermOptions):
 
     needs: ClassVar[Needs] = Needs(student={"raw"}, teacher={"raw"}, indices=True)
     implementation: ClassVar[str] = "distillery.distill.losses.masked_generative:MaskedGenerative"
+    part_weights: ClassVar[tuple[str, ...]] = ("alpha",)
     draws_by_index: ClassVar[bool] = True
 
     alpha: NonNegative = Field(7e-5, description="factor of the squared distance, a sum over channels and pixels")
@@ -518,15 +531,10 @@ class RKDOptions(TermOptions):
 
     needs: ClassVar[Needs] = Needs(student={"embedding"}, teacher={"embedding"})
     implementation: ClassVar[str] = "distillery.distill.losses.rkd:RKD"
+    part_weights: ClassVar[tuple[str, ...]] = ("distance", "angle")
 
     distance: NonNegative = Field(25.0, description="weight of the distances between two images")
     angle: NonNegative = Field(50.0, description="weight of the angles between three")
-
-    @model_validator(mode="after")
-    def _some_relation(self) -> Self:
-        if not self.distance and not self.angle:
-            raise ValueError("give `distance`, `angle` or both a weight above 0")
-        return self
 
 
 class PKTOptions(TermOptions):
@@ -560,7 +568,9 @@ class CRDOptions(TermOptions):
     needs: ClassVar[Needs] = Needs(student={"embedding"}, teacher={"embedding"}, indices=True)
     implementation: ClassVar[str] = "distillery.distill.losses.crd:CRD"
 
-    negatives: Count = Field(16_384, description="images not known to be of its class that each image is compared with")
+    negatives: Annotated[int, Field(ge=1, le=10**6)] = Field(
+        16_384, description="images not known to be of its class that each image is compared with"
+    )
     temperature: Annotated[float, Field(ge=0.012, le=1000)] = Field(
         0.07, description="below 0.012, scores overflow float32"
     )
@@ -600,6 +610,7 @@ class MLKDOptions(LogitOptions):
     needs: ClassVar[Needs] = Needs(student={"logits"}, teacher={"logits"}, view=True, labels=True)
     implementation: ClassVar[str] = "distillery.distill.losses.mlkd:MLKD"
     takes_some_classes: ClassVar[bool] = False  # the second view has all
+    part_weights: ClassVar[tuple[str, ...]] = ("ce", "kd")
 
     ce: NonNegative = Field(0.1, description="weight of the labels, of both views")
     kd: NonNegative = Field(0.9, description="weight of the teacher's predictions and relations")
@@ -611,12 +622,6 @@ class MLKDOptions(LogitOptions):
         description="reference: as in the original's code, masks of images and classes act as factors, the weak view "
         "stands for the strong one at the temperatures 2 and 6, and strong views have no relations",
     )
-
-    @model_validator(mode="after")
-    def _some_part(self) -> Self:
-        if not self.ce and not self.kd:
-            raise ValueError("give `ce`, `kd` or both a weight above 0")
-        return self
 
 
 class PSKDOptions(TermOptions):
@@ -815,6 +820,11 @@ class _WeightedSum(Block):
         Raises:
             UserError: one does not; the line begins with the key at fault.
         """
+        # A weight that changes rises: it is largest in the last epoch.
+        if not any(term.weight_at(recipe.total_epochs - 1) for term in self.terms().values()):
+            raise UserError(
+                "objective: every weight is 0 to the last epoch, so nothing would be trained; shorten a warm-up"
+            )
         orders = {name: found for name, term in self.terms().items() if (found := term.sampling()) is not None}
         if len(set(map(repr, orders.values()))) > 1:
             raise UserError(

@@ -34,6 +34,8 @@ from distillery.experiment.schema.block import (
 Rate = Annotated[float, Field(gt=0, le=1e38)]  # what float32 holds; a senseless one ends in the first epoch
 Decay = Annotated[float, Field(ge=0, le=10)]
 Alpha = Annotated[float, Field(ge=0, le=100)]
+# Of pixels in [0, 1]: a quarter of the step between two of their 256 values.
+LEAST_DEVIATION = 0.001
 
 
 class Sgd(Block):
@@ -182,7 +184,7 @@ class Mix(Block):
 
     mixup: Alpha = Field(0.0, description="alpha of mixup; 0 is off")
     cutmix: Alpha = Field(0.0, description="alpha of cutmix; 0 is off")
-    p: Probability = Field(1.0, description="share of batches that are mixed")
+    p: Fraction = Field(1.0, description="share of batches that are mixed")
     switch: Probability = Field(0.5, description="share of cutmix when both are on")
 
     @model_validator(mode="after")
@@ -218,8 +220,8 @@ class Preprocess(Block):
     @field_validator("normalize")
     @classmethod
     def _something_to_divide_by(cls, normalize: str | Statistics) -> str | Statistics:
-        if isinstance(normalize, Statistics) and min(normalize.std) <= 0:
-            raise ValueError("each `std` must be above 0")
+        if isinstance(normalize, Statistics) and min(normalize.std) < LEAST_DEVIATION:
+            raise ValueError(f"each `std` must be {LEAST_DEVIATION} or more; less would blow up rounding errors")
         return normalize
 
     @model_validator(mode="after")
@@ -245,6 +247,8 @@ def _check_schedule(schedule: Schedule, epochs: int, lr: float) -> None:
         raise ValueError(
             f"`drops` has {schedule.drops[-1]}, but {epochs} epochs, counted from 0, end with {epochs - 1}"
         )
+    if isinstance(schedule, StepSchedule) and schedule.every is not None and schedule.every >= epochs:
+        raise ValueError(f"`every` is {schedule.every}, and {epochs} epochs end before the first drop")
     if isinstance(schedule, CosineSchedule):
         if schedule.min_lr > lr:
             raise ValueError(f"`min_lr` is above the base rate `lr`, {lr}")
