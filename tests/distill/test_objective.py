@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from distillery.distill.collective import Collective, ProcessGroup
 from distillery.distill.losses.overhaul import connector
 from distillery.distill.losses.partial_l2 import bn_margin
-from distillery.distill.objective import build_objective
+from distillery.distill.objective import build_objective, check_names
 from distillery.distill.step import Labelled, Maps, Outputs, StepInputs, View
 from distillery.distill.term import OwnStage, StagePair, TermContext
 from distillery.errors import UserError
@@ -490,3 +490,14 @@ def test_a_batch_of_unknown_classes_alone_gives_a_term_of_labels_nothing_and_mix
     mixed_BC = torch.tensor([[0.25, 0.5, 0.25, 0.0], [0.0, 1.0, 0.0, 0.0]])
     among = StepInputs(Outputs(student_BC), mixed_BC, teacher).among(torch.tensor([0, 2]))
     assert among.target.tolist() == [[0.5, 0.5], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("name", ["half", "keys", "train"])
+def test_a_term_that_is_called_as_a_part_of_torch_is_refused_in_one_line(name):
+    class Config:
+        def terms(self):
+            return {name: None}
+
+    with pytest.raises(UserError, match=f"^objective\\.{name}: torch keeps this name to itself"):
+        check_names(Config())
+    assert not [term for term in EVERY_TERM if hasattr(torch.nn.ModuleDict, term)]

@@ -76,6 +76,13 @@ def test_a_term_without_any_gradient_is_named(taught, monkeypatch):
     assert taught()["gradient_share"]["value"] == 0
 
 
+def test_parameters_that_a_term_does_not_use_are_named(taught, monkeypatch):
+    monkeypatch.setattr(KD, "setup", lambda self, context: setattr(self, "stray", torch.nn.Linear(2, 2)))
+    found = taught()["no_gradient"]
+    assert (found["term"], found["epoch"], found["step"], found["value"]) == ("kd", 1, 1, "stray.weight")
+    assert "leaves 2 of its 2 parameters without a gradient, stray.weight for instance" in found["line"]
+
+
 def test_a_term_that_is_switched_off_is_no_alarm(taught, workplace):
     workplace.edit("kd: {weight: 0.5", "kd: {weight: 0")
     assert taught() == {}

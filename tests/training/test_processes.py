@@ -5,6 +5,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -15,11 +16,16 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import yaml
 from safetensors.torch import load_file
+from tests.conftest import RECIPE
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from distillery.cluster.signals import Stopped, StopSignal
 from distillery.distill.losses.cross_entropy import CrossEntropy
+from distillery.errors import UserError
+from distillery.experiment.schema.objective import TERMS, Objective
+from distillery.experiment.schema.recipe import Recipe
 from distillery.training import build
 from distillery.training.answers import record_answers
 from distillery.training.checkpoint import CheckpointFolder
@@ -189,6 +195,103 @@ def test_weights_without_gradient_stay_as_they_began_on_any_number_of_processes(
     gone = {"{mgd": "layer2.0.conv1.weight", "{ove": "layer3.0.conv1.weight", "{crd": "fc.weight"}
     assert gone.get(objective[:4], NEVER_USED) in still
     assert "conv1.weight" not in still
+
+
+TERM = """from typing import ClassVar
+
+from torch import nn
+
+from distillery.distill.term import Term
+from distillery.experiment.schema.objective import Needs, TermOptions
+
+
+class HalfOptions(TermOptions):
+    needs: ClassVar[Needs] = Needs(student={"logits"})
+    implementation: ClassVar[str] = "plugins.half:Half"
+
+
+class Half(Term):
+    def setup(self, context):
+        self.used, self.later, self.never = (nn.Linear(3, 3) for _ in range(3))
+
+    def forward(self, inputs):
+        layer = self.later if inputs.epoch >= 1 else self.used
+        return layer(inputs.student.logits_BC).square().mean()
+
+
+TERMS = {"partly": HalfOptions}
+"""
+
+
+def test_parameters_that_a_term_does_not_use_are_named_and_change_nothing_on_any_number_of_processes(workplace):
+    (workplace.folder / "plugins").mkdir()
+    (workplace.folder / "plugins" / "half.py").write_text(TERM)
+    workplace.edit(
+        "  tables:", "    half: {model: cifar_resnet8, recipe: tiny, objective: {ce: {}, partly: {}}}\n  tables:"
+    )
+    # Of one process, two micro-batches a step: its batch norms see what those of two processes do.
+    alone, together = workplace.job("half", device_batch=4), workplace.job("half", results="together")
+    make_in_processes(alone, 1)
+    make_in_processes(together, 2)
+    records = [json.loads((job.folder / "run.json").read_text()) for job in (alone, together)]
+    for record in records:
+        (alarm,) = [said for said in record["alarms"] if said["alarm"] == "no_gradient"]
+        assert alarm["line"].startswith(
+            "the term partly leaves 4 of its 6 parameters without a gradient, later.weight for"
+        )
+    weights = [load_file(job.folder / "weights.safetensors") for job in (alone, together)]
+    for name, value in weights[0].items():
+        if "running" not in name:
+            torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)
+
+
+def in_sums():
+    """Every term there is, in as few objectives as may be: each term joins the first that it goes with."""
+    recipe = Recipe.model_validate(yaml.safe_load(RECIPE))
+    sums: list[dict] = []
+    for name in TERMS:
+        for terms in [*sums, {}]:
+            wider = terms | {name: {"weight": 1.0e-3} | OPTIONS.get(name, {})}
+            try:
+                Objective.model_validate(wider).check(recipe)
+            except UserError:
+                continue
+            if terms in sums:
+                sums.remove(terms)
+            sums.append(wider)
+            break
+    return sums
+
+
+# What small images, few of them, and one objective ask for.
+OPTIONS = {"kd": {"temperature": "learned"}, "crd": {"negatives": 9}, "mgd": {"update_every": 1}, "ofa": {"heads": 1}}
+SUMS = in_sums()
+
+
+def test_every_term_is_in_one_of_the_sums():
+    assert {name for terms in SUMS for name in terms} == {*TERMS}
+    assert len(SUMS) <= 4
+
+
+@pytest.mark.parametrize("terms", SUMS, ids=lambda terms: next(reversed(terms)))
+def test_whatever_its_terms_remember_a_run_of_two_processes_is_continued_with_the_same_bytes(workplace, terms):
+    line = json.dumps({"model": "cifar_resnet8", "recipe": "tiny", "teacher": "big", "objective": terms})
+    workplace.edit("  tables:", f"    taught2: {line}\n  tables:")
+    workplace.make("big")
+    straight, job, then = (workplace.job("taught2", results=place) for place in ("straight", "results", "then"))
+    make_in_processes(straight, 2)
+    # All are warned inside an epoch, later one is killed; what is left is taken by two again, or by one.
+    killed = workplace.job("taught2", checkpoint_seconds=0.0)
+    make_in_processes(job, 2, warn_all_at(2))
+    with pytest.raises(ProcessExitedException):
+        make_in_processes(killed, 2, kill_one_at(4))
+    shutil.copytree(job.results / "work", then.results / "work")
+    make_in_processes(job, 2)
+    assert written(job) == written(straight)
+    make_in_processes(then, 1)
+    ours, theirs = (np.genfromtxt(each.folder / "history.csv", delimiter=",", names=True) for each in (then, straight))
+    assert ours["train_loss"][0] == theirs["train_loss"][0]  # the epoch before
+    assert ours["train_loss"][1] == pytest.approx(theirs["train_loss"][1], rel=0.1)
 
 
 def test_each_of_two_processes_reads_its_own_rows_of_a_bank(workplace):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from distillery.distill.step import Labelled, StepInputs
 from distillery.distill.term import CalibrationBatches, Term, TermContext
+from distillery.errors import UserError
 from distillery.experiment.schema.objective import Objective
 
 
@@ -85,6 +86,17 @@ class WeightedTerms(nn.Module):
         return [f"terms.{name}.{buffer}" for name, term in self.each() for buffer in term.own_buffers]
 
 
+def check_names(config: Objective) -> None:
+    """See that terms of plugins are not called as what torch itself calls of their container.
+
+    Raises:
+        UserError: one is, as ``half`` or ``keys``.
+    """
+    for name in config.terms():
+        if hasattr(nn.ModuleDict, name):
+            raise UserError(f"objective.{name}: torch keeps this name to itself; give the term of the plugin another")
+
+
 def build_objective(
     config: Objective, context: TermContext | None = None, known: Sequence[int] | None = None
 ) -> WeightedTerms:
@@ -93,9 +105,10 @@ def build_objective(
     ``known`` are the classes that the teacher knows, ascending; None for all.
 
     Raises:
-        UserError: a term cannot tell the run's classes apart.
+        UserError: a term cannot tell the run's classes apart, or has a name that torch needs.
     """
     context = context or TermContext()
+    check_names(config)
     if context.classes:
         config.check_classes(context.classes)
     terms: dict[str, Term] = {}

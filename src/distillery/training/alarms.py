@@ -114,8 +114,24 @@ class Alarms:
             self.agreeing = self.agreeing + right_B.sum()
 
     def end_step(self) -> None:
-        """Look at nothing until the next step begins."""
+        """Look at nothing until the next step begins; after a run's first, at what of its terms has no gradient."""
         self.sampled = self.shares_wanted = False
+        if self.train_state.epoch == 0 and self.step == 0:
+            self._look_for_gradients()
+
+    def _look_for_gradients(self) -> None:
+        for name, term in self.objective.each():
+            trained = [(own, value) for own, value in term.named_parameters() if value.requires_grad]
+            still = [own for own, value in trained if value.grad is None]
+            if still:
+                self._raise(
+                    "no_gradient",
+                    name,
+                    self.step,
+                    still[0],
+                    f"the term {name} leaves {len(still)} of its {len(trained)} parameters without a gradient, "
+                    f"{still[0]} for instance; they stay as they began: look at what its forward uses",
+                )
 
     def _take_features(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not self.sampled or not args or not isinstance(args[0], Tensor):

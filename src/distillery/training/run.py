@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 from distillery.cluster.run_lock import RunLock, locked
 from distillery.cluster.signals import StopSignal
 from distillery.errors import UserError, located
+from distillery.experiment.schema.objective import TERMS
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.models.normalize import resolve_statistics
 from distillery.models.weights import load_weights, save_weights
@@ -108,8 +109,12 @@ def _train(job: Job, recipe: Recipe, lock: RunLock | None, stop: StopSignal) -> 
 def start(job: Job, recipe: Recipe) -> Fabric:
     """Join the run's devices."""
     assert job.spec.objective is not None
-    # Terms that look at features alone leave the student's last layer without a gradient, heads its second one.
-    unused = "logits" not in job.spec.objective.needs().student or bool(job.spec.objective.heads())
+    # Terms that look at features alone leave the student's last layer without a gradient, heads its second one, and
+    # terms of plugins whatever they like, also of their own.
+    objective = job.spec.objective
+    unused = (
+        "logits" not in objective.needs().student or bool(objective.heads()) or not {*objective.terms()} <= {*TERMS}
+    )
     return start_devices(recipe, job.machine.threads, unused_parameters=unused)
 
 
