@@ -35,6 +35,7 @@ from distillery.options import (
     Track,
     Workers,
     finite,
+    plain_name,
 )  # fmt: skip
 from distillery.process import end_process, import_fabric, keep_memory, limit_threads
 
@@ -83,7 +84,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(line: str) -> int:
-    print(f"distillery: {line}", file=sys.stderr)
+    # Names of files and keys may hold line ends, and more that moves a terminal's cursor.
+    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
+    print(f"distillery: {shown}", file=sys.stderr)
     return 2
 
 
@@ -124,6 +127,7 @@ def check(config: Config, results: Results = RESULTS, workers: Workers = 2, as_j
     experiment = load_experiment(config)
     check_experiment(experiment)
     forecast = Forecast(experiment, results, workers)
+    forecast.check_networks()
     runs, said, warnings = list_runs(experiment), list(notes(experiment, forecast, results)), list(forecast.warnings())
     if as_json:
         _print_json({"runs": runs, "notes": said, "warnings": warnings})
@@ -269,7 +273,9 @@ def answer(
 @app.command()
 def evaluate(
     what: Annotated[list[str], Argument(metavar="CONFIG RUN | CHECKPOINT")],
-    dataset: Annotated[str | None, Option(help="A prepared data set, to measure checkpoints on.")] = None,
+    dataset: Annotated[
+        str | None, Option(help="A prepared data set, to measure checkpoints on.", callback=plain_name)
+    ] = None,
     teacher: Annotated[str | None, Option(help="A checkpoint with which to report the others' agreement.")] = None,
     size: Annotated[int | None, Option(min=1, help="Side of the images, for weights that do not say it.")] = None,
     resize: Annotated[int | None, Option(min=1, help="Short side before cropping; by default the size.")] = None,
@@ -357,6 +363,8 @@ def verify(
         files += 1
         if fault:
             note(fault)
+    if not files:
+        raise UserError(f"{results}: has no results of {config} that could be looked at")
     say(f"{files} files looked at, {len(faults)} of them damaged, replaced, edited or out of date")
     for run, seed in experiment.members() if replay else ():
         if (run_folder(results, experiment.name, run, seed) / "run.json").is_file():

@@ -1,6 +1,7 @@
 """Arguments and options that several commands have, and what a shell may complete them with."""
 
 import math
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from typer import Argument, Option
 from distillery.errors import UserError
 from distillery.experiment import load_experiment
 from distillery.experiment.reading import read_mapping
+from distillery.experiment.schema.block import NAME_PATTERN
 
 CONFIG_DIR, RESULTS = Path("config"), Path("results")
 
@@ -31,9 +33,16 @@ def _datasets(incomplete: str) -> list[str]:
         return []
 
 
+def plain_name(name: str | None) -> str | None:
+    """A data set names a folder, and must not lead out of the one that it is in."""
+    if name is not None and not re.fullmatch(NAME_PATTERN, name):
+        raise typer.BadParameter(f"{name!r} cannot name a data set; use letters, digits and . _ - only")
+    return name
+
+
 Config = Annotated[Path, Argument(help="An experiment file, e.g. config/digits.yaml.")]
 Run = Annotated[str, Argument(help="A line under `runs:`, e.g. resnet8-kd.", autocompletion=_runs)]
-Dataset = Annotated[str, Argument(help="A line of datasets.yaml.", autocompletion=_datasets)]
+Dataset = Annotated[str, Argument(help="A line of datasets.yaml.", autocompletion=_datasets, callback=plain_name)]
 Model = Annotated[str, Argument(help="A model's name, e.g. mobilenet_v2.")]
 Seed = Annotated[int | None, Option(min=0, help="One of the run's seeds; by default the first.")]
 ConfigDir = Annotated[Path, Option(help="Holds datasets.yaml, experiments and recipes.")]

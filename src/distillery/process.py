@@ -45,7 +45,8 @@ def end_process(code: int) -> None:
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         try:
-            stream.flush()
+            if stream is not None:  # as where a shell has closed it
+                stream.flush()
         except (OSError, ValueError):  # a full disk, a closed pipe
             code = code or 1
     os._exit(code)

@@ -44,6 +44,23 @@ def test_a_flipped_byte_of_any_file_is_named(place, capsys):
     assert verify(place, capsys)[0] == 0
 
 
+def test_where_there_is_nothing_to_look_at_that_is_said(place, capsys, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        main(["verify", str(place.experiment), "--results", str(tmp_path / "nowhere")])
+    assert ended.value.code == 2
+    assert f"{tmp_path / 'nowhere'}: has no results of {place.experiment} that" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.json", "weights.safetensors", "history.csv"])
+def test_a_folder_in_the_place_of_a_file_is_named(place, capsys, name):
+    path = place.results / "tiny" / "small" / "seed0" / name
+    path.unlink()
+    path.mkdir()
+    code, _, lines = verify(place, capsys)
+    assert code == 2
+    assert [line for line in lines if f"{path}: cannot be read: Is a directory" in line]
+
+
 def test_a_rerun_finds_metrics_that_were_never_measured(place, capsys):
     path = place.results / "tiny" / "small" / "seed0" / "metrics.json"
     write_sealed(path, read_json(path, "it") | {"top1": 100.5})

@@ -1,10 +1,14 @@
 """Troubles of a machine while a run is made: one line, or it goes on rightly; the next start gives the same bytes."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
+import traceback
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +77,118 @@ def test_a_read_only_disk_is_said(workplace, disk, refused, words):
     assert "Read-only file system" in refused(*words, "--results", str(place))
     assert mount("remount,rw")
     assert done([*words, "--results", str(place)])
+
+
+NOBODY = 65534
+
+
+def give_up_rights():
+    """From now on, what belongs to another user is closed to this process, too, though it is root's."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # the third version, of the process itself
+    if ctypes.CDLL(None).capset(header, (ctypes.c_uint32 * 6)()):
+        os._exit(99)
+
+
+@pytest.fixture
+def elsewhere(workplace, tmp_path, monkeypatch):
+    """Where a part of the workplace belongs to another user: run a command there; its exit code and lines."""
+    if os.geteuid():
+        pytest.skip("only root may give files away")
+    monkeypatch.chdir(workplace.folder)
+
+    def run(closed, mode, verb, *words):
+        closed = Path(closed)
+        for path in (*closed.rglob("*"), closed):
+            os.chown(path, NOBODY, NOBODY)
+        closed.chmod(mode)
+        said = tmp_path / "said.txt"
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+            sys.stderr = os.fdopen(2, "w")
+            give_up_rights()
+            code = 1
+            try:
+                main([verb, *words])
+            except SystemExit as ended:
+                code = ended.code
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        return code, [line for line in said.read_text().splitlines() if line.startswith(("distillery: ", "Trace"))]
+
+    return run
+
+
+PAGE = "config/tiny.yaml"
+SMALL = [PAGE, "small", "--workers", "0", "--threads", "1"]
+
+
+@pytest.mark.parametrize(
+    ("closed", "mode", "words"),
+    [
+        ("results", 0o755, ["train", *SMALL]),
+        ("results", 0o755, ["prepare", "tiny", "--workers", "0"]),
+        ("results", 0o755, ["tabulate", PAGE, "--partial"]),
+        ("results", 0o755, ["plot", PAGE, "--partial"]),
+        ("results", 0o700, ["train", *SMALL]),
+        ("results", 0o700, ["evaluate", *SMALL]),
+        ("results", 0o700, ["verify", PAGE]),
+        ("results", 0o700, ["why", "results/tiny/small/seed0/run.json"]),
+        ("results/datasets/tiny", 0o700, ["train", *SMALL]),
+        ("results/datasets/tiny", 0o700, ["data", "tiny"]),
+        ("data/tiny/train/ape", 0o700, ["prepare", "tiny", "--workers", "0", "--results", "new"]),
+        ("data/tiny/train/ape/000.png", 0o600, ["prepare", "tiny", "--workers", "0", "--results", "new"]),
+        ("config", 0o700, ["check", PAGE]),
+        ("config/datasets.yaml", 0o600, ["check", PAGE]),
+        ("config/recipes", 0o700, ["check", PAGE]),
+    ],
+)
+def test_what_belongs_to_another_user_is_said_in_one_line(workplace, elsewhere, closed, mode, words):
+    (workplace.folder / "config/datasets.yaml").write_text("tiny: {path: data/tiny}\n")
+    code, lines = elsewhere(closed, mode, *words)
+    assert code == 2, lines
+    (line,) = lines
+    assert "Permission denied" in line or "is not readable" in line
+    assert closed.partition("/")[0] in line
+    assert not list(workplace.folder.rglob(".*.tmp"))
+
+
+def test_weights_that_another_user_keeps_to_himself_are_said(workplace, elsewhere):
+    weights = workplace.make() / "weights.safetensors"
+    code, lines = elsewhere(weights.relative_to(workplace.folder), 0o600, "evaluate", *SMALL)
+    assert (code, lines) == (
+        2,
+        ["distillery: results/tiny/small/seed0/weights.safetensors: cannot be read: Permission denied"],
+    )
+
+
+def test_a_run_that_another_user_keeps_to_himself_is_not_called_one_that_has_not_begun(workplace, elsewhere, capfd):
+    workplace.make()
+    elsewhere("results/tiny/small", 0o700, "status", PAGE)
+    board = capfd.readouterr().out
+    assert "results/tiny/small/seed0/run.json: Permission denied" in board
+
+
+def test_standard_output_that_is_full_or_closed_is_said_or_left(workplace):
+    words = [
+        sys.executable,
+        "-m",
+        "distillery",
+        "status",
+        str(workplace.experiment),
+        "--results",
+        str(workplace.results),
+    ]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "No space left on device" in done.stderr
+    done = subprocess.run(["sh", "-c", '"$@" >&-', "sh", *words], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
 
 
 def test_a_worker_that_the_kernel_kills_ends_the_run_in_one_line(workplace, refused, monkeypatch):

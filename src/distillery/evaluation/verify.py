@@ -33,15 +33,15 @@ def verify_experiment(experiment: Experiment, results: Path, *, rerun: bool = Fa
     yield from _verify_data(dataset_folder(results, experiment.config.dataset))
     for run, seed in experiment.members():
         folder = run_folder(results, experiment.name, run, seed)
-        if (folder / "run.json").is_file():
+        if (folder / "run.json").exists():
             yield from _verify_run(experiment, run, seed, results, folder, rerun)
     for run in experiment.config.runs:
         path = profile_path(results, experiment.name, run)
-        if path.is_file():
+        if path.exists():
             yield path, _fault(read_json, path, command("profile", experiment.path, run, None, results))
     for table in (None, *experiment.config.tables):
         path = table_seal(results, experiment.name, table)
-        if path.is_file():
+        if path.exists():
             yield from _verify_table(path, results, command("tabulate", experiment.path, table or "", None, results))
 
 
@@ -61,7 +61,7 @@ def _verify_table(seal: Path, results: Path, made_by: str) -> Iterator[tuple[Pat
 
 
 def _verify_data(folder: Path) -> Iterator[tuple[Path, str]]:
-    if not (folder / FILE_NAME).is_file():
+    if not (folder / FILE_NAME).exists():
         return
     try:
         manifest = load_manifest(folder, hash_new_shards=False)
@@ -88,10 +88,10 @@ def _verify_run(
     yield weights, _fault(_check_hash, weights, record.get("weights_sha256"), made_by)
     if "history_sha256" in record:
         yield history, _fault(_check_hash, history, record["history_sha256"], made_by)
-    if (folder / PREDICTIONS).is_file():
+    if (folder / PREDICTIONS).exists():
         evaluated_by = command("evaluate", experiment.path, run, seed, results)
         yield folder / PREDICTIONS, _fault(read_json, folder / PREDICTIONS, evaluated_by)
-    if metrics.is_file():
+    if metrics.exists():
         yield metrics, _fault(_check_metrics, experiment, run, seed, results, metrics, record, rerun)
 
 

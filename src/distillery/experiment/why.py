@@ -99,8 +99,9 @@ def parse_target(target: str, config: Path, results: Path) -> tuple[str, str | N
 
 def _explain_run(experiment: Experiment, run: str, seed: int, results: Path) -> Finding:
     folder, spec = run_folder(results, experiment.name, run, seed), experiment.spec(run, seed)
+    is_there = (folder / "weights.safetensors").is_file()  # in a folder of another user, this is an error
     record = try_json(folder / "run.json")
-    if record is None or not (folder / "weights.safetensors").is_file():
+    if record is None or not is_there:
         return Finding(str(folder), "not made yet", spec.digest)
     reasons = stale_for(experiment, run, seed, results, record, images_digest(results, spec.dataset))
     return Finding(str(folder), "stale" if reasons else "up to date", spec.digest, tuple(reasons))

@@ -162,7 +162,8 @@ def check_training(network: "nn.Module", name: str, size: int, images: int) -> N
             logits_BC = copied(torch.zeros(min(images, 2), 3, size, size))
     except Exception as error:
         raise UserError(
-            f"model {name!r} cannot be trained on a batch of {images} images of {size} x {size} pixels on one device: "
+            f"model {name!r} cannot be trained on a batch of {images} image{'' if images == 1 else 's'} of "
+            f"{size} x {size} pixels on one device: "
             f"{_first_line(error)}; raise `batch` or `preprocess.size`, or set `drop_last: true`"
         ) from error
     if not isinstance(logits_BC, torch.Tensor):

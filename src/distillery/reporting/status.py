@@ -104,6 +104,8 @@ def _look_at(experiment: Experiment, run: str, seed: int, results: Path, images:
     found = look(lock_path(results, *member))
     if found is not None and found[1] is None:
         return _running(experiment, run, seed, results, found[0])
+    if refused := _refused(folder / "run.json"):
+        return Line(*member, "damaged", note=refused)
     if _exists(folder / "run.json") and _exists(folder / "weights.safetensors"):
         return _finished(experiment, run, seed, results, images)
     if _exists(folder / "run.json"):  # it is written last
@@ -245,6 +247,17 @@ def _number(value: object) -> float | None:
 
 def _exists(path: Path) -> bool:
     return _date(path) > 0
+
+
+def _refused(path: Path) -> str:
+    """Why nobody can say whether a file is there, as in a folder of another user; "" where it can be said."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return ""
 
 
 def _date(path: Path) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 
 from distillery.data.manifest import load_manifest
 from distillery.distill.losses.stages import check_stages
+from distillery.distill.objective import check_names
 from distillery.errors import UserError, located
 from distillery.experiment import Experiment, RunSpec
 from distillery.experiment.bank import banks_of, describe_bank, holds_embedding
@@ -34,6 +35,7 @@ def check_experiment(experiment: Experiment) -> None:
             if run in experiment.recipes:
                 check_optimizer(experiment.recipes[run].optimizer)
             check_file(experiment.spec(run).weights_file)
+            check_names(line.objective)
     for teacher in sorted(experiment.teachers()):
         _check_size(experiment, teacher)
     check_stages(experiment)

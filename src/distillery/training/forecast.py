@@ -10,8 +10,9 @@ import torch
 
 from distillery.data.loader import SHARED_MEMORY
 from distillery.data.manifest import FILE_NAME, Manifest, load_manifest
+from distillery.errors import located
 from distillery.experiment import Experiment, RunSpec
-from distillery.models import create_model
+from distillery.models import check_input, check_training, create_model
 from distillery.paths import dataset_folder
 
 # Batches that each worker of torch's loader prepares ahead.
@@ -80,6 +81,25 @@ class Forecast:
         """What all runs leave, and the most that one has beside it: two checkpoints, the best weights."""
         members = [self.experiment.spec(run, seed) for run, seed in self.experiment.members()]
         return sum(map(self.network, members)), max(2 * self.state(spec) + self.network(spec) for spec in members)
+
+    def check_networks(self) -> None:
+        """Try each network that is trained, in both modes, on images of its size in the smallest batch of an epoch.
+
+        Raises:
+            UserError: one cannot take them; the line names the run.
+        """
+        tried = set()
+        for run, recipe in self.experiment.recipes.items():
+            line, size = self.experiment.config.runs[run], recipe.preprocess.size
+            is_alone = not recipe.drop_last and recipe.repeats == 1 and self.images % recipe.batch == 1
+            images = 1 if is_alone else min(recipe.batch, 2)
+            key = (line.model, repr(sorted(line.model_args.items())), size, images)
+            if key not in tried:
+                tried.add(key)
+                network = create_model(line.model, 10, **line.model_args)
+                with located(self.experiment.where(run)):
+                    check_input(network, line.model, size, 10)
+                    check_training(network, line.model, size, images)
 
     def line(self) -> str:
         """The estimates in words."""
