@@ -3,8 +3,6 @@
 B batch, C classes.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -60,16 +58,6 @@ def _correlation(first: Tensor, second: Tensor) -> Tensor:
 class DIST(LogitTerm):
     """The term ``dist``. Classes are correlated over a process's own images, as in the original."""
 
-    def __init__(
-        self,
-        temperature: float | Mapping[str, float] = 1.0,
-        standardize: bool = False,
-        beta: float = 1.0,
-        gamma: float = 1.0,
-    ) -> None:
-        super().__init__(temperature, standardize)
-        self.beta, self.gamma = beta, gamma
-
     def forward(self, inputs: StepInputs) -> Tensor:
         """Return the weighted sum of both parts."""
-        return dist_loss(*self.logits(inputs), self.temperature_at(inputs.epoch), self.beta, self.gamma)
+        return dist_loss(*self.logits(inputs), self.temperature_at(inputs.epoch), **self.options)

@@ -3,8 +3,6 @@
 B batch, C classes.
 """
 
-from collections.abc import Mapping
-
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -57,17 +55,7 @@ def dkd_parts(
 class DKD(LogitTerm):
     """The term ``dkd``; of soft targets, the largest is the target class."""
 
-    def __init__(
-        self,
-        temperature: float | Mapping[str, float] = 4.0,
-        standardize: bool = False,
-        alpha: float = 1.0,
-        beta: float = 8.0,
-    ) -> None:
-        super().__init__(temperature, standardize)
-        self.alpha, self.beta = alpha, beta
-
     def forward(self, inputs: StepInputs) -> Tensor:
         """Return the weighted sum of both parts."""
         labels_B = hard_labels(inputs.target)
-        return dkd_loss(*self.logits(inputs), labels_B, self.temperature_at(inputs.epoch), self.alpha, self.beta)
+        return dkd_loss(*self.logits(inputs), labels_B, self.temperature_at(inputs.epoch), **self.options)

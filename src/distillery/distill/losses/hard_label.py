@@ -26,10 +26,6 @@ def hard_label_loss(student_logits: Tensor, teacher_logits: Tensor, label_smooth
 class HardLabel(LogitTerm):
     """The term ``hard_label``."""
 
-    def __init__(self, standardize: bool = False, label_smoothing: float = 0.0) -> None:
-        super().__init__(standardize=standardize)
-        self.label_smoothing = label_smoothing
-
     def forward(self, inputs: StepInputs) -> Tensor:
         """Return the batch mean."""
-        return hard_label_loss(*self.logits(inputs), self.label_smoothing)
+        return hard_label_loss(*self.logits(inputs), **self.options)

@@ -5,6 +5,7 @@ B batch, C classes.
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,11 +112,17 @@ class LogitTerm(Term):
     Args:
         temperature: the number, or the arguments of ``LearnedTemperature``.
         standardize: show the term standardised logits of both networks.
+        options: the others, which the term's function takes.
     """
 
-    def __init__(self, temperature: float | Mapping[str, float] = 1.0, standardize: bool = False) -> None:
+    def __init__(
+        self,
+        temperature: float | Mapping[str, float] = 1.0,
+        standardize: bool = False,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
         super().__init__()
-        self.standardize = standardize
+        self.standardize, self.options = standardize, options
         self.temperature: float | LearnedTemperature
         if isinstance(temperature, Mapping):
             lowest, span, reversal = (temperature[key] for key in ("lowest", "span", "reversal"))

@@ -3,7 +3,6 @@
 B batch, C classes, T temperatures.
 """
 
-from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -122,17 +121,6 @@ class MLKD(LogitTerm):
     Medians and relations are those of a process's own images, as in the original.
     """
 
-    def __init__(
-        self,
-        ce: float = 0.1,
-        kd: float = 0.9,
-        temperature: float | Mapping[str, float] = 4.0,
-        standardize: bool = False,
-        compat: Compat = "reference",
-    ) -> None:
-        super().__init__(temperature, standardize)
-        self.ce, self.kd, self.compat = ce, kd, compat
-
     def forward(self, inputs: StepInputs) -> Tensor:
         """Return the sum of all parts."""
         assert inputs.teacher is not None
@@ -140,6 +128,5 @@ class MLKD(LogitTerm):
         assert inputs.view.teacher is not None
         parties = inputs.student, inputs.view.student, inputs.teacher, inputs.view.teacher
         weak_s, strong_s, weak_t, strong_t = (party.logits_BC for party in parties)
-        temperature = self.temperature_at(inputs.epoch)
-        options = self.ce, self.kd, temperature, self.standardize, self.compat
-        return mlkd_loss(weak_s, strong_s, weak_t, strong_t, inputs.target, *options)
+        options = {"temperature": self.temperature_at(inputs.epoch), "standardize": self.standardize, **self.options}
+        return mlkd_loss(weak_s, strong_s, weak_t, strong_t, inputs.target, **options)

@@ -3,8 +3,6 @@
 B batch, C classes.
 """
 
-from collections.abc import Mapping
-
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -58,13 +56,7 @@ def nkd_parts(
 class NKD(LogitTerm):
     """The term ``nkd``; of soft targets, the largest is the target class, as in the original."""
 
-    def __init__(
-        self, temperature: float | Mapping[str, float] = 1.0, standardize: bool = False, gamma: float = 1.5
-    ) -> None:
-        super().__init__(temperature, standardize)
-        self.gamma = gamma
-
     def forward(self, inputs: StepInputs) -> Tensor:
         """Return the weighted sum of both parts."""
         labels_B = hard_labels(inputs.target)
-        return nkd_loss(*self.logits(inputs), labels_B, self.temperature_at(inputs.epoch), self.gamma)
+        return nkd_loss(*self.logits(inputs), labels_B, self.temperature_at(inputs.epoch), **self.options)

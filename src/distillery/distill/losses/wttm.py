@@ -40,10 +40,6 @@ def wttm_loss(student_logits: Tensor, teacher_logits: Tensor, gamma: float = 0.1
 class WTTM(LogitTerm):
     """The term ``wttm``."""
 
-    def __init__(self, standardize: bool = False, gamma: float = 0.1, weighted: bool = True) -> None:
-        super().__init__(standardize=standardize)
-        self.gamma, self.weighted = gamma, weighted
-
     def forward(self, inputs: StepInputs) -> Tensor:
         """Return the batch mean."""
-        return wttm_loss(*self.logits(inputs), self.gamma, self.weighted)
+        return wttm_loss(*self.logits(inputs), **self.options)
