@@ -166,6 +166,8 @@ class TermOptions(Block):
     takes_some_classes: ClassVar[bool] = False
     # The options that weigh the parts of the term, where it is a sum: one of them must be above 0.
     part_weights: ClassVar[tuple[str, ...]] = ()
+    # The option that weighs the shares of the classes other than an image's label, of which there must be two then.
+    weighs_others: ClassVar[str | None] = None
 
     weight: Weight = 1.0
 
@@ -195,6 +197,12 @@ class TermOptions(Block):
         Raises:
             UserError: it cannot; the line begins with the option at fault.
         """
+        weight = getattr(self, self.weighs_others) if self.weighs_others else 0
+        if weight and classes < 3:
+            raise UserError(
+                f"{self.weighs_others}: {weight:g} weighs the shares of the classes that are not an image's label, "
+                f"which have no meaning with {classes} classes in all; write `{self.weighs_others}: 0`"
+            )
 
     def sampling(self) -> Sampling | None:
         """The order of images that the term needs, or None if any will do."""
@@ -238,6 +246,7 @@ class LogitOptions(TermOptions):
 
     def check_classes(self, classes: int) -> None:
         """Of two standardised logits, all that is left is which is larger."""
+        super().check_classes(classes)
         if self.standardize and classes < 3:
             raise UserError(
                 f"standardize: with {classes} classes the standardised logits of every image are the same two numbers; "
@@ -253,30 +262,17 @@ class KDOptions(LogitOptions):
     temperature: Softening = 4.0
 
 
-def _check_others(key: str, weight: float, classes: int) -> None:
-    """Refuse a weight of the classes that are not an image's label where there is but one."""
-    if weight and classes < 3:
-        raise UserError(
-            f"{key}: {weight:g} weighs the shares of the classes that are not an image's label, which have no meaning "
-            f"with {classes} classes in all; write `{key}: 0`"
-        )
-
-
 class DKDOptions(LogitOptions):
     """Decoupled distillation: of the label's probability, and of the other classes among themselves."""
 
     needs: ClassVar[Needs] = Needs(student={"logits"}, teacher={"logits"}, labels=True)
     implementation: ClassVar[str] = "distillery.distill.losses.dkd:DKD"
     part_weights: ClassVar[tuple[str, ...]] = ("alpha", "beta")
+    weighs_others: ClassVar[str | None] = "beta"
 
     temperature: Softening = 4.0
     alpha: NonNegative = Field(1.0, description="weight of the label's probability")
     beta: NonNegative = Field(8.0, description="weight of the other classes")
-
-    def check_classes(self, classes: int) -> None:
-        """There must be other classes."""
-        super().check_classes(classes)
-        _check_others("beta", self.beta, classes)
 
 
 class NKDOptions(LogitOptions):
@@ -284,14 +280,10 @@ class NKDOptions(LogitOptions):
 
     needs: ClassVar[Needs] = Needs(student={"logits"}, teacher={"logits"}, labels=True)
     implementation: ClassVar[str] = "distillery.distill.losses.nkd:NKD"
+    weighs_others: ClassVar[str | None] = "gamma"
 
     temperature: Softening = Field(1.0, description="of the other classes; the label's probability has none")
     gamma: NonNegative = Field(1.5, description="weight of the other classes")
-
-    def check_classes(self, classes: int) -> None:
-        """There must be other classes."""
-        super().check_classes(classes)
-        _check_others("gamma", self.gamma, classes)
 
 
 class DISTOptions(LogitOptions):
@@ -329,6 +321,7 @@ class USKDOptions(TermOptions):
     needs: ClassVar[Needs] = Needs(student={"logits", "activations"}, labels=True)
     implementation: ClassVar[str] = "distillery.distill.losses.uskd:USKD"
     part_weights: ClassVar[tuple[str, ...]] = ("alpha", "beta", "mu")
+    weighs_others: ClassVar[str | None] = "beta"
 
     alpha: NonNegative = Field(1.0, description="weight of the label")
     beta: NonNegative = Field(0.1, description="weight of the other classes")
@@ -339,10 +332,6 @@ class USKDOptions(TermOptions):
     compat: Literal["fixed", "reference"] = Field(
         "fixed", description="reference: rank the other classes by log-probabilities, as the original does by mistake"
     )
-
-    def check_classes(self, classes: int) -> None:
-        """There must be other classes."""
-        _check_others("beta", self.beta, classes)
 
 
 class HardLabelOptions(LogitOptions):
