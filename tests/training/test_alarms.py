@@ -182,20 +182,14 @@ def test_alarms_change_no_bit(taught, workplace, monkeypatch, name):
     assert all(value.isfinite().all() for value in load_file(watched / "weights.safetensors").values())
 
 
-NAMES = ("ce", "kd", "mgd", "bake", "overhaul", "rkd", "crd")
 MODELS = ("cifar_resnet8", "cifar_resnet14")
 
 
-@pytest.mark.sweep
-def test_fifty_healthy_runs_raise_no_alarm(workplace, one_thread):
+@pytest.mark.slow
+def test_healthy_runs_of_every_term_raise_no_alarm(workplace, one_thread):
     workplace.edit_recipe("epochs: 6")
-    workplace.edit("seeds: [0, 1]", f"seeds: {list(range(10))}")
-    runs = [f"    run-{name}-{model}: {line(name, model)}\n" for name, model in product(NAMES, MODELS)]
-    workplace.edit("  tables:", "".join(runs) + "  tables:")
+    runs = {f"run-{name}-{model}": line(name, model) for name, model in product(TERMS, MODELS)}
+    workplace.edit("  tables:", "".join(f"    {run}: {keys}\n" for run, keys in runs.items()) + "  tables:")
     workplace.make("big")
-    made = 0
-    while made < 50:
-        for name, model in product(NAMES, MODELS):
-            folder = workplace.make(f"run-{name}-{model}", seed=made // len(runs))
-            assert json.loads((folder / "run.json").read_text())["alarms"] == [], (name, model)
-            made += 1
+    found = {run: json.loads((workplace.make(run) / "run.json").read_text())["alarms"] for run in runs}
+    assert {run: alarms for run, alarms in found.items() if alarms} == {}
