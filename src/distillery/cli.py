@@ -263,7 +263,8 @@ def answer(
     machine = Machine(workers, threads, device_batch)
     try:
         for run, seed in (banks[each][0] for each in (banks if address is None else [address])):
-            record_answers(Job(experiment, run, seed, results, machine), stop)
+            jobs = Job(experiment, run, seed, results, machine).by_teacher()
+            record_answers(jobs[experiment.teachers_of(run).index(teacher)], stop)
     except Stopped as stopped:
         print(f"distillery: {stopped}: saved; the same command continues from here", file=sys.stderr, flush=True)
         return 130 if str(stopped) == "SIGINT" else STOPPED

@@ -472,7 +472,7 @@ def test_of_a_teacher_that_knows_some_classes_only_these_are_compared(term):
     student_BC = student_BC.requires_grad_()
     teacher_BC[:, [1, 4, 6]] = -1000.0
     target_B = torch.tensor([0, 1, 2, 3, 5, 6])
-    objective = build_objective(Objective.model_validate({term: {}}), None, known)
+    objective = build_objective(Objective.model_validate({term: {}}), None, {None: known})
     value = objective(StepInputs(Outputs(student_BC), target_B, Outputs(teacher_BC)))[term]
     rows = torch.tensor([0, 2, 3, 4]) if by_label else torch.arange(6)
     alone = [Outputs(logits_BC[rows][:, known]) for logits_BC in (student_BC, teacher_BC)]
@@ -483,7 +483,7 @@ def test_of_a_teacher_that_knows_some_classes_only_these_are_compared(term):
 
 
 def test_a_batch_of_unknown_classes_alone_gives_a_term_of_labels_nothing_and_mixed_targets_their_known_part():
-    objective = build_objective(Objective.model_validate({"dkd": {}}), None, [0, 2])
+    objective = build_objective(Objective.model_validate({"dkd": {}}), None, {None: [0, 2]})
     student_BC = torch.randn(2, 4, requires_grad=True)
     teacher = Outputs(torch.randn(2, 4))
     assert objective(StepInputs(Outputs(student_BC), torch.tensor([1, 3]), teacher))["dkd"] == 0

@@ -294,3 +294,32 @@ def test_the_live_teacher_never_teaches_where_a_bank_does(taught, monkeypatch):
     taught.make("taught")
     assert calls == [answers.AUDITED_ROWS * answers.AUDITED_PARTS]
     assert torch.is_grad_enabled()
+
+
+def test_a_network_without_classifier_answers_once_and_its_squares_are_not_prepared_again(workplace, monkeypatch):
+    from distillery.models import create_model
+    from distillery.training import inputs
+
+    small = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 3}
+    torch.manual_seed(0)
+    torch.save(create_model("vit_tiny_patch16_224", 7, **small).state_dict(), workplace.folder / "vit.pth")
+    arguments = ", ".join(f"{key}: {value}" for key, value in small.items())
+    giant = f"{{model: vit_tiny_patch16_224, model_args: {{{arguments}}}, weights: {workplace.folder}/vit.pth"
+    line = (
+        "{{model: cifar_resnet8, recipe: tiny, teacher: {}, objective: {{ce: {{}}, rkd: {{}}, crd: {{negatives: 8}}}}}}"
+    )
+    workplace.edit(
+        "  tables:",
+        f"    vit: {giant}, classes: none, preprocess: {{size: 32}}}}\n    live: {line.format('vit')}\n"
+        f"    stored: {line.format('{run: vit, answers: bank}')}\n  tables:",
+    )
+    workplace.make("vit")
+    folder = record(workplace, "stored")
+    assert np.load(folder / "00000.npy", mmap_mode="r").dtype.itemsize == 4 * 24
+    live = written(workplace.make("live"))
+    sizes, original = set(), inputs.squares_of
+    monkeypatch.setattr(
+        inputs, "squares_of", lambda images, seen, device: sizes.add(seen.size) or original(images, seen, device)
+    )
+    assert written(workplace.make("stored")) == live
+    assert sizes == {8}

@@ -39,7 +39,8 @@ class Batch(NamedTuple):
     ``shifts``, float32 (B, 3), are what lighting adds to red, green and blue; they are added on the device, where the
     images become floats. ``view`` holds a second augmentation of the images, or of others of their classes, where one
     was asked for. Where some labels are hidden, ``labelled``, long (L,), has the rows of the others. ``teacher_images``
-    and ``teacher_view`` are both as the teacher sees them, where it sees other squares.
+    and ``teacher_view`` are both as the teacher sees them, where it sees other squares; ``further_images`` are those of
+    further teachers.
     """
 
     images: Tensor
@@ -51,10 +52,12 @@ class Batch(NamedTuple):
     labelled: Tensor | None = None
     teacher_images: Tensor | None = None
     teacher_view: Tensor | None = None
+    further_images: tuple[Tensor, ...] | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """Copy the batch to a device, and light its images there."""
-        moved = [None if part is None else part.to(device, non_blocking=non_blocking) for part in self]
+        moved = [None if part is None else part.to(device, non_blocking=non_blocking) for part in self[:-1]]
+        further = [part.to(device, non_blocking=non_blocking) for part in self.further_images or ()]
         images, labels, indices, shifts, view, view_shifts, labelled, teacher_images, teacher_view = moved
         assert labels is not None
         assert indices is not None
@@ -68,6 +71,7 @@ class Batch(NamedTuple):
             labelled=labelled,
             teacher_images=_lit(teacher_images, shifts),
             teacher_view=_lit(teacher_view, view_shifts),
+            further_images=tuple(part if shifts is None else add_shifts(part, shifts) for part in further) or None,
         )
 
 
@@ -84,18 +88,19 @@ def train_loader(
     pin_memory: bool,
     view: "SecondView | None" = None,
     teacher: Transform | None = None,
+    further: Sequence[Transform] = (),
 ) -> "DataLoader[Batch]":
     """Load this rank's part of each batch of ``batches``, augmented, once or twice.
 
     Before a sample is augmented, the generators are seeded from its address (seed, "augment", epoch, index, copy), so
     neither workers nor restarts can change it; for a second view, from (seed, "augment-view", ...), so that it does not
     change the first. ``teacher`` prepares the same samples once more, from the same addresses, for a teacher that sees
-    other squares. The process's own generators are left as they were.
+    other squares, and so do ``further`` ones. The process's own generators are left as they were.
     """
-    for prepared in (transform, teacher, view and view.transform, view and view.teacher):
+    for prepared in (transform, teacher, *further, view and view.transform, view and view.teacher):
         if prepared is not None:
             _import_for(images, prepared)
-    dataset = TrainImages(images, transform, seed, view, teacher)
+    dataset = TrainImages(images, transform, seed, view, teacher, further)
     return _loader(dataset, batches, workers, pin_memory, persistent=True)
 
 
@@ -149,15 +154,19 @@ class TrainImages(Dataset[Batch]):
         seed: int,
         view: SecondView | None = None,
         teacher: Transform | None = None,
+        further: Sequence[Transform] = (),
     ) -> None:
         self._images, self._transform, self._seed = images, transform, seed
-        self._view, self._teacher = view, teacher
+        self._view, self._teacher, self._further = view, teacher, further
 
     def __getitem__(self, samples: Sequence[Sample]) -> Batch:
         with generators_kept():
             batch = self._assembled(samples, "augment", self._transform)
             if self._teacher is not None:
                 batch = batch._replace(teacher_images=self._assembled(samples, "augment", self._teacher).images)
+            if self._further:
+                others = [self._assembled(samples, "augment", prepared).images for prepared in self._further]
+                batch = batch._replace(further_images=tuple(others))
             if self._view is not None:
                 partner = self._view.partner
                 second = self._assembled(samples, "augment-view", self._view.transform, partner)
@@ -297,11 +306,12 @@ def _whole(batch: Batch) -> Batch:
     if get_worker_info() is None:
         return batch
     try:
-        for part in batch:
+        for part in (*batch[:-1], *(batch.further_images or ())):
             if part is not None:
                 part.share_memory_()  # type: ignore[no-untyped-call]
     except RuntimeError as error:
-        size = sum(part.numel() * part.element_size() for part in batch if part is not None)
+        parts = (*batch[:-1], *(batch.further_images or ()))
+        size = sum(part.numel() * part.element_size() for part in parts if part is not None)
         raise UserError(
             f"{SHARED_MEMORY} has no room for a batch of {size / 2**20:.1f} MB ({str(error).splitlines()[0]}); use "
             "fewer --workers, or give a container more by --shm-size"

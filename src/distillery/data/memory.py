@@ -70,7 +70,7 @@ def squares_of(images: ArrowImages, preprocess: Preprocess, device: torch.device
 class MemoryTraining:
     """Augmented batches of ``batches``; each iteration goes where ``batches.start`` has put it.
 
-    As ``loader.train_loader``, from squares; those of ``teacher`` come with its own squares.
+    As ``loader.train_loader``, from squares; those of ``teacher`` and of ``further`` ones come with their own squares.
     """
 
     def __init__(
@@ -82,9 +82,10 @@ class MemoryTraining:
         squares: Squares,
         view: SecondView | None = None,
         teacher: tuple[Transform, Squares] | None = None,
+        further: Sequence[tuple[Transform, Squares]] = (),
     ) -> None:
         self._images, self._batches, self._seed = images, batches, seed
-        self._student, self._view, self._teacher = (transform, squares), view, teacher
+        self._student, self._view, self._teacher, self._further = (transform, squares), view, teacher, further
         self._drawing = [("augment", transform), *([("augment-view", view.transform)] if view else [])]
 
     def __len__(self) -> int:
@@ -110,6 +111,8 @@ class MemoryTraining:
         if self._teacher is not None:
             transform, own = self._teacher
             batch = batch._replace(teacher_images=transform.finish_many(own.take(ids), drawn[0]))
+        shown_further = [prepared.finish_many(own.take(ids), drawn[0]) for prepared, own in self._further]
+        batch = batch._replace(further_images=tuple(shown_further) or None)
         if self._view is None:
             return batch
         partner = self._view.partner

@@ -29,7 +29,7 @@ class RowFormat:
 
     Args:
         answers: what the configuration says.
-        classes: C.
+        classes: C; 0 of a teacher without classifier.
         features: D of the embedding; 0 where it is not stored.
 
     Raises:
@@ -47,7 +47,7 @@ class RowFormat:
             fields: list[Any] = [("classes", "<u2", self.top), ("logits", "<f2", self.top), ("tail", "<f4")]
         else:
             kind = "<f4" if answers.rows == "float32" else "<f2"
-            fields = [("logits", kind, classes)] + ([("embedding", kind, features)] if features else [])
+            fields = [("logits", kind, (classes,))] + ([("embedding", kind, features)] if features else [])
         self.dtype = np.dtype(fields)
 
     def encode(self, outputs: Outputs) -> Records:

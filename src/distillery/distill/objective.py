@@ -1,8 +1,9 @@
 """The loss of a run: the weighted sum of the terms that its objective names."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from importlib import import_module
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -16,25 +17,25 @@ from distillery.experiment.schema.objective import Objective
 class WeightedTerms(nn.Module):
     """The sum of weight x value over the terms; a weight is a function of the epoch.
 
-    The terms of ``by_labels`` see the images that have labels; the others see all. Where the teacher knows some classes
-    only, ascending in ``known``, the terms that compare logits with it see these, and by labels their images.
+    The terms of ``by_labels`` see the images that have labels; the others see all. A term whose teacher knows some
+    classes only has them, ascending, in ``known``: it sees these, and by labels their images. Of several teachers, a
+    term sees the one whose place ``of_teacher`` has, or their mean.
     """
-
-    known: Tensor | None
 
     def __init__(
         self,
         terms: dict[str, Term],
         weights: dict[str, Callable[[int], float]],
         by_labels: AbstractSet[str] = frozenset(),
-        known: Sequence[int] | None = None,
-        by_logits: AbstractSet[str] = frozenset(),
+        known: Mapping[str, Sequence[int]] = MappingProxyType({}),
+        of_teacher: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.terms = nn.ModuleDict(terms)
         self.weights = weights
-        self.by_labels, self.by_logits = by_labels, by_logits
-        self.register_buffer("known", None if known is None else torch.tensor(known), persistent=False)
+        self.by_labels, self.of_teacher = by_labels, of_teacher
+        for name, classes in known.items():
+            self.register_buffer(f"known_{name}", torch.tensor(classes), persistent=False)
 
     def each(self) -> Iterator[tuple[str, Term]]:
         """The terms by name."""
@@ -53,8 +54,13 @@ class WeightedTerms(nn.Module):
 
     def _value(self, name: str, term: Term, inputs: StepInputs) -> Tensor:
         labelled_rows = inputs.labelled
-        if self.known is not None and name in self.by_logits:
-            inputs = inputs.among(self.known)
+        if inputs.teacher is not None and inputs.teacher.each_teacher:
+            place = self.of_teacher.get(name)
+            own = inputs.teacher._replace(each_teacher=()) if place is None else inputs.teacher.each_teacher[place]
+            inputs = inputs._replace(teacher=own)
+        known = getattr(self, f"known_{name}", None)
+        if known is not None:
+            inputs = inputs.among(known)
             told_B = inputs.target >= 0 if inputs.target.ndim == 1 else inputs.target.sum(dim=1) > 0
             labelled_rows = Labelled(told_B.nonzero()[:, 0], labelled_rows.share if labelled_rows else 1.0)
         if labelled_rows is None or name not in self.by_labels:
@@ -98,11 +104,18 @@ def check_names(config: Objective) -> None:
 
 
 def build_objective(
-    config: Objective, context: TermContext | None = None, known: Sequence[int] | None = None
+    config: Objective,
+    context: TermContext | None = None,
+    known: Mapping[str | None, Sequence[int]] = MappingProxyType({}),
+    others: Mapping[str, TermContext] = MappingProxyType({}),
 ) -> WeightedTerms:
     """Build the terms that a run's configuration names, set up with the run's networks.
 
-    ``known`` are the classes that the teacher knows, ascending; None for all.
+    Args:
+        config: the terms, which name their teachers where there are several.
+        context: of the run; of several teachers, of those terms that name none.
+        known: by teacher, the classes that it knows, ascending, where it does not know all.
+        others: of several teachers, each one's context, by name in their order.
 
     Raises:
         UserError: a term cannot tell the run's classes apart, or has a name that torch needs.
@@ -114,9 +127,13 @@ def build_objective(
     terms: dict[str, Term] = {}
     for name, options in config.terms().items():
         module, _, term = options.implementation.partition(":")
-        terms[name] = getattr(import_module(module), term)(**options.model_dump(exclude={"weight"}))
-        terms[name].setup(context)
+        terms[name] = getattr(import_module(module), term)(**options.model_dump(exclude={"weight", "teacher"}))
+        terms[name].setup(others.get(options.teacher or "", context))
     by_labels = {name for name, options in config.terms().items() if options.needs.labels}
-    by_logits = {name for name, options in config.terms().items() if "logits" in options.needs.teacher}
     weights = {name: options.weight_at for name, options in config.terms().items()}
-    return WeightedTerms(terms, weights, by_labels, known, by_logits)
+    by_logits = {name: options for name, options in config.terms().items() if "logits" in options.needs.teacher}
+    partly = {name: known[options.teacher] for name, options in by_logits.items() if options.teacher in known}
+    places = {teacher: place for place, teacher in enumerate(others)}
+    named = {name: options.teacher for name, options in config.terms().items() if options.teacher is not None}
+    of_teacher = {name: places[teacher] for name, teacher in named.items()}
+    return WeightedTerms(terms, weights, by_labels, partly, of_teacher)

@@ -35,6 +35,8 @@ class Outputs(NamedTuple):
     tokens. ``last`` is the map (B, C, H, W) that the embedding is made of, at its own size, a transformer's tokens on
     their grid. ``averaged`` is the map (B, D, H, W) whose mean is the embedding, at its own size; where there is none,
     the embedding as one pixel. ``head`` is what the head that a term deploys with the student made its logits of.
+
+    Of several teachers, ``each_teacher`` has what each gave, and the logits are their mean.
     """
 
     logits_BC: Tensor
@@ -48,6 +50,7 @@ class Outputs(NamedTuple):
     averaged: Tensor | None = None
     head: Tensor | None = None
     last: Tensor | None = None
+    each_teacher: "tuple[Outputs, ...]" = ()
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Outputs":
         """The same with every tensor changed."""
@@ -55,6 +58,8 @@ class Outputs(NamedTuple):
         def changed(value: Any) -> Any:  # noqa: ANN401
             if value is None or isinstance(value, Tensor):
                 return None if value is None else change(value)
+            if isinstance(value, Outputs):
+                return value.each(change)
             values = map(changed, value)
             return Maps(*values) if isinstance(value, Maps) else tuple(values)
 

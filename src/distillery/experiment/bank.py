@@ -15,6 +15,9 @@ from distillery.experiment.spec import RunSpec
 # How a bank is laid out: raise it when its files are to be read in another way.
 LAYOUT = 1
 
+# Of a bank's many students, so many are named.
+SHOWN = 8
+
 
 def bank_ledger(spec: RunSpec) -> dict[str, Any]:
     """All that decides the bank of a run that learns from one, besides the prepared images themselves."""
@@ -71,10 +74,18 @@ def banks_of(experiment: Experiment, teacher: str) -> dict[str, list[tuple[str, 
     """The banks of a teacher by address, and the runs and seeds that learn from each."""
     found: dict[str, list[tuple[str, int]]] = {}
     for run in experiment.trained():
-        if experiment.teacher(run) == teacher and experiment.answers(run) is not None:
-            for seed in experiment.seeds(run):
-                found.setdefault(bank_address(experiment.spec(run, seed)), []).append((run, seed))
+        if teacher not in experiment.teachers_of(run):
+            continue
+        for seed in experiment.seeds(run):
+            spec = spec_by(experiment, run, seed, teacher)
+            if spec.answers is not None:
+                found.setdefault(bank_address(spec), []).append((run, seed))
     return found
+
+
+def spec_by(experiment: Experiment, run: str, seed: int, teacher: str) -> RunSpec:
+    """A run as one of its teachers meets it."""
+    return experiment.spec(run, seed).by_teacher()[experiment.teachers_of(run).index(teacher)]
 
 
 def describe_bank(
@@ -86,12 +97,13 @@ def describe_bank(
     features: int,
 ) -> str:
     """Forecast a bank in a line; ``size`` has the numbers of training images and of classes, where they are known."""
-    specs = [experiment.spec(*member) for member in members]
+    specs = [spec_by(experiment, *member, teacher) for member in members]
     recipe, answers, parts = specs[0].recipe, specs[0].answers, bank_parts(specs[0])
     assert recipe is not None
     assert answers is not None
     what = "views" if recipe.crops is not None else "epochs"
-    names = ", ".join(f"{run}/seed{seed}" for run, seed in members)
+    names = ", ".join(f"{run}/seed{seed}" for run, seed in members[:SHOWN])
+    names += f" and {len(members) - SHOWN} more" if len(members) > SHOWN else ""
     shared = f"bank {address} of {teacher}, for {names}: {parts} {what}"
     if size is None:
         return f"{shared}; its size is known once {specs[0].dataset} is prepared"

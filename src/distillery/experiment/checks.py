@@ -8,9 +8,9 @@ from distillery.experiment.reading import nearest
 from distillery.experiment.schema.block import WeightsChoice
 from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.experiment import NO_CLASSES, RunConfig
-from distillery.experiment.schema.objective import terms_with_teacher, terms_without_logits
+from distillery.experiment.schema.objective import STAGEWISE, terms_with_teacher, terms_without_logits
 from distillery.experiment.schema.recipe import Recipe
-from distillery.experiment.schema.teacher import TopRows
+from distillery.experiment.schema.teacher import TeacherConfig, TopRows
 
 # What a bank holds of a teacher.
 BANKED = frozenset({"logits", "embedding"})
@@ -38,7 +38,7 @@ def check_run(
         stray = sorted(set(overrides) - {"preprocess"}) + sorted(own)
         if stray:
             raise UserError(f"{where}.{stray[0]}: imported weights are not trained; remove this key or add `recipe`")
-    for key in ("teacher_norm", "margin_source"):
+    for key in ("teacher_norm", "margin_source", "teacher_mean"):
         if config.teacher is None and key in config.model_fields_set:
             raise UserError(f"{where}.{key}: there is no `teacher`; remove this key")
     _check_classes(where, config)
@@ -118,24 +118,71 @@ def _check_teacher(experiment: Experiment, run: str) -> None:
         if learns:
             raise UserError(f"{where}.teacher: missing; the objective's term {learns[0]!r} learns from a teacher")
         return
-    name = config.teacher_run
-    assert name is not None
-    if name not in runs:
-        raise UserError(f"{where}.teacher: no run {name!r}; {nearest(name, runs)}")
+    names = experiment.teachers_of(run)
+    for name in names:
+        if name not in runs:
+            raise UserError(f"{where}.teacher: no run {name!r}; {nearest(name, runs)}")
     if not learns:
         raise UserError(
-            f"{where}.teacher: no term of the objective uses {name!r}; "
+            f"{where}.teacher: no term of the objective uses {names[0]!r}; "
             f"add {', '.join(terms_with_teacher()[:-1])} or {terms_with_teacher()[-1]}, or remove it"
         )
-    teacher = runs[name]
+    _check_several(where, config, names)
+    for name in names:
+        _check_one_teacher(where, config, name, runs[name])
+
+
+def _check_several(where: str, config: RunConfig, names: list[str]) -> None:
+    """Which term learns from which of the teachers."""
+    terms = {name: options for name, options in config.objective.terms().items() if options.needs.teacher}
+    for term, options in config.objective.terms().items():
+        if options.teacher is not None and options.teacher not in names:
+            known = "; it learns from no teacher" if term not in terms else f"; {nearest(options.teacher, names)}"
+            raise UserError(f"{where}.objective.{term}.teacher: {options.teacher!r} does not teach it{known}")
+    unnamed = [term for term, options in terms.items() if options.teacher is None]
+    weights = [taught for taught in config.teachers if "weight" in taught.model_fields_set]
+    if (weights or config.teacher_mean is not None) and (len(names) == 1 or not unnamed):
+        key = "weight" if weights else "mean"
+        raise UserError(f"{where}.teacher{'.' if weights else '_'}{key}: nothing is averaged over teachers; remove it")
+    if len(names) == 1:
+        return
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{where}.teacher: {name!r} stands there twice; give it a `weight`")
+        if not unnamed and name not in {options.teacher for options in terms.values()}:
+            raise UserError(
+                f"{where}.teacher: no term learns from {name!r}; name it as a term's `teacher` or remove it"
+            )
+    for term in unnamed:
+        if terms[term].needs.teacher - {"logits"}:
+            raise UserError(
+                f"{where}.objective.{term}.teacher: missing; only logits are averaged, and the term learns from the "
+                f"teacher's {min(terms[term].needs.teacher - {'logits'})}; name one of {', '.join(names)}"
+            )
+    deep = {options.teacher: term for term, options in terms.items() if options.needs.teacher & STAGEWISE}
+    if len(deep) > 1:
+        raise UserError(
+            f"{where}.objective: {' and '.join(deep.values())} learn from stages of two teachers; stages are "
+            "paired with those of one"
+        )
+    view = next((term for term, options in terms.items() if options.needs.view), None)
+    if view is not None:
+        raise UserError(f"{where}.objective.{view}: shows a second view, which only one teacher can see; leave one")
+
+
+def _check_one_teacher(where: str, config: RunConfig, name: str, teacher: RunConfig) -> None:
     if teacher.classes == NO_CLASSES:
         for term, options in config.objective.terms().items():
-            if options.needs.teacher & {"logits", "classifier"}:
+            if options.teacher in (None, name) and options.needs.teacher & {"logits", "classifier"}:
                 raise UserError(
                     f"{where}.objective.{term}: learns from the teacher's logits, but {name!r} has no classifier "
                     f"(`classes: none`); learn from its features: {', '.join(terms_without_logits())}"
                 )
-    if config.margin_source == "pretrained" and (teacher.recipe is None or teacher.weights is None):
+    learns = [options for options in config.objective.terms().values() if options.teacher in (None, name)]
+    asked = config.margin_source == "pretrained" and (
+        len(config.teachers) == 1 or any(options.needs.margins for options in learns)
+    )
+    if asked and (teacher.recipe is None or teacher.weights is None):
         raise UserError(f"{where}.margin_source: {name!r} was not trained from `weights`; write teacher")
     if config.margin_source == "pretrained" and not config.objective.needs().margins:
         raise UserError(f"{where}.margin_source: no term of the objective has margins; remove this key")
@@ -143,20 +190,27 @@ def _check_teacher(experiment: Experiment, run: str) -> None:
 
 def _check_answers(experiment: Experiment, run: str) -> None:
     """A bank holds what a teacher says of single images, and of each only what a row has room for."""
-    config, recipe, where = experiment.config.runs[run], experiment.recipes.get(run), experiment.where(run)
-    if config.answers is None or recipe is None:
-        return
-    live = "write `answers: live`"
+    config, recipe = experiment.config.runs[run], experiment.recipes.get(run)
+    for taught in config.teachers if recipe is not None else ():
+        if taught.stored is not None:
+            _check_bank(experiment.where(run), config, recipe, taught, len(config.teachers))
+
+
+def _check_bank(where: str, config: RunConfig, recipe: Recipe, taught: TeacherConfig, teachers: int) -> None:
+    live, answers = "write `answers: live`", taught.stored
+    assert answers is not None
     for name, options in config.objective.terms().items():
+        if teachers > 1 and options.teacher not in (None, taught.run):
+            continue
         asked = [*sorted(options.needs.teacher - BANKED), *(["a second view"] if options.needs.view else [])]
         if options.needs.teacher and asked:
             raise UserError(
                 f"{where}.teacher.answers: {name!r} learns from the teacher's {asked[0]}, and a bank holds "
                 f"{' and '.join(sorted(BANKED))} alone; {live}"
             )
-        if "embedding" in options.needs.teacher and isinstance(config.answers.rows, TopRows):
+        if "embedding" in options.needs.teacher and isinstance(answers.rows, TopRows):
             raise UserError(
-                f"{where}.teacher.rows: top {config.answers.rows.top} holds logits alone, but {name!r} learns from the "
+                f"{where}.teacher.rows: top {answers.rows.top} holds logits alone, but {name!r} learns from the "
                 "teacher's embedding; write float32 or float16"
             )
     if (config.teacher_norm or config.objective.default_teacher_norm()) == "batch":

@@ -9,9 +9,9 @@ from distillery.experiment.reading import nearest
 from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.experiment import ExperimentConfig
 from distillery.experiment.schema.labels import FewLabels, resolve_labels
+from distillery.experiment.schema.objective import Objective
 from distillery.experiment.schema.recipe import Preprocess, Recipe
-from distillery.experiment.schema.teacher import Answers
-from distillery.experiment.spec import RUN_PREFIX, RunSpec
+from distillery.experiment.spec import RUN_PREFIX, RunSpec, Taught
 
 
 @dataclass(frozen=True)
@@ -52,16 +52,16 @@ class Experiment:
         return self.path.parent / "published" / f"{self.name}.csv"
 
     def teacher(self, run: str) -> str | None:
-        """The run that teaches this one."""
-        return self.config.runs[run].teacher_run
+        """The run that teaches this one; None where there are several, or none."""
+        return teachers[0] if len(teachers := self.teachers_of(run)) == 1 else None
 
-    def answers(self, run: str) -> Answers | None:
-        """How the answers of its teacher are stored; None where it learns from a live one, or from none."""
-        return self.config.runs[run].answers
+    def teachers_of(self, run: str) -> list[str]:
+        """The runs that teach this one."""
+        return [taught.run for taught in self.config.runs[run].teachers]
 
     def teachers(self) -> set[str]:
         """Every run that teaches another."""
-        return {config.teacher_run for config in self.config.runs.values() if config.teacher_run}
+        return {teacher for run in self.config.runs for teacher in self.teachers_of(run)}
 
     def trained(self) -> list[str]:
         """The runs that are trained, not imported."""
@@ -86,8 +86,8 @@ class Experiment:
 
     def parents(self, run: str) -> "list[tuple[Experiment, str]]":
         """The runs that this one descends from at first hand: its teacher, and the one whose weights it takes."""
-        teacher, origin = self.teacher(run), self.origin(run)
-        return [*([(self, teacher)] if teacher else []), *([origin] if origin else [])]
+        origin = self.origin(run)
+        return [*((self, teacher) for teacher in self.teachers_of(run)), *([origin] if origin else [])]
 
     def family(self, runs: Iterable[str]) -> "list[tuple[Experiment, str]]":
         """Some runs, their parents, their parents' parents, and so on, each once."""
@@ -137,6 +137,7 @@ class Experiment:
 
     def _resolve(self, run: str, seed: int) -> RunSpec:
         config, recipe, origin = self.config.runs[run], self.recipes.get(run), self.origin(run)
+        alone = config.teachers[0] if len(config.teachers) == 1 else None
         return RunSpec(
             dataset=self.config.dataset,
             images=self.dataset,
@@ -152,10 +153,25 @@ class Experiment:
             classes=config.classes,
             preprocess=self.preprocesses.get(run),
             recipe=recipe,
-            objective=config.objective if recipe else None,
-            teacher=self.spec(config.teacher_run) if config.teacher_run else None,
+            objective=self._objective(run) if recipe else None,
+            teacher=self.spec(alone.run) if alone else None,
+            teachers=tuple(
+                Taught(run=self.spec(taught.run), weight=taught.weight, answers=taught.stored)
+                for taught in (() if alone else config.teachers)
+            ),
+            teacher_mean=config.teacher_mean,
             teacher_norm=(config.teacher_norm or config.objective.default_teacher_norm()) if config.teacher else "eval",
             margin_source=config.margin_source if config.teacher else "teacher",
             labels=self.labels(run),
-            answers=config.answers if recipe else None,
+            answers=alone.stored if alone and recipe else None,
         )
+
+    def _objective(self, run: str) -> Objective:
+        """A run's objective, of which terms name their teachers by digests, so that runs may be renamed."""
+        objective, several = self.config.runs[run].objective, len(self.teachers_of(run)) > 1
+        named = {
+            name: options.model_copy(update={"teacher": self.spec(options.teacher).digest if several else None})
+            for name, options in objective.terms().items()
+            if options.teacher is not None
+        }
+        return objective.model_copy(update=named) if named else objective

@@ -139,7 +139,8 @@ class Plan:
         except (UserError, LookupError, TypeError, AttributeError):
             return {}
         named = [keys.get("teacher") for keys in runs.values()]
-        teachers = {str(key.get("run") if isinstance(key, dict) else key) for key in named}
+        each = [one for key in named for one in (key if isinstance(key, list) else [key])]
+        teachers = {str(one.get("run") if isinstance(one, dict) else one) for one in each}
         # A run with neither key trains by `defaults`; a rehearsal trains stand-ins for weights from elsewhere.
         imported = {
             run
@@ -183,11 +184,10 @@ class Plan:
         """Weights and record of a run's teacher, if it has one."""
         read = self.experiment(experiment)
         read.seeds(run)
-        teacher = read.teacher(run)
-        return self._network(read, teacher) if teacher else []
+        return [file for teacher in read.teachers_of(run) for file in self._network(read, teacher)]
 
     def bank(self, experiment: str, run: str, seed: str, *, planning: bool = True) -> list[str]:
-        """The bank that a run learns from, if it learns from one and is not finished.
+        """The banks that a run learns from, if it learns from some and is not finished.
 
         Banks are removed after their last student. Were one an input of finished students too, it would be made again
         for one student more, and Snakemake would train all of them again with it. A finished student that is trained
@@ -195,16 +195,16 @@ class Plan:
         """
         read = self.experiment(experiment)
         read.seeds(run)
-        teacher = read.teacher(run)
-        if teacher is None or read.answers(run) is None:
-            return []
         spec = read.spec(run, int(seed))
-        bank = bank_folder(RESULTS, experiment, teacher, read.seeds(teacher)[0], bank_address(spec))
+        banks = [
+            bank_folder(RESULTS, experiment, teacher, read.seeds(teacher)[0], bank_address(alone))
+            for teacher, alone in zip(read.teachers_of(run), spec.by_teacher(), strict=True)
+            if alone.answers is not None
+        ]
         folder = run_folder(RESULTS, experiment, run, int(seed))
         record = try_json(folder / "run.json") or {}
         finished = record.get("digest") == spec.digest and (folder / "weights.safetensors").exists()
-        wanted = not finished if planning else bank.exists()
-        return [str(bank)] if wanted else []
+        return [str(bank) for bank in banks if (not finished if planning else bank.exists())]
 
     def initial_files(self, experiment: str, run: str) -> list[str]:
         """Weights and record of the run whose weights a run imports or starts from.

@@ -25,12 +25,22 @@ from distillery.experiment.schema.experiment import NO_CLASSES, OWN_CLASSES, WOR
 from distillery.experiment.schema.labels import FewLabels
 from distillery.experiment.schema.objective import Objective
 from distillery.experiment.schema.recipe import Preprocess, Recipe
-from distillery.experiment.schema.teacher import Answers
+from distillery.experiment.schema.teacher import Answers, TeacherMean
 from distillery.experiment.zoo import ZOO
 
 # What `weights` begins with that names a run, or a library's tag.
 RUN_PREFIX = "run:"
 TAG_PREFIXES = ("torchvision:", "timm:")
+
+
+class Taught(Block):
+    """One of several teachers of a run."""
+
+    numerics = 1
+
+    run: "RunSpec"
+    weight: float = 1.0
+    answers: Answers | None = None
 
 
 class RunSpec(Block):
@@ -55,6 +65,8 @@ class RunSpec(Block):
     recipe: Recipe | None = None
     objective: Objective | None = None
     teacher: "RunSpec | None" = None
+    teachers: Annotated[tuple[Taught, ...], Neutral(())] = ()  # where there are several, in place of `teacher`
+    teacher_mean: Annotated[TeacherMean | None, Neutral(None)] = None
     teacher_norm: Literal["eval", "batch"] = "eval"
     margin_source: Literal["teacher", "pretrained"] = "teacher"
     labels: Annotated[FewLabels | None, Neutral(None)] = None
@@ -82,6 +94,27 @@ class RunSpec(Block):
     def has_classifier(self) -> bool:
         """Whether its network gives logits."""
         return self.classes != NO_CLASSES
+
+    def by_teacher(self) -> "list[RunSpec]":
+        """The run as each teacher meets it, alone with the terms that learn from it or from the teachers' mean.
+
+        Where there is one, the run itself; no run where there is none. Banks do not know of other teachers.
+        """
+        if not self.teachers:
+            return [self] if self.teacher is not None else []
+        alone = {"teachers": (), "teacher_mean": None}
+        assert self.objective is not None
+        return [
+            self.model_copy(
+                update=alone
+                | {
+                    "teacher": taught.run,
+                    "answers": taught.answers,
+                    "objective": self.objective.of_teacher(taught.run.digest),
+                }
+            )
+            for taught in self.teachers
+        ]
 
     @property
     def weights_choice(self) -> WeightsChoice:
@@ -141,6 +174,8 @@ class RunSpec(Block):
             # Before, all teachers saw the student's images.
             if self.recipe is not None and prepared is not None and self.recipe.trains_apart(prepared):
                 content["teacher_images"] = "its own"
+        if self.teachers:
+            content["teachers"] = [entry(taught) | {"run": taught.run.ledger} for taught in self.teachers]
         if self.recipe is not None:
             content["engine"] = ENGINE
             if self.model.startswith(WITH_DECAY_PATTERNS) and self.recipe.optimizer.name != "sgd":

@@ -109,8 +109,9 @@ def gather(experiment: Experiment, name: str, table: Table, runs: Mapping[str, M
     good, and a value without competitor is not called best. Nor is a row that teaches another compared with the
     baseline; a gain is bold where it is significant, whichever is the largest.
     """
-    teachers = {run: experiment.teacher(run) for run in table.runs()}
-    competing = [run for run in dict.fromkeys(table.runs()) if run not in teachers.values()]
+    teachers = {run: " + ".join(experiment.teachers_of(run)) or None for run in table.runs()}
+    teaching = {teacher for run in table.runs() for teacher in experiment.teachers_of(run)}
+    competing = [run for run in dict.fromkeys(table.runs()) if run not in teaching]
     entries: dict[tuple[str, str], Entry] = {}
     for metric in table.paired:
         entries |= _compare(table, metric, competing, runs)

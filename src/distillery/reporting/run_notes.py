@@ -60,7 +60,7 @@ def _note(experiment: Experiment, run: str, neighbour: str | None, measured: Mea
     seeds = sorted(experiment.seeds(run))
     facts = {
         "Model": spec.model,
-        "Teacher": experiment.teacher(run) or "",
+        "Teacher": " + ".join(experiment.teachers_of(run)),
         "Digest": ", ".join(f"seed {seed}: {experiment.spec(run, seed).digest}" for seed in seeds),
         "Made by": "; ".join(sorted({f"{origin.code}, {', '.join(origin.versions)}" for origin in measured.origins})),
     }

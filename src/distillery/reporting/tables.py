@@ -157,7 +157,8 @@ def _grid_cell(content: Content, run: str) -> Cell:
 
 def _row(content: Content, run: str, has_teacher: bool) -> tuple[Cell, ...]:
     teacher = content.teachers[run]
-    cells = [Cell(run, run=run)] + [Cell(teacher or NOTHING, run=teacher or "")] * has_teacher
+    alone = "" if teacher is None or " + " in teacher else teacher
+    cells = [Cell(run, run=run)] + [Cell(teacher or NOTHING, run=alone)] * has_teacher
     cells += [Cell(content.labels.get(run, "all"))] * bool(content.labels)
     cells += [_value_cell(content, content.entries[run, metric]) for metric in content.table.columns]
     if content.scored:

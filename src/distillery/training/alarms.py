@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from distillery.distill.step import Outputs
 from distillery.distill.student import Learner
-from distillery.distill.teacher import Teacher
 from distillery.models.pretrained.load import classifier_modules
 from distillery.models.taps.recording import as_embedding
 from distillery.training.checkpoint import TrainState
@@ -43,7 +42,7 @@ class Alarms:
         name: the run's, for its lines.
         fabric: all processes call alike, and find the same.
         learner: the student and its objective, unwrapped.
-        teacher: None where there is none.
+        teachers: the networks of those that answer live.
         classes: of the data set.
         steps: of an epoch.
         train_state: what was said is kept there, for run.json and for a run that goes on.
@@ -57,7 +56,7 @@ class Alarms:
         name: str,
         fabric: Fabric,
         learner: Learner,
-        teacher: Teacher | None,
+        teachers: Sequence[nn.Module],
         classes: int,
         steps: int,
         train_state: TrainState,
@@ -68,7 +67,7 @@ class Alarms:
         self.rehearsed = rehearsed
         self.name, self.fabric, self.train_state, self.say = name, fabric, train_state, say
         self.student, self.objective, self.classes, self.steps = learner.student, learner.objective, classes, steps
-        self.teacher = None if teacher is None else teacher.extractor.network
+        self.teacher = None if not teachers else teachers[0] if len(teachers) == 1 else nn.ModuleList(teachers)
         self.judged = self.teacher is not None and knows_labels
         self.fingerprint = self._fingerprint()
         self.wait = 0.0  # the longest since the last look

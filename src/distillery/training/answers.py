@@ -52,7 +52,7 @@ HALF_TOLERANCE = 0.1
 
 def folder_of(job: Job) -> Path:
     """Where the bank lies that a run learns from."""
-    teacher = job.experiment.teacher(job.run)
+    teacher = job.teacher
     assert teacher is not None
     seed = job.experiment.seeds(teacher)[0]
     return bank_folder(job.results, job.experiment.name, teacher, seed, bank_address(job.spec))
@@ -61,7 +61,7 @@ def folder_of(job: Job) -> Path:
 def command_for(job: Job) -> str:
     """The command that records the bank of a run."""
     results = "" if job.results == RESULTS else f" --results {job.results}"
-    return f"distillery answer {job.experiment.path} {job.experiment.teacher(job.run)}{results}"
+    return f"distillery answer {job.experiment.path} {job.teacher}{results}"
 
 
 # --- recording -------------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def _record_alone(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal) ->
             f"{folder_of(job) / RECORD}: missing, and {fabric.world_size} processes cannot record it together; first "
             f"make it with: {command_for(job)}"
         )
-    teacher = job.experiment.teacher(job.run)
+    teacher = job.teacher
     assert teacher is not None
     seed = job.experiment.seeds(teacher)[0]
     work = work_folder(job.results, job.experiment.name, teacher, seed) / f"bank-{bank_address(job.spec)}"
@@ -110,7 +110,7 @@ def _record_alone(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal) ->
 
 
 def _record(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, work: Path) -> None:
-    target, name = folder_of(job), f"{job.experiment.teacher(job.run)}'s answers"
+    target, name = folder_of(job), f"{job.teacher}'s answers"
     measured = finished_teacher(job, recipe, fabric, build_validate(job, fabric, "val"))
     assert measured is not None
     identity = _identity(job, measured)
@@ -125,7 +125,7 @@ def _record(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, work: Pa
     order = bank_order(job, recipe, images)
     teacher, features = _answering(job, recipe, measured)
     with located(job.where):
-        row_format = RowFormat(_answers(job), len(job.manifest.classes), features)
+        row_format = RowFormat(_answers(job), measured.run.record["classes"], features)
     rows, parts = len(order(0)), bank_parts(job.spec)
     left = [part for part in range(parts) if not part_path(work, part).exists()]
     _check_room(work, len(left) * rows * row_format.dtype.itemsize)
@@ -301,6 +301,6 @@ def audit(
     allowed = TOLERANCE.get(recipe.precision, HALF_TOLERANCE)
     if not error <= allowed:
         raise UserError(
-            f"{bank.folder}: {len(samples)} answers that {job.experiment.teacher(job.run)} gives now differ by "
+            f"{bank.folder}: {len(samples)} answers that {job.teacher} gives now differ by "
             f"{error:.1%} from the stored ones ({allowed:.0%} may be rounding); remove it, then: {command_for(job)}"
         )

@@ -1,5 +1,6 @@
 """Build all that a training needs from what its spec names."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -10,20 +11,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 from distillery.cluster.signals import StopSignal
 from distillery.data.arrow import ArrowImages
+from distillery.distill.bank import Bank
 from distillery.distill.collective import Collective, ProcessGroup
 from distillery.distill.losses.partial_l2 import bn_margin
 from distillery.distill.objective import build_objective
 from distillery.distill.student import FeatureExtractor, Learner
-from distillery.distill.teacher import Teacher
+from distillery.distill.teacher import Several, Source, Teacher
 from distillery.distill.term import TermContext, pair_context
 from distillery.errors import located
 from distillery.evaluation.restore import FinishedRun
+from distillery.experiment.schema.objective import STAGEWISE, Needs
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.models import check_input, check_training, weights_without_gradient
 from distillery.models.composite import Composite, Head, with_head
 from distillery.models.normalize import Normalize, resolve_statistics
 from distillery.models.sync_batchnorm import convert_sync_batchnorm
-from distillery.models.taps import TapPair, Taps, pair_networks
+from distillery.models.taps import Party, TapPair, Taps, pair_networks
 from distillery.randomness import seed_generators
 from distillery.training.alarms import Alarms
 from distillery.training.answers import audit, banked_teacher, open_bank, record_if_absent
@@ -31,6 +34,7 @@ from distillery.training.checkpoint import CheckpointFolder, TrainState
 from distillery.training.devices import accumulation_steps
 from distillery.training.initial import MeasuredTeacher, begin_network, finished_teacher
 from distillery.training.inputs import (
+    Validate,
     build_batches,
     build_calibration,
     build_mix,
@@ -58,20 +62,18 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
     validate = build_validate(job, fabric, job.manifest.selection_split)
     # A teacher is compared with its metrics.json, which is of the images that are reported.
     reported = validate if job.manifest.selection_split == "val" else build_validate(job, fabric, "val")
-    banked = job.spec.answers is not None
-    if banked:
-        record_if_absent(job, recipe, fabric, stop)
-        measured: MeasuredTeacher | None = banked_teacher(job, recipe, fabric)
-    else:
-        measured = finished_teacher(job, recipe, fabric, reported)
-    finished, viewer = (measured.run, measured.viewer) if measured else (None, None)
-    learner, teacher, head = _parties(job, recipe, fabric, images, finished, viewer, batches.smallest)
-    bank = None
-    if banked and teacher is not None:
-        bank = open_bank(job, recipe, images)
-        audit(job, recipe, fabric, images, bank, teacher, viewer)
-        # Its answers are on disk: the device needs no room for it.
-        teacher = None
+    measured = [found for each in job.by_teacher() if (found := _measured(each, recipe, fabric, stop, reported))]
+    learner, teachers, head = _parties(job, recipe, fabric, images, measured, batches.smallest)
+    answering: list[Teacher | Bank] = []
+    for each, one, found in zip(job.by_teacher(), teachers, measured, strict=False):
+        answering.append(one)
+        if each.spec.answers is not None:
+            # Its answers are on disk: the device needs no room for it, nor the loader its squares.
+            answering[-1] = open_bank(each, recipe, images)
+            audit(each, recipe, fabric, images, answering[-1], one, found.viewer)
+    shown = [None if isinstance(one, Bank) else found.viewer for one, found in zip(answering, measured, strict=True)]
+    viewers = list(dict.fromkeys(viewer for viewer in shown if viewer is not None))
+    teacher, bank, several = _arranged(job, answering, [viewers.index(one) + 1 if one else 0 for one in shown])
     exempt: set[str] = getattr(learner.student, "no_weight_decay", set)()
     with located(job.where):
         optimizer = build_optimizer(recipe.optimizer, learner, (f"student.{name}" for name in exempt))
@@ -86,7 +88,7 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         job.name,
         fabric,
         learner,
-        teacher,
+        [one.extractor.network for one in answering if isinstance(one, Teacher)],
         len(job.manifest.classes),
         batches.steps,
         train_state,
@@ -105,7 +107,8 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         bare=learner,
         teacher=teacher,
         bank=bank,
-        scores=measured.scores if measured else None,
+        several=several,
+        scores=_scores(measured),
         head=head,
         mix=build_mix(recipe, len(job.manifest.classes)),
         optimizer=optimizer,
@@ -113,8 +116,10 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         batches=batches,
         accumulation=accumulation,
         labelled_share=None if job.spec.labels is None else job.spec.labels.labelled_share,
-        train_loader=build_train_loader(job, recipe, fabric, images, batches, viewer),
-        calibration_batches=build_calibration(job, recipe, fabric, images, learner, teacher, viewer),
+        train_loader=build_train_loader(job, recipe, fabric, images, batches, *viewers),
+        calibration_batches=build_calibration(
+            job, recipe, fabric, images, learner, *_surveyed(job, teachers, measured)
+        ),
         validate=validate_student(validate, learner, recipe, _collective(fabric)),
         train_state=train_state,
         checkpoints=CheckpointFolder(job.work_folder),
@@ -126,17 +131,60 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
     )
 
 
+def _measured(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, reported: Validate) -> MeasuredTeacher | None:
+    """A teacher before anybody learns from it; None where there is none."""
+    if job.spec.answers is None:
+        return finished_teacher(job, recipe, fabric, reported)
+    record_if_absent(job, recipe, fabric, stop)
+    return banked_teacher(job, recipe, fabric)
+
+
+def _arranged(
+    job: Job, answering: list[Teacher | Bank], squares: list[int]
+) -> tuple[Teacher | None, Bank | None, Several | None]:
+    """The one teacher, its bank in its place, or several of either."""
+    if len(answering) > 1:
+        weights = [taught.weight for taught in job.spec.teachers]
+        sources = tuple(Source(*parts) for parts in zip(answering, weights, squares, strict=True))
+        return None, None, Several(sources, job.spec.teacher_mean or "probabilities")
+    only = answering[0] if answering else None
+    return (only, None, None) if isinstance(only, Teacher) else (None, only, None)
+
+
+def _scores(measured: list[MeasuredTeacher]) -> Any:  # noqa: ANN401
+    scores = [found.scores for found in measured]
+    return scores if len(scores) > 1 else scores[0] if scores else None
+
+
+def _stages_of(job: Job) -> int:
+    """Of several teachers, the place of the one whose stages are paired with the student's."""
+    needs = [each.spec.objective.needs().teacher for each in job.by_teacher() if each.spec.objective is not None]
+    return next((place for place, kinds in enumerate(needs) if kinds & STAGEWISE), 0)
+
+
+def _surveyed(
+    job: Job, teachers: list[Teacher], measured: list[MeasuredTeacher]
+) -> tuple[Teacher | None, Preprocess | None]:
+    """Whom the terms survey with the student before an epoch, and how its images are prepared, if its own way."""
+    place = _stages_of(job)
+    banked = job.by_teacher()[place].spec.answers is not None
+    return (None, None) if banked or not teachers else (teachers[place], measured[place].viewer)
+
+
 def _parties(
     job: Job,
     recipe: Recipe,
     fabric: Fabric,
     images: ArrowImages,
-    finished: FinishedRun | None,
-    viewer: Preprocess | None,
+    measured: list[MeasuredTeacher],
     smallest: int,
-) -> tuple[Learner, Teacher | None, dict[str, Any] | None]:
-    """Build the student with its objective, and the teacher; and say which head is deployed with the student."""
+) -> tuple[Learner, list[Teacher], dict[str, Any] | None]:
+    """Build the student with its objective, and the teachers; and say which head is deployed with the student."""
     assert job.spec.objective is not None
+    jobs, place = job.by_teacher(), _stages_of(job)
+    first = jobs[place]
+    assert first.spec.objective is not None
+    finished, viewer = (measured[place].run, measured[place].viewer) if measured else (None, None)
     synchronised = recipe.sync_batchnorm and fabric.world_size > 1
     seed_generators(job.seed, "init")
     # One rank downloads what is to be downloaded; the others find the file.
@@ -157,14 +205,29 @@ def _parties(
     if synchronised:
         with located(job.where):
             student = convert_sync_batchnorm(student, fabric.device.type)
-    names = (job.spec.model, job.spec.teacher.model if job.spec.teacher else "")
+    names = (job.spec.model, first.spec.teacher.model if first.spec.teacher else "")
     network = finished.network if finished else None
     sizes = recipe.preprocess.size, (viewer or recipe.preprocess).size
-    pair = pair_networks(student, network, job.spec.objective.needs(), sizes[0], names, sizes[1])
-    context = _context(job, fabric, images, pair, finished)
+    needs = replace(job.spec.objective.needs(), teacher=first.spec.objective.needs().teacher)
+    pair = pair_networks(student, network, needs, sizes[0], names, sizes[1])
+    pairs = [
+        pair if each is first else replace(pair, teacher=_other_party(each, found, recipe))
+        for each, found in zip(jobs, measured, strict=False)
+    ]
+    context = _context(first, fabric, images, pair, finished)
+    contexts = {
+        each.spec.teacher.digest: context if own is pair else _context(each, fabric, images, own, found.run)
+        for each, own, found in zip(jobs, pairs, measured, strict=False)
+        if job.spec.teachers and each.spec.teacher is not None
+    }
     with located(job.where):
-        objective = build_objective(job.spec.objective, context, _known(job, finished))
-    heads = [(name, head) for name, term in objective.each() if (head := term.head(context)) is not None]
+        objective = build_objective(job.spec.objective, context, _known(jobs, measured), contexts)
+    options = job.spec.objective.terms()
+    heads = [
+        (name, head)
+        for name, term in objective.each()
+        if (head := term.head(contexts.get(options[name].teacher or "", context))) is not None
+    ]
     taps, described = pair.student.taps, None
     for name, head in heads:
         made = cast(Head, convert_sync_batchnorm(head, fabric.device.type)) if synchronised else head
@@ -178,19 +241,28 @@ def _parties(
         objective.terms = cast(nn.ModuleDict, convert_sync_batchnorm(objective.terms, fabric.device.type))
     with located(job.where):
         normalize = Normalize(*resolve_statistics(recipe.preprocess, job.manifest.statistics))
-    needs = job.spec.objective.needs()
     extractor = FeatureExtractor(student, normalize, taps, pair.sizes, recipe.channels_last, needs.unpooled)
     learner = Learner(extractor, objective, partners=needs.partner)
     student.to(memory_format=torch.channels_last if recipe.channels_last else torch.contiguous_format)
     learner.to(fabric.device)
-    if finished is None:
-        return learner, None, described
-    if recipe.channels_last:
-        finished.network.to(memory_format=torch.channels_last)
-    shown = FeatureExtractor(
-        finished.network, finished.normalize, pair.teacher.taps, pair.sizes, recipe.channels_last, needs.unpooled
-    )
-    return learner, Teacher(shown, job.spec.teacher_norm), described
+    teachers = []
+    for own, found in zip(pairs, measured, strict=True):
+        if recipe.channels_last:
+            found.run.network.to(memory_format=torch.channels_last)
+        shown = FeatureExtractor(
+            found.run.network, found.run.normalize, own.teacher.taps, own.sizes, recipe.channels_last, needs.unpooled
+        )
+        teachers.append(Teacher(shown, job.spec.teacher_norm))
+    return learner, teachers, described
+
+
+def _other_party(job: Job, found: MeasuredTeacher, recipe: Recipe) -> Party:
+    """A further teacher, of which no stages are wanted, with its taps."""
+    assert job.spec.objective is not None
+    assert job.spec.teacher is not None
+    needs, model = Needs(teacher=job.spec.objective.needs().teacher), job.spec.teacher.model
+    size = (found.viewer or recipe.preprocess).size
+    return pair_networks(found.run.network, found.run.network, needs, size, (model, model)).teacher
 
 
 def _context(job: Job, fabric: Fabric, images: ArrowImages, pair: TapPair, finished: FinishedRun | None) -> TermContext:
@@ -206,10 +278,15 @@ def _context(job: Job, fabric: Fabric, images: ArrowImages, pair: TapPair, finis
     )
 
 
-def _known(job: Job, finished: FinishedRun | None) -> list[int] | None:
-    """The classes that the teacher knows, where it does not know all."""
-    unknown = set(finished.record.get("unknown_classes", ())) if finished else set()
-    return [place for place, name in enumerate(job.manifest.classes) if name not in unknown] if unknown else None
+def _known(jobs: list[Job], measured: list[MeasuredTeacher]) -> dict[str | None, list[int]]:
+    """By teacher, None where it is the only one, the classes that it knows, where it does not know all."""
+    known: dict[str | None, list[int]] = {}
+    for job, found in zip(jobs, measured, strict=False):
+        unknown = set(found.run.record.get("unknown_classes", ()))
+        if unknown and job.spec.teacher is not None:
+            own = [place for place, name in enumerate(job.manifest.classes) if name not in unknown]
+            known[None if job.place is None else job.spec.teacher.digest] = own
+    return known
 
 
 def _collective(fabric: Fabric) -> Collective:
@@ -219,7 +296,7 @@ def _collective(fabric: Fabric) -> Collective:
 def _margins(job: Job, fabric: Fabric, pair: TapPair, finished: FinishedRun | None) -> list[torch.Tensor | None]:
     """The margins of the teacher's stages, from its own batch norms or from those that it had before it was trained."""
     assert job.spec.objective is not None
-    teacher = job.experiment.teacher(job.run)
+    teacher = job.teacher
     if finished is None or teacher is None or not job.spec.objective.needs().margins:
         return []
     origin = finished.network

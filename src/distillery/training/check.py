@@ -9,7 +9,7 @@ from distillery.distill.losses.stages import check_stages
 from distillery.distill.objective import check_names
 from distillery.errors import UserError, located
 from distillery.experiment import Experiment, RunSpec
-from distillery.experiment.bank import banks_of, describe_bank, holds_embedding
+from distillery.experiment.bank import banks_of, describe_bank, holds_embedding, spec_by
 from distillery.experiment.checks import large_memories
 from distillery.models import check_input, create_model
 from distillery.models.pretrained.checkpoint import check_file
@@ -47,7 +47,7 @@ def list_runs(experiment: Experiment) -> list[dict[str, Any]]:
         {
             "run": run,
             "seed": seed,
-            "teacher": experiment.teacher(run) or "",
+            "teacher": " + ".join(experiment.teachers_of(run)),
             "model": experiment.config.runs[run].model,
             "digest": experiment.spec(run, seed).digest,
         }
@@ -67,13 +67,14 @@ def forecast_banks(experiment: Experiment, results: Path) -> Iterator[str]:
     """Forecast each bank of answers: who shares it, how large it is, and what it saves the teacher."""
     for teacher in sorted(experiment.teachers()):
         for address, members in banks_of(experiment, teacher).items():
-            features, spec = 0, experiment.spec(*members[0])
+            features, spec = 0, spec_by(experiment, *members[0], teacher)
             assert spec.teacher is not None
             if holds_embedding(spec):
                 network = create_model(spec.teacher.model, 10, **spec.teacher.model_args)
                 features = plan_taps(network, _size_of(spec.teacher, network), spec.teacher.model).features
             folder = dataset_folder(results, spec.dataset)
-            size = None
+            known = experiment.dataset.images.get("train"), experiment.dataset.classes
+            size = (known[0], known[1] * spec.teacher.has_classifier) if known[0] and known[1] else None
             if (folder / "manifest.json").exists():
                 manifest = load_manifest(folder)
                 size = manifest.splits["train"].images, len(manifest.classes) * spec.teacher.has_classifier

@@ -49,15 +49,15 @@ class Forecast:
         assert spec.recipe is not None
         assert spec.objective is not None
         sizes = [spec.recipe.preprocess.size]
-        shown = spec.teacher.prepared_for if spec.teacher else None
-        if shown is not None and spec.recipe.trains_apart(shown):
-            sizes.append(shown.size)
+        live = [each.teacher.prepared_for for each in spec.by_teacher() if each.teacher and each.answers is None]
+        sizes += {shown: shown.size for shown in live if shown is not None and spec.recipe.trains_apart(shown)}.values()
         views = 2 if spec.objective.needs().view else 1
         return self.workers * PREFETCHED * spec.recipe.batch * views * sum(3 * size**2 for size in sizes)
 
     def network(self, spec: RunSpec) -> int:
         """A run's weights, as on disk."""
-        return _network_bytes(spec.model, self.classes, tuple(sorted(spec.model_args.items())))
+        classes = self.classes if spec.has_classifier else 0
+        return _network_bytes(spec.model, classes, tuple(sorted(spec.model_args.items())))
 
     def terms(self, spec: RunSpec) -> dict[str, int]:
         """What the terms of its objective remember."""
@@ -74,8 +74,9 @@ class Forecast:
         return copies * self.network(spec) + sum(self.terms(spec).values())
 
     def memory(self, spec: RunSpec) -> int:
-        """A run's state, gradients and teacher."""
-        return self.state(spec) + self.network(spec) + (self.network(spec.teacher) if spec.teacher else 0)
+        """A run's state, gradients and teachers."""
+        teachers = [each.teacher for each in spec.by_teacher() if each.teacher is not None]
+        return self.state(spec) + self.network(spec) + sum(map(self.network, teachers))
 
     def disk(self) -> tuple[int, int]:
         """What all runs leave, and the most that one has beside it: two checkpoints, the best weights."""

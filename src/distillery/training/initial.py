@@ -152,7 +152,7 @@ def restored_teacher(job: Job, recipe: Recipe, fabric: Fabric) -> tuple[Finished
     Raises:
         UserError: it was not made yet, or is damaged.
     """
-    name = job.experiment.teacher(job.run)
+    name = job.teacher
     assert name is not None
     finished = restore_run(
         job.experiment, name, job.experiment.seeds(name)[0], job.results, fabric.device, job.manifest
@@ -167,7 +167,7 @@ def finished_teacher(job: Job, recipe: Recipe, fabric: Fabric, validate: Validat
         UserError: it was not made yet, its metrics are damaged, it scores less than when it was evaluated, or, as it
             would teach, no more than guessing does.
     """
-    name = job.experiment.teacher(job.run)
+    name = job.teacher
     if name is None:
         return None
     finished, viewer = restored_teacher(job, recipe, fabric)
@@ -217,13 +217,17 @@ def finished_teacher(job: Job, recipe: Recipe, fabric: Fabric, validate: Validat
 def _check_known(job: Job, name: str, finished: FinishedRun) -> None:
     """See that the terms of the objective can learn from a teacher that does not know all classes."""
     unknown: list[str] = finished.record.get("unknown_classes", [])
-    assert job.spec.objective is not None
-    for term, options in job.spec.objective.terms().items():
-        if unknown and options.needs.teacher & {"logits", "classifier"} and not options.takes_some_classes:
+    written = job.experiment.config.runs[job.run].objective.terms()
+    for term, options in written.items() if unknown else ():
+        if options.teacher not in (None, name) or not options.needs.teacher & {"logits", "classifier"}:
+            continue
+        lacks = f"{job.where}.objective.{term}: {name} does not know {len(unknown)} of the classes, as {unknown[0]!r}"
+        if not options.takes_some_classes:
             raise UserError(
-                f"{job.where}.objective.{term}: {name} does not know {len(unknown)} of the classes, as {unknown[0]!r}, "
-                "which this term needs; use one that compares the others, as kd, or a teacher that knows all"
+                f"{lacks}, which this term needs; use one that compares the others, as kd, or a teacher that knows all"
             )
+        if options.teacher is None and job.place is not None:
+            raise UserError(f"{lacks}, and is averaged with others that may; name one teacher in each term")
 
 
 def is_chance(correct: int, images: int, classes: int) -> bool:

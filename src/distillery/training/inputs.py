@@ -138,9 +138,12 @@ def build_train_loader(
     fabric: Fabric,
     images: ArrowImages,
     batches: GlobalBatches,
-    viewer: Preprocess | None,
+    viewer: Preprocess | None = None,
+    *further: Preprocess,
 ) -> Iterable[Batch]:
     """Load augmented batches with the machine's loader; ``viewer`` says how a teacher sees other squares than these.
+
+    Of several such teachers, ``further`` has the others.
 
     Raises:
         UserError: the loader cannot give what the objective needs.
@@ -162,12 +165,21 @@ def build_train_loader(
             f"--loader: 'memory' does {' and '.join(sorted(BATCHED))} only, but the recipe of {job.name} says "
             f"{', '.join(others)}; use torch"
         )
-    if not others and all(_in_memory(job, fabric, images, seen) for seen in (recipe.preprocess, viewer) if seen):
+    more = [training_transforms(job, recipe, own)[1] for own in further]
+    if not others and all(
+        _in_memory(job, fabric, images, seen) for seen in (recipe.preprocess, viewer, *further) if seen
+    ):
         squares = squares_of(images, recipe.preprocess, fabric.device)
         own = None if teacher is None or viewer is None else (teacher, squares_of(images, viewer, fabric.device))
-        return MemoryTraining(images, transform, batches, seed, squares, view, own)
+        pairs = [
+            (prepared, squares_of(images, seen, fabric.device))
+            for prepared, seen in zip(more, further, strict=True)
+            if prepared is not None
+        ]
+        return MemoryTraining(images, transform, batches, seed, squares, view, own, pairs)
     pinned = fabric.device.type == "cuda"
-    return train_loader(images, transform, batches, seed, job.machine.workers, pinned, view, teacher)
+    known = [prepared for prepared in more if prepared is not None]
+    return train_loader(images, transform, batches, seed, job.machine.workers, pinned, view, teacher, known)
 
 
 def _second_view(

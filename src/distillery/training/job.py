@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,7 @@ class Job:
     seed: int
     results: Path
     machine: Machine = field(default_factory=Machine)
+    place: int | None = None  # of one of several teachers, where the run is looked at as that one meets it
 
     @property
     def name(self) -> str:
@@ -54,7 +55,18 @@ class Job:
     @cached_property
     def spec(self) -> RunSpec:
         """What it is, resolved."""
-        return self.experiment.spec(self.run, self.seed)
+        whole = self.experiment.spec(self.run, self.seed)
+        return whole if self.place is None else whole.by_teacher()[self.place]
+
+    @property
+    def teacher(self) -> str | None:
+        """The run that teaches it, where there is one."""
+        return self.experiment.teachers_of(self.run)[self.place or 0] if self.spec.teacher is not None else None
+
+    def by_teacher(self) -> "list[Job]":
+        """As each of several teachers meets it; the job itself where there is one or none."""
+        count = len(self.spec.teachers)
+        return [replace(self, place=place) for place in range(count)] if count else [self]
 
     @cached_property
     def manifest(self) -> Manifest:

@@ -22,7 +22,7 @@ from distillery.data.samplers import GlobalBatches
 from distillery.distill.bank import Bank, moved
 from distillery.distill.step import Labelled, Outputs
 from distillery.distill.student import Learner
-from distillery.distill.teacher import Teacher
+from distillery.distill.teacher import Several, Teacher
 from distillery.distill.term import CalibrationBatches
 from distillery.errors import UserError
 from distillery.experiment.schema.recipe import Recipe
@@ -41,8 +41,9 @@ STEPS_BETWEEN_LOOKS = 50
 FIRST_STEPS = 20
 # With `on_nan: skip`, so many steps in a row that were left out end a run.
 MOST_SKIPPED = 10
-# Micro-batches, each with the answers that a bank has of the teacher to it.
-Answered = Iterator[tuple[Batch, Outputs | None]]
+# What banks hold of a micro-batch: the one teacher's answers, or those of several.
+Stored = Outputs | tuple[Outputs, ...] | None
+Answered = Iterator[tuple[Batch, Stored]]
 
 
 @dataclass
@@ -57,7 +58,8 @@ class Training:
     bare: Learner  # the same, unwrapped
     teacher: Teacher | None
     bank: Bank | None  # in the teacher's place, its answers of before
-    scores: dict[str, Any] | None  # of the teacher, for run.json
+    several: Several | None  # teachers, in place of one
+    scores: Any  # of the teacher, for run.json; a list of those of several
     head: dict[str, Any] | None  # what run.json says of the head that is deployed with the student
     mix: Mix | None
     optimizer: torch.optim.Optimizer
@@ -135,7 +137,7 @@ def _train_epoch(training: Training, saved_at: float, last: int | None = None) -
     return saved_at
 
 
-def _first_batch(training: Training, batches: Answered) -> tuple[Batch, Outputs | None] | None:
+def _first_batch(training: Training, batches: Answered) -> tuple[Batch, Stored] | None:
     """A step's first micro-batch; None where a signal came, for this ends the wait, and then the run."""
     try:
         with training.stop.interrupting():
@@ -145,7 +147,7 @@ def _first_batch(training: Training, batches: Answered) -> tuple[Batch, Outputs 
         return None
 
 
-def _next_batch(training: Training, batches: Answered) -> tuple[Batch, Outputs | None]:
+def _next_batch(training: Training, batches: Answered) -> tuple[Batch, Stored]:
     asked = time.monotonic()
     with training.metric_logger.timed("data_wait"), said_every_minute():
         batch, answers = next(batches)
@@ -154,17 +156,20 @@ def _next_batch(training: Training, batches: Answered) -> tuple[Batch, Outputs |
     return batch, answers
 
 
-def _stored_answers(training: Training) -> Iterator[Outputs | None]:
-    """The teacher's answers to the epoch's micro-batches from here on, where they are in a bank."""
+def _stored_answers(training: Training) -> Iterator[Stored]:
+    """The teachers' answers to the epoch's micro-batches from here on, where they are in banks."""
+    pin_memory = training.fabric.device.type == "cuda"
+    if training.several is not None:
+        return training.several.stored(training.batches, pin_memory)
     if training.bank is None:
         return repeat(None)
-    return training.bank.answers(training.batches, pin_memory=training.fabric.device.type == "cuda")
+    return training.bank.answers(training.batches, pin_memory=pin_memory)
 
 
 def _train_step(
     training: Training,
     step: int,
-    first: tuple[Batch, Outputs | None] | None,
+    first: tuple[Batch, Stored] | None,
     batches: Answered,
     sums: EpochSums,
 ) -> None:
@@ -188,12 +193,17 @@ def _train_step(
         seed_generators(training.seed, "forward", epoch, step, micro, fabric.global_rank)
         with fabric.no_backward_sync(training.learner, enabled=micro + 1 < training.accumulation):
             with fabric.autocast():
-                teacher = None if answers is None else moved(answers, fabric.device)
+                teacher = moved(answers, fabric.device) if isinstance(answers, Outputs) else None
                 view: tuple[Tensor, Outputs | None] | None = None if second is None else (second, None)
                 if training.teacher:
                     teacher = training.teacher(images if seen is None else seen)
                     if second is not None and not training.bare.partners:
                         view = (second, training.teacher(second if again is None else again))
+                if training.several is not None:
+                    own = [_mixed_alike(training, further, size, step, micro) for further in batch.further_images or ()]
+                    squares = [image for image in (images, seen, *own) if image is not None]
+                    found = [moved(each, fabric.device) for each in answers or () if isinstance(each, Outputs)]
+                    teacher = training.several.answer(squares, found)
             fraction, now = images_in_step / recipe.batch, epoch + step / training.batches.steps
             labelled = _labelled(training, batch, images_in_step)
             values, logits_BC = training.learner(images, target, teacher, fraction, now, batch.indices, view, labelled)

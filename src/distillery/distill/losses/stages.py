@@ -98,9 +98,10 @@ def check_stages(experiment: "Experiment") -> None:
         return plan_taps(create_model(config.model, 2, **config.model_args), size, config.model)
 
     for run, recipe in experiment.recipes.items():
-        teacher, objective = experiment.teacher(run), experiment.config.runs[run].objective
+        objective = experiment.config.runs[run].objective
         is_paired = objective.needs().teacher & STAGEWISE
         for name, options in objective.terms().items():
+            teacher = options.teacher or experiment.teacher(run)
             ignored = frozenset(options.ignore) if isinstance(options, EveryStageOptions) else frozenset()
             stage = options.stage if isinstance(options, FitNetOptions | USKDOptions) else None
             projects = isinstance(options, OFAOptions) and (options.stages or isinstance(options.eps, tuple))

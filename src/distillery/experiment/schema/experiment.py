@@ -10,7 +10,7 @@ from distillery.experiment.schema.block import Block, FileName, Name, Neutral, S
 from distillery.experiment.schema.columns import COLUMNS
 from distillery.experiment.schema.labels import Count, Images, LabelledShare
 from distillery.experiment.schema.objective import PLAIN, Objective
-from distillery.experiment.schema.teacher import Answers, TeacherConfig, TeacherKey
+from distillery.experiment.schema.teacher import TeacherConfig, TeacherKey, TeacherMean
 
 # What `classes` may say of weights besides a file: lists that timm has, as the run that made them says, no classifier.
 WORDNET_LISTS = ("imagenet-1k", "imagenet-12k", "imagenet-21k", "imagenet-21k-miil", "imagenet-22k", "imagenet-22k-ms")
@@ -58,7 +58,12 @@ class RunConfig(Block):
         "class a line, names (as the run that made them says), or none (no classifier)",
     )
     teacher: TeacherKey | None = Field(
-        None, description="another run of this experiment, whose first seed teaches; or a block that names it as `run`"
+        None,
+        description="another run of this experiment, whose first seed teaches; or a block that names it as `run`; or a "
+        "list of these",
+    )
+    teacher_mean: Annotated[TeacherMean | None, Neutral(None)] = Field(
+        None, description="of several teachers, what is averaged: their probabilities (default) or their logits"
     )
     teacher_norm: Literal["eval", "batch"] | None = Field(
         None,
@@ -78,14 +83,10 @@ class RunConfig(Block):
     labelled_share: LabelledShare | None = Field(None, description="labelled images' part of each batch, 0.5")
 
     @property
-    def teacher_run(self) -> str | None:
-        """The run that teaches this one."""
-        return self.teacher.run if isinstance(self.teacher, TeacherConfig) else self.teacher
-
-    @property
-    def answers(self) -> Answers | None:
-        """How the teacher's answers are stored; None where it answers live, or where there is none."""
-        return self.teacher.stored if isinstance(self.teacher, TeacherConfig) else None
+    def teachers(self) -> tuple[TeacherConfig, ...]:
+        """Who teaches this one, and how."""
+        given = self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
+        return tuple(TeacherConfig(run=one) if isinstance(one, str) else one for one in given if one is not None)
 
 
 if TYPE_CHECKING:

@@ -28,6 +28,7 @@ from distillery.experiment.schema.block import (
     Count,
     Epochs,
     Fraction,
+    Name,
     Neutral,
     NonNegative,
     Positive,
@@ -170,6 +171,9 @@ class TermOptions(Block):
     weighs_others: ClassVar[str | None] = None
 
     weight: Weight = 1.0
+    teacher: Annotated[Name | None, Neutral(None)] = Field(
+        None, description="of several teachers, the run that this term learns from; by default from their mean"
+    )
 
     @model_validator(mode="after")
     def _some_part(self) -> Self:
@@ -790,6 +794,20 @@ class _WeightedSum(Block):
         for options in self.terms().values():
             needs |= options.needs
         return needs
+
+    def of_teacher(self, teacher: str) -> Self:
+        """The terms that learn from this teacher, or from none, as they are where it is the only one."""
+        others = {
+            name: None
+            for name, options in self.terms().items()
+            if options.needs.teacher and options.teacher not in (None, teacher)
+        }
+        own = {
+            name: options.model_copy(update={"teacher": None})
+            for name, options in self.terms().items()
+            if options.teacher == teacher
+        }
+        return self.model_copy(update=others | own)
 
     def heads(self) -> list[str]:
         """The names of the terms that may deploy parts with the student."""

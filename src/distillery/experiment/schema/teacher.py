@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from distillery.experiment.schema.block import Block, Name
+from distillery.experiment.schema.block import Block, Name, Positive
 
 
 class TopRows(Block):
@@ -24,6 +24,9 @@ Rows = Annotated[
 ]
 
 
+TeacherMean = Literal["probabilities", "logits"]
+
+
 class Answers(Block):
     """How a teacher's answers are stored, once, for all runs that see the same crops."""
 
@@ -33,7 +36,7 @@ class Answers(Block):
 
 
 class TeacherConfig(Block):
-    """`teacher:` as a block."""
+    """`teacher:` as a block, or one of several."""
 
     run: Name = Field(description="another run of this experiment; its first seed teaches")
     answers: Literal["live", "bank"] = Field(
@@ -42,6 +45,8 @@ class TeacherConfig(Block):
     rows: Rows | None = Field(
         None, description="of a bank: float32 (as the live teacher, default), float16, or {top: k} logits"
     )
+
+    weight: Positive = Field(1.0, description="of several, its share in their mean; shares are divided by their sum")
 
     @model_validator(mode="after")
     def _rows_of_a_bank(self) -> Self:
@@ -61,6 +66,17 @@ def _teacher_class(value: Any) -> str:  # noqa: ANN401
     return "TeacherConfig" if isinstance(value, (Mapping, TeacherConfig)) else "run"
 
 
-TeacherKey = Annotated[
+OneTeacher = Annotated[
     Annotated[Name, Tag("run")] | Annotated[TeacherConfig, Tag("TeacherConfig")], Discriminator(_teacher_class)
+]
+Several = Annotated[tuple[OneTeacher, ...], Field(min_length=1, max_length=20)]
+
+
+def _number_of_teachers(value: Any) -> str:  # noqa: ANN401
+    return "several" if isinstance(value, (list, tuple)) else _teacher_class(value)
+
+
+TeacherKey = Annotated[
+    Annotated[Name, Tag("run")] | Annotated[TeacherConfig, Tag("TeacherConfig")] | Annotated[Several, Tag("several")],
+    Discriminator(_number_of_teachers),
 ]
