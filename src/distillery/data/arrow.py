@@ -19,7 +19,7 @@ HIDDEN = -1
 
 
 class ArrowImages:
-    """The encoded images and labels of one split.
+    """The encoded images and labels of one split, or of several, one after the other.
 
     Shards are mapped into memory when first touched, in each process by itself: the object is small to pickle and safe
     to fork, and all processes of a machine share one copy of the data in the page cache. Images that are not embedded
@@ -29,17 +29,24 @@ class ArrowImages:
         UserError: the split or a shard is missing or damaged, or an image that is not embedded was changed.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, split: SplitName) -> None:
-        if split not in manifest.splits:
-            raise UserError(f"{folder}: holds no images of the split {split}; it is for evaluation only")
-        part = manifest.splits[split]
-        self._paths = [folder / shard.file for shard in part.shards]
-        self._starts = np.cumsum([0, *(shard.images for shard in part.shards)]).tolist()
+    def __init__(self, folder: Path, manifest: Manifest, *splits: SplitName) -> None:
+        for split in splits:
+            if split not in manifest.splits:
+                raise UserError(f"{folder}: holds no images of the split {split}; it is for evaluation only")
+        parts = {split: manifest.splits[split] for split in splits}
+        shards = [shard for part in parts.values() for shard in part.shards]
+        self._paths = [folder / shard.file for shard in shards]
+        self._starts = np.cumsum([0, *(shard.images for shard in shards)]).tolist()
         self._shards: dict[int, _Embedded | _Placed] = {}
         self.squares: dict[Any, Any] = {}  # what memory.squares_of keeps
-        self.labels: npt.NDArray[np.int64] = np.repeat(
-            np.arange(len(manifest.classes), dtype=np.int64), part.images_per_class
-        )
+        classes = np.arange(len(manifest.classes), dtype=np.int64)
+        labels = [
+            np.full(part.images, HIDDEN, dtype=np.int64)
+            if split == "unlabelled"
+            else np.repeat(classes, part.images_per_class)
+            for split, part in parts.items()
+        ]
+        self.labels: npt.NDArray[np.int64] = np.concatenate(labels)
 
     def with_labels_of(self, ids: npt.NDArray[np.int64]) -> "ArrowImages":
         """The same images, of which only these have labels; the others' are ``HIDDEN``."""

@@ -39,16 +39,17 @@ def describe(
         ValidationError: a class has no images left; the caller has checked that.
     """
     splits = {split: _describe_split(images, split, shards) for split, shards in written.items()}
-    train = written.get("train", [])
+    train, unlabelled = written.get("train", []), written.get("unlabelled", [])
+    seen = train or unlabelled or written["val"]
     identity = {"classes": images.classes} | {split: described.content for split, described in splits.items()}
     return Manifest.model_validate(
         {
             "name": name,
             "digest": hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
             "classes": images.classes,
-            "statistics": pixel_statistics(sum(shard.facts.histogram for shard in train or written["val"])),
+            "statistics": pixel_statistics(sum(shard.facts.histogram for shard in seen)),
             "splits": splits,
-            "duplicates": _find_duplicates([*train, *written.get("holdout", [])], written["val"]),
+            "duplicates": _find_duplicates([*train, *written.get("holdout", [])], written["val"], unlabelled),
             "ignored": images.ignored,
             "skipped": [SkippedImage(path=path, reason=reason) for path, reason in skipped],
         }
@@ -100,7 +101,7 @@ def _describe_split(images: RawImages, split: str, shards: list[WrittenShard]) -
     )
 
 
-def _find_duplicates(train: list[WrittenShard], val: list[WrittenShard]) -> Duplicates:
+def _find_duplicates(train: list[WrittenShard], val: list[WrittenShard], unlabelled: list[WrittenShard]) -> Duplicates:
     first: dict[bytes, RawImage] = {}
     contradicting: list[tuple[str, str]] = []
 
@@ -121,6 +122,10 @@ def _find_duplicates(train: list[WrittenShard], val: list[WrittenShard]) -> Dupl
         seen.add(pixels)
         if original is not None and pixels in training:
             across.append((original.path, image.path))
+    known = {pixels: image for shard in val for image, _, pixels in shard.kept()}
+    for image, _, pixels in (row for shard in unlabelled for row in shard.kept()):
+        if pixels in known:
+            across.append((image.path, known[pixels].path))
     return Duplicates(
         across_splits=tuple(across),
         within_train=within_train,

@@ -15,7 +15,7 @@ FILE_NAME = "manifest.json"
 # Raise it when shards or manifest change in a way that older code or older shards cannot follow.
 FORMAT = 1
 SPLITS = ("train", "val")
-SplitName = Literal["train", "holdout", "val"]
+SplitName = Literal["train", "holdout", "val", "unlabelled"]
 
 
 class Shard(Block):
@@ -29,6 +29,8 @@ class Shard(Block):
 
 class Split(Block):
     """The images of one split; `images_per_class` follows the order of the classes, all images that of their ids.
+
+    Of the split `unlabelled`, all stand under the first class, for a reader needs some.
 
     `turned` counts those whose EXIF orientation asks to be turned; they are used as they are stored.
     """

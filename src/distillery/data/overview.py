@@ -32,7 +32,7 @@ def _split_rows(manifest: Manifest) -> list[tuple[object, ...]]:
         (
             name,
             split.images,
-            _span(min(split.images_per_class), max(split.images_per_class)),
+            "none" if name == "unlabelled" else _span(min(split.images_per_class), max(split.images_per_class)),
             _span(*split.width),
             _span(*split.height),
             _counts(split.formats),
@@ -45,7 +45,7 @@ def _split_rows(manifest: Manifest) -> list[tuple[object, ...]]:
 
 
 def _class_rows(manifest: Manifest) -> list[tuple[object, ...]]:
-    per_class = [split.images_per_class for split in manifest.splits.values()]
+    per_class = [split.images_per_class for name, split in manifest.splits.items() if name != "unlabelled"]
     rows: list[tuple[object, ...]] = list(zip(manifest.classes, *per_class, strict=True))
     if len(rows) <= _LISTED:
         return rows

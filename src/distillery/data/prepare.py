@@ -19,6 +19,7 @@ from distillery.data.raw import RawFile, counted, shown
 from distillery.data.shards import ShardFacts, ShardTask, split_into_shards
 from distillery.data.sources import RawImages
 from distillery.data.staging import staged_folder
+from distillery.data.unlabelled import add_unlabelled
 from distillery.errors import UserError
 from distillery.experiment.schema.dataset import Dataset
 from distillery.results import write_sealed
@@ -51,6 +52,8 @@ def prepare_dataset(name: str, dataset: Dataset, output: Path, workers: int) -> 
             images = generate_images(Path(dataset.path), dataset.generated)
         if dataset.holdout is not None:
             images = hold_out(images, dataset.holdout, name)
+        if dataset.unlabelled is not None:
+            images = add_unlabelled(images, dataset, scratch)
         if not dataset.embed:
             _check_places(dataset, images, scratch)
         outcome = _write(name, images, staging, workers, dataset)
@@ -73,6 +76,8 @@ def summary(manifest: Manifest, folder: Path) -> list[str]:
         f"{name}: {counted(len(manifest.classes), 'class', 'classes')}, "
         f"{training}{counted(val.images, 'validation image')} in {folder}"
     ]
+    if "unlabelled" in manifest.splits:
+        lines.append(f"{name}: {counted(manifest.splits['unlabelled'].images, 'image')} without labels beside them")
     if "holdout" in manifest.splits:
         lines.append(
             f"{name}: {counted(manifest.splits['holdout'].images, 'image')} held out from training, to choose epochs by"

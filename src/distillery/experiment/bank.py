@@ -8,7 +8,7 @@ with ``crops`` their seeds.
 from typing import Any
 
 from distillery.experiment.experiment import Experiment
-from distillery.experiment.ledger import ENGINE, digest_of, entry, images_entry
+from distillery.experiment.ledger import ENGINE, digest_of, entry, images_entry, labels_entry
 from distillery.experiment.schema.teacher import Answers, TopRows
 from distillery.experiment.spec import RunSpec
 
@@ -42,7 +42,7 @@ def bank_ledger(spec: RunSpec) -> dict[str, Any]:
         "seed": spec.seed,
         "epochs": recipe.total_epochs,
         "sampling": None if sampling is None else [sampling.order, dict(sampling.arguments)],
-        "labels": None if spec.labels is None else entry(spec.labels),
+        "labels": None if spec.labels is None else labels_entry(spec.labels),
         **{key: entry(getattr(recipe, key)) for key in ("batch", "repeats", "drop_last")},
     }
 

@@ -20,7 +20,7 @@ def check_run(
     where: str, config: RunConfig, overrides: dict[str, Any], recipe: Recipe | None, dataset: Dataset
 ) -> None:
     """Check which keys of a run go together."""
-    if config.recipe is not None and dataset.split == "evaluation":
+    if config.recipe is not None and dataset.split == "evaluation" and dataset.unlabelled is None:
         raise UserError(
             f"{where}.recipe: the data set is for evaluation and has no images to train on; import `weights`"
         )

@@ -111,7 +111,8 @@ class Experiment:
             return None
         labels = self.config.labels if config.labels is None else config.labels
         with located(self.where(run)):
-            return resolve_labels(labels, config.images, config.labelled_share, config.objective)
+            unlabelled = self.dataset.unlabelled is not None
+            return resolve_labels(labels, config.images, config.labelled_share, config.objective, unlabelled)
 
     def members(self) -> Iterator[tuple[str, int]]:
         """Every (run, seed) of the experiment, in the order written."""

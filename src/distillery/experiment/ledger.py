@@ -13,10 +13,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from distillery.errors import UserError
+from distillery.experiment.address import parse_address
 from distillery.experiment.plugins import is_plugin, source_of
 from distillery.experiment.schema.block import Block, Neutral
 from distillery.experiment.schema.columns import COLUMNS, METRICS
 from distillery.experiment.schema.dataset import Dataset
+from distillery.experiment.schema.labels import FewLabels, LabelList
 from distillery.experiment.schema.objective import Objective
 
 # How networks are trained: the loop, optimizers, schedules, mixing, moving averages, the orders of images.
@@ -45,7 +48,10 @@ IMAGE_KEYS = ("layout", "bundled", "generated", "val_folder", "holdout", "label"
 def images_entry(dataset: Dataset) -> dict[str, Any]:
     """What decides the prepared images of a data set, besides the raw ones."""
     kept = [name for name in IMAGE_KEYS if not _is_neutral(Dataset.model_fields[name].metadata, dataset, name)]
-    return {name: entry(getattr(dataset, name)) for name in kept} | {"numerics": PREPARING}
+    content = {name: entry(getattr(dataset, name)) for name in kept}
+    # Where they lie decides nothing.
+    content |= {"unlabelled": True} if dataset.unlabelled is not None else {}
+    return content | {"numerics": PREPARING}
 
 
 def entry(value: Any) -> Any:  # noqa: ANN401
@@ -67,6 +73,26 @@ def entry(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, Mapping):
         return {key: entry(part) for key, part in value.items()}
     return [entry(part) for part in value] if isinstance(value, (list, tuple)) else value
+
+
+def labels_entry(labels: FewLabels | None) -> Any:  # noqa: ANN401
+    """As ``entry``, with the bytes of a list and not its place.
+
+    Raises:
+        UserError: the list cannot be read.
+    """
+    content = entry(labels)
+    if labels is not None and isinstance(labels.labels, LabelList):
+        address = parse_address(labels.labels.list)
+        path = Path(labels.labels.list).expanduser()
+        found = file_sha256(path) if address is None else address.sha256
+        if found is None:
+            raise UserError(
+                f"labels: {path} cannot be read, and its bytes decide the run and all that descends from it; put the "
+                "file back, or name another"
+            )
+        content["labels"] = {"sha256": found}
+    return content
 
 
 def _is_neutral(metadata: list[Any], block: Block, name: str) -> bool:

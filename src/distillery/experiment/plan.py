@@ -238,7 +238,8 @@ class Plan:
     def preparing(self, name: str) -> str:
         """What decides a prepared data set besides its raw images, as a hash."""
         dataset = self.dataset(name)
-        return digest_of([images_entry(dataset), str(Path(dataset.path)), dataset.embed])
+        further = [] if dataset.unlabelled is None else [dataset.unlabelled]
+        return digest_of([images_entry(dataset), str(Path(dataset.path)), dataset.embed, *further])
 
     def raw_images(self, name: str) -> list[str]:
         """What DVC knows of the raw images: a small file that `dvc add data` changes when images were changed.

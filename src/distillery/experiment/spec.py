@@ -17,6 +17,7 @@ from distillery.experiment.ledger import (
     entry,
     file_sha256,
     images_entry,
+    labels_entry,
 )
 from distillery.experiment.plugins import is_plugin, source_of
 from distillery.experiment.schema.block import Block, Neutral, WeightsChoice
@@ -137,6 +138,8 @@ class RunSpec(Block):
         """
         content: dict[str, Any] = entry(self)
         content["images"] = images_entry(self.images)
+        if self.labels is not None:
+            content["labels"] = labels_entry(self.labels)
         if self.model in ZOO:
             network = ZOO[self.model]
             content["network"] = {**network.fixed, "numerics": network.numerics}

@@ -67,6 +67,8 @@ def _describe(dataset: str, manifest: Manifest | None) -> str:
         return f"{name}, not prepared yet."
     train, val = manifest.splits.get("train"), manifest.splits["val"].images
     training = "" if train is None else f"{train.images:,} training images, "
+    others = manifest.splits.get("unlabelled")
+    training += "" if others is None else f"{others.images:,} more without labels, "
     held = manifest.splits.get("holdout")
     chosen = "" if held is None else f"{held.images:,} images held out from training to choose epochs by, "
     return (

@@ -17,6 +17,7 @@ from distillery.models.registry import check_arguments, explain_unknown, is_mode
 from distillery.models.taps import plan_taps
 from distillery.paths import dataset_folder
 from distillery.training.forecast import Forecast
+from distillery.training.inputs import TRAINING
 from distillery.training.optim import check_optimizer
 
 
@@ -77,7 +78,8 @@ def forecast_banks(experiment: Experiment, results: Path) -> Iterator[str]:
             size = (known[0], known[1] * spec.teacher.has_classifier) if known[0] and known[1] else None
             if (folder / "manifest.json").exists():
                 manifest = load_manifest(folder)
-                size = manifest.splits["train"].images, len(manifest.classes) * spec.teacher.has_classifier
+                images = sum(manifest.splits[split].images for split in TRAINING if split in manifest.splits)
+                size = images, len(manifest.classes) * spec.teacher.has_classifier
             yield describe_bank(experiment, teacher, address, members, size, features)
 
 

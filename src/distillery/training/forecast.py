@@ -14,6 +14,7 @@ from distillery.errors import located
 from distillery.experiment import Experiment, RunSpec
 from distillery.models import check_input, check_training, create_model
 from distillery.paths import dataset_folder
+from distillery.training.inputs import TRAINING
 
 # Batches that each worker of torch's loader prepares ahead.
 PREFETCHED = 2
@@ -41,7 +42,7 @@ class Forecast:
         """How many training images there are; 0 if it is not known yet."""
         if self.manifest is None:
             return self.experiment.dataset.images.get("train", 0)
-        return self.manifest.splits["train"].images if "train" in self.manifest.splits else 0
+        return sum(self.manifest.splits[split].images for split in TRAINING if split in self.manifest.splits)
 
     def batches(self, run: str) -> int:
         """What a run's workers hold in shared memory."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from distillery.data.arrow import HIDDEN, ArrowImages
 from distillery.data.dali import DaliLoader
-from distillery.data.labels import choose_labelled
+from distillery.data.labels import choose_labelled, listed_images
 from distillery.data.loader import Batch, SecondView, eval_loader, eval_parts, train_loader
 from distillery.data.manifest import SplitName
 from distillery.data.memory import MemoryEvaluation, MemoryTraining, fits, squares_of
@@ -28,6 +29,7 @@ from distillery.data.orders import (
 )
 from distillery.data.samplers import GlobalBatches
 from distillery.data.transforms import Transform, eval_transform, train_transform
+from distillery.data.weights import fetched
 from distillery.distill.collective import Collective
 from distillery.distill.step import StepInputs
 from distillery.distill.student import FeatureExtractor, Learner
@@ -35,11 +37,15 @@ from distillery.distill.teacher import Teacher
 from distillery.distill.term import CalibrationBatches
 from distillery.errors import UserError, located
 from distillery.evaluation.metrics import evaluate_model
+from distillery.experiment.schema.labels import LabelList
 from distillery.experiment.schema.objective import Needs
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.training.job import Job, LoaderName
 
 EVALUATION_BATCH = 256
+
+# The splits that runs are trained on, where they are there; the second one's images have no labels.
+TRAINING: list[SplitName] = ["train", "unlabelled"]
 
 # Orders of the training images that a term may ask for, by name: of labels, seed and the term's arguments.
 ORDERS: dict[str, Callable[..., Order]] = {"partners": partner_order}
@@ -57,12 +63,19 @@ def training_images(job: Job) -> ArrowImages:
     Raises:
         UserError: it may use none of them, or all, in other words than `all`.
     """
-    images = ArrowImages(job.data_folder, job.manifest, "train")
-    if job.spec.labels is None:
+    splits: list[SplitName] = [split for split in TRAINING if split in job.manifest.splits]
+    images = ArrowImages(job.data_folder, job.manifest, *(splits or TRAINING[:1]))
+    few = job.spec.labels
+    if few is None:
         return images
+    there = int((images.labels != HIDDEN).sum())
     with located(job.where):
-        count = job.spec.labels.count(len(images))
-    return images.with_labels_of(choose_labelled(images.labels, count, job.seed) if count else np.arange(0))
+        if there == 0 and few.labels != 0:
+            raise UserError("labels: no training image of the data set has a label; write labels: 0")
+        if isinstance(few.labels, LabelList):
+            return images.with_labels_of(listed_images(images, there, Path(fetched(few.labels.list))))
+        count = few.count(there)
+    return images.with_labels_of(choose_labelled(images.labels[:there], count, job.seed) if count else np.arange(0))
 
 
 def _used(job: Job, images: ArrowImages) -> Ids:

@@ -69,6 +69,11 @@ class Dataset(Block):
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="share of each class's training images to choose epochs by, instead of the validation images"
     )
+    unlabelled: Annotated[str | None, Field(min_length=1), Neutral(None)] = Field(
+        None,
+        description="further training images without labels: a folder, an archive, or a list (.txt, .csv) of paths; in "
+        "`path`, or anywhere",
+    )
     label: str | None = Field(None, description="the hub's column of labels; found by itself when there is one")
     embed: bool = Field(True, description="false: leave the images where they are and keep paths and checksums only")
     orientation: Annotated[Literal["stored", "exif"], Neutral("stored")] = Field(

@@ -1,29 +1,55 @@
 """Few labels: which share of the training images a run may know the classes of, and what it does with the others."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeInt
+from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt
 
 from distillery.errors import UserError
+from distillery.experiment.address import parse_address
 from distillery.experiment.schema.block import Block
 from distillery.experiment.schema.objective import Objective
 from distillery.experiment.schema.recipe import Recipe
+
+
+def _checked_address(text: str) -> str:
+    parse_address(text)
+    return text
+
 
 # Of each batch, where the run says nothing else.
 LABELLED_SHARE = 0.5
 
 
+class LabelList(Block):
+    """The images that have labels, as a list names them."""
+
+    list: Annotated[str, Field(min_length=1), AfterValidator(_checked_address)] = Field(
+        description="a file with an image a line, or https://...#sha256=<64 hex digits> of one"
+    )
+
+    @property
+    def file_name(self) -> str:
+        """Its last part, without a checksum."""
+        return self.list.partition("#")[0].rpartition("/")[2]
+
+
 def _count_or_share(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, (Mapping, LabelList)):
+        return LabelList.model_validate(value)
     if value == "all" or (type(value) is int and 0 <= value <= 10**9) or (type(value) is float and 0 < value < 1):
         return value
-    raise ValueError("expected a number of images, as 100 (0: no labels), a share between 0 and 1, as 0.1, or all")
+    raise ValueError(
+        "expected a number of images, as 100 (0: no labels), a share between 0 and 1, as 0.1, {list: FILE}, or all"
+    )
 
 
 Count = Annotated[
-    int | float | Literal["all"],
+    int | float | Literal["all"] | LabelList,
     BeforeValidator(
         _count_or_share,
-        json_schema_input_type=NonNegativeInt | Annotated[float, Field(gt=0, lt=1)] | Literal["all"],
+        json_schema_input_type=NonNegativeInt | Annotated[float, Field(gt=0, lt=1)] | Literal["all"] | LabelList,
     ),
 ]
 Images = Literal["all", "labelled"]
@@ -34,31 +60,38 @@ class FewLabels(Block):
     """What a run may know of its training images' classes.
 
     Attributes:
-        labels: so many labels, or this share of them; 0 for a run that learns from no label.
+        labels: so many labels, or this share of them, or those of a list; 0 for a run that learns from no label, all
+            where only the images of the data set's ``unlabelled`` have none.
         images: train on ``all`` images, whose labels are unknown but for these, or on the ``labelled`` ones alone.
         labelled_share: the labelled images' part of each batch, where there are others in it.
     """
 
     numerics = 1
 
-    labels: Annotated[int | float, BeforeValidator(_count_or_share)]
+    labels: Count
     images: Images
     labelled_share: LabelledShare | None = None
 
     @property
     def shown(self) -> str:
         """What a table says of them: ``0``, ``50``, ``10 %``; ``50 + unlabelled`` where other images are used too."""
-        labels = str(self.labels) if isinstance(self.labels, int) else f"{100 * self.labels:g} %"
+        if isinstance(self.labels, float):
+            labels = f"{100 * self.labels:g} %"
+        else:
+            labels = Path(self.labels.file_name).stem if isinstance(self.labels, LabelList) else str(self.labels)
         return labels if self.images == "labelled" or self.labels == 0 else f"{labels} + unlabelled"
 
     def count(self, images: int) -> int:
-        """How many of so many training images are labelled.
+        """How many of so many training images with labels may be used with them; of no list.
 
         Raises:
             UserError: a share that is none of them, or all.
         """
+        assert not isinstance(self.labels, LabelList)
         if self.labels == 0:
             return 0
+        if self.labels == "all":
+            return images
         count = self.labels if isinstance(self.labels, int) else round(self.labels * images)
         if not 0 < count < images:
             raise UserError(
@@ -109,19 +142,23 @@ class FewLabels(Block):
 
 
 def resolve_labels(
-    labels: int | float | Literal["all"] | None,
+    labels: int | float | Literal["all"] | LabelList | None,
     images: Images | None,
     labelled_share: float | None,
     objective: Objective,
+    unlabelled: bool = False,
 ) -> FewLabels | None:
     """What a run says of labels, with its defaults; None where it knows all.
 
-    Images without a label are used where a term learns from a teacher, unless the run says otherwise.
+    Images without a label are used where a term learns from a teacher, unless the run says otherwise. ``unlabelled``
+    says that the data set has some of its own.
 
     Raises:
         UserError: a key has no effect; the line begins with it.
     """
-    if labels is None or labels == "all":
+    if unlabelled and labels in (None, "all"):
+        labels = "all" if any(options.needs.labels for options in objective.terms().values()) else 0
+    elif labels is None or labels == "all":
         for key, value in (("images", images), ("labelled_share", labelled_share)):
             if value is not None:
                 raise UserError(f"{key}: {value} has no effect without `labels`; remove it, or add e.g. labels: 100")
