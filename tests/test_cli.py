@@ -14,6 +14,11 @@ from distillery import __version__
 from distillery.cli import main
 
 ROOT = Path(__file__).parents[1]
+# What takes seconds to import and is of no use to a small network.
+HEAVY = {
+    "botocore", "datasets", "matplotlib", "pandas", "sklearn", "sympy", "timm", "torch._dynamo", "torchmetrics",
+    "torchvision",
+}  # fmt: skip
 
 
 def run(capsys, *arguments):
@@ -211,8 +216,9 @@ def test_the_configuration_and_the_command_line_need_no_torch():
 
 @pytest.mark.slow
 def test_a_small_network_is_trained_and_measured_without_the_libraries_that_take_seconds_to_import(workplace):
-    for command in ("train", "evaluate"):
-        arguments = [command, workplace.experiment, "small", "--workers", "1", "--results", workplace.results]
+    for command in ("train", "evaluate", "profile"):
+        workers = () if command == "profile" else ("--workers", "1")
+        arguments = [command, workplace.experiment, "small", *workers, "--results", workplace.results]
         done = subprocess.run(
             [sys.executable, "-X", "importtime", "-m", "distillery", *map(str, arguments)],
             capture_output=True,
@@ -221,7 +227,7 @@ def test_a_small_network_is_trained_and_measured_without_the_libraries_that_take
         )
         imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
         assert "torch" in imported
-        assert not imported & {"datasets", "matplotlib", "pandas", "sklearn", "timm", "torchmetrics", "torchvision"}
+        assert not imported & HEAVY
 
 
 def test_check_refuses_weights_that_are_absent_or_something_else_and_teachers_of_another_size(workplace, capsys):

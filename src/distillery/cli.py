@@ -18,6 +18,7 @@ from typer import Argument, Option
 from distillery import __version__, commands
 from distillery.errors import UserError, machine_at_fault
 from distillery.experiment import load_experiment
+from distillery.imports import import_fabric
 from distillery.options import (
     CONFIG_DIR,
     RESULTS,
@@ -37,7 +38,7 @@ from distillery.options import (
     finite,
     plain_name,
 )  # fmt: skip
-from distillery.process import end_process, import_fabric, keep_memory, limit_threads
+from distillery.process import end_process, keep_memory, limit_threads
 
 app = typer.Typer(
     rich_markup_mode=None,

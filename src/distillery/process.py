@@ -1,4 +1,4 @@
-"""What a command asks of its own process: threads, memory, what it imports, and how it ends."""
+"""What a command asks of its own process: threads, memory, and how it ends."""
 
 import atexit
 import ctypes
@@ -26,17 +26,6 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         for option, value in ((-3, 2**30), (-1, 2**31 - 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
             libc.mallopt(option, value)
-
-
-def import_fabric() -> None:
-    """Import Fabric, without torchmetrics where that is installed: it looks at its version alone, for two seconds."""
-    if "torchmetrics" in sys.modules:
-        return
-    sys.modules["torchmetrics"] = None  # type: ignore[assignment]
-    try:
-        import lightning_fabric  # noqa: F401
-    finally:
-        del sys.modules["torchmetrics"]
 
 
 def end_process(code: int) -> None:

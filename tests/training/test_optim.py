@@ -100,7 +100,7 @@ def test_sgd_and_adamw_are_torchs_with_the_recipes_own_arguments():
     (sgd,) = build_optimizer(optimizer(name="sgd", lr=0.1), network).param_groups
     assert (sgd["momentum"], sgd["nesterov"], sgd["weight_decay"]) == (0.9, False, 0.0)
     adamw = build_optimizer(optimizer(name="adamw", lr=0.1, betas=[0.5, 0.9], eps=1e-4), network)
-    assert type(adamw) is torch.optim.AdamW
+    assert isinstance(adamw, torch.optim.AdamW)
     assert [(group["betas"], group["eps"], group["weight_decay"]) for group in adamw.param_groups] == [
         ((0.5, 0.9), 1e-4, 0.01),
         ((0.5, 0.9), 1e-4, 0.0),

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from distillery.evaluation.restore import default_device, restore_run
 from distillery.experiment import Experiment
 from distillery.experiment.ledger import PROFILING
+from distillery.imports import uncompiled
 from distillery.paths import profile_path
 from distillery.provenance import cpu_name
 from distillery.results import write_sealed
@@ -85,6 +86,7 @@ def count_macs(network: nn.Module, size: int) -> int:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            uncompiled(type(counter.mode).__torch_dispatch__)
             network(images)
     finally:
         torch.backends.mha.set_fastpath_enabled(was_fast)

@@ -27,7 +27,8 @@ def start_devices(recipe: Recipe, threads: int | None, *, unused_parameters: boo
         torch.set_num_threads(threads)
     if recipe.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Less `use_deterministic_algorithms`, which also tells the compiler and imports it for that.
+        torch.set_deterministic_debug_mode("warn")
         # Nothing here reads memory that it has not written, and writing it twice takes 6 % of a step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not recipe.deterministic

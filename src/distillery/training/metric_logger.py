@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from distillery.atomic import write_text
+from distillery.imports import without
 from distillery.tracking import Tracked, Trackers
 from distillery.training.checkpoint import TrainState
 
@@ -145,7 +146,8 @@ class MetricLogger:
 
     def _open_tensorboard(self) -> None:
         """Begin TensorBoard's file again, with all epochs so far."""
-        from torch.utils.tensorboard import SummaryWriter
+        with without("boto3"):
+            from torch.utils.tensorboard import SummaryWriter
 
         threading.excepthook = _without_tensorboard
         tensorboard = self.folder / "tensorboard"

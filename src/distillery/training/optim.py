@@ -12,6 +12,7 @@ from torch import nn
 from distillery.errors import UserError
 from distillery.experiment.reading import nearest
 from distillery.experiment.schema.recipe import AdamW, Optimizer, Recipe, Sgd
+from distillery.imports import uncompiled_optimizer
 from distillery.training.schedules import (
     absolute_warmup_lr,
     cosine_lr,
@@ -47,9 +48,9 @@ def build_optimizer(config: Optimizer, module: nn.Module, exempt: Iterable[str] 
     arguments = config.model_dump(exclude={"name"})
     # What timm would make of these names too, without the second that its import takes.
     if isinstance(config, Sgd):
-        return torch.optim.SGD(groups, **arguments)
+        return uncompiled_optimizer(torch.optim.SGD)(groups, **arguments)
     if isinstance(config, AdamW):
-        return torch.optim.AdamW(groups, **arguments)
+        return uncompiled_optimizer(torch.optim.AdamW)(groups, **arguments)
     from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 
     # What an optimizer itself draws (Kron) is then in its state, and the same on all processes.
