@@ -24,9 +24,9 @@ from distillery.results import write_sealed
 LARGEST_BATCH = {"cpu": 32, "cuda": 256}
 PASS_SECONDS = 2.0
 
-# Each measurement lasts this long, and takes at least so many passes, after some that do not count.
-MEASURE_SECONDS = 1.0
-LEAST_PASSES = 5
+# Each measurement lasts this long, in so many passes at least and at most, after some that do not count.
+MEASURE_SECONDS = 0.5
+LEAST_PASSES, MOST_PASSES = 5, 100
 WARM_UP_PASSES = 3
 
 
@@ -137,7 +137,7 @@ def _median_seconds(network: nn.Module, images: Tensor, device: torch.device) ->
             network(images)
         synchronize()
         began = time.perf_counter()
-        while len(times) < LEAST_PASSES or time.perf_counter() - began < MEASURE_SECONDS:
+        while len(times) < LEAST_PASSES or (len(times) < MOST_PASSES and time.perf_counter() - began < MEASURE_SECONDS):
             start = time.perf_counter()
             network(images)
             synchronize()
