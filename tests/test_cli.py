@@ -227,7 +227,18 @@ def test_a_small_network_is_trained_and_measured_without_the_libraries_that_take
         )
         imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
         assert "torch" in imported
-        assert not imported & HEAVY
+        assert sorted(imported & HEAVY) == []
+
+
+@pytest.mark.slow
+def test_a_second_check_of_the_same_networks_needs_no_torch(workplace, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    command = [sys.executable, "-X", "importtime", "-m", "distillery", "check", str(workplace.experiment)]
+    said = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(2)]
+    first, second = ({line.rpartition("|")[2].strip() for line in each.stderr.splitlines()} for each in said)
+    assert "torch" in first
+    assert sorted(second & (HEAVY | {"torch"})) == []
+    assert said[0].stdout == said[1].stdout
 
 
 def test_check_refuses_weights_that_are_absent_or_something_else_and_teachers_of_another_size(workplace, capsys):

@@ -126,8 +126,8 @@ def check(config: Config, results: Results = RESULTS, workers: Workers = 2, as_j
     from distillery.training.forecast import Forecast
 
     experiment = load_experiment(config)
-    check_experiment(experiment)
     forecast = Forecast(experiment, results, workers)
+    check_experiment(experiment, forecast)
     forecast.check_networks()
     runs, said, warnings = list_runs(experiment), list(notes(experiment, forecast, results)), list(forecast.warnings())
     if as_json:

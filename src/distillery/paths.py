@@ -5,6 +5,9 @@ from pathlib import Path
 # The usual one; commands take another by --results.
 RESULTS = Path("results")
 
+# Through which processes that read images hand on their batches.
+SHARED_MEMORY = Path("/dev/shm")
+
 
 def dataset_folder(results: Path, dataset: str) -> Path:
     """Arrow shards and manifest.json of a prepared data set."""

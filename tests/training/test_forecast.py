@@ -6,12 +6,12 @@ from collections import namedtuple
 import pytest
 
 from distillery.cli import main
-from distillery.data.loader import SHARED_MEMORY
 from distillery.data.manifest import FILE_NAME
 from distillery.experiment import load_experiment
 from distillery.experiment.schema.objective import CRDOptions
 from distillery.models import create_model
 from distillery.models.weights import save_weights
+from distillery.paths import SHARED_MEMORY
 from distillery.results import SEAL, read_json, write_sealed
 from distillery.training import forecast
 from distillery.training.forecast import Forecast

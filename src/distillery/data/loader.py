@@ -26,9 +26,8 @@ from distillery.data.samplers import GlobalBatches, Sample
 from distillery.data.transforms import Transform
 from distillery.errors import UserError
 from distillery.randomness import address_key
+from distillery.paths import SHARED_MEMORY
 
-# Through which workers hand on their batches.
-SHARED_MEMORY = Path("/dev/shm")
 # After so long, and every time again, a wait for data is said.
 WAIT_SECONDS = 60.0
 

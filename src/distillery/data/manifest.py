@@ -16,6 +16,8 @@ FILE_NAME = "manifest.json"
 FORMAT = 1
 SPLITS = ("train", "val")
 SplitName = Literal["train", "holdout", "val", "unlabelled"]
+# The splits that runs are trained on, where they are there; the second one's images have no labels.
+TRAINING: list[SplitName] = ["train", "unlabelled"]
 
 
 class Shard(Block):

@@ -103,22 +103,6 @@ def has_classifier(network: "nn.Module") -> bool:
     return getattr(network, "num_classes", None) != 0
 
 
-def check_arguments(name: str, model_args: Mapping[str, Any]) -> None:
-    """Build a network, on no memory where it can be, to see that its builder accepts its arguments.
-
-    Raises:
-        UserError: it does not.
-    """
-    import torch
-
-    try:
-        with torch.device("meta"):
-            create_model(name, 10, **model_args)
-    # Some networks compute with numbers while they are built, and cannot be built without any.
-    except UserError:
-        create_model(name, 10, **model_args)
-
-
 def check_input(network: "nn.Module", name: str, size: int, num_classes: int) -> None:
     """Send one blank image of ``size`` x ``size`` pixels through a network and see that class scores come out.
 

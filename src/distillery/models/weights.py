@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from distillery.atomic import replace_file
 from distillery.errors import UserError
+from distillery.models.pretrained.files import check_exists
 
 StateDict = dict[str, Tensor]
 
@@ -62,20 +63,6 @@ def read_safetensors(path: Path) -> StateDict:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: cannot be read as safetensors: {error}") from error
-
-
-def check_exists(path: Path) -> None:
-    """Say which file of weights is missing.
-
-    Raises:
-        UserError: there is no such file, or it may not be read.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: {'is no file' if path.exists() else 'no such file'}; expected a file of weights")
-    try:
-        path.open("rb").close()
-    except OSError as error:  # safetensors would say that there is none
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def copy_weights(model: nn.Module, state: StateDict, source: str, without: tuple[str, ...] = ()) -> None:

@@ -4,42 +4,53 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distillery.data.manifest import load_manifest
-from distillery.distill.losses.stages import check_stages
-from distillery.distill.objective import check_names
-from distillery.errors import UserError, located
+from distillery.data.manifest import TRAINING, load_manifest
+from distillery.errors import located
 from distillery.experiment import Experiment, RunSpec
 from distillery.experiment.bank import banks_of, describe_bank, holds_embedding, spec_by
-from distillery.experiment.checks import large_memories
-from distillery.models import check_input, create_model
-from distillery.models.pretrained.checkpoint import check_file
-from distillery.models.registry import check_arguments, explain_unknown, is_model
-from distillery.models.taps import plan_taps
+from distillery.experiment.checks import large_memories, names_stages
+from distillery.experiment.plugins import is_plugin
+from distillery.experiment.schema.recipe import AdamW, Optimizer, Sgd
+from distillery.models.pretrained.files import check_file
 from distillery.paths import dataset_folder
 from distillery.training.forecast import Forecast
-from distillery.training.inputs import TRAINING
-from distillery.training.optim import check_optimizer
 
 
-def check_experiment(experiment: Experiment) -> None:
+def check_experiment(experiment: Experiment, forecast: Forecast) -> None:
     """See that an experiment's models, their arguments, optimizers, weights and teachers' sizes exist and fit.
+
+    What needs torch imports it where nothing else will do.
 
     Raises:
         UserError: something does not.
     """
     for run, line in experiment.config.runs.items():
         with located(experiment.where(run)):
-            if not is_model(line.model):
-                raise UserError(f"model: {explain_unknown(line.model)}")
-            if line.model_args:
-                check_arguments(line.model, line.model_args)
+            forecast.network(experiment.spec(run))
             if run in experiment.recipes:
-                check_optimizer(experiment.recipes[run].optimizer)
+                _check_optimizer(experiment.recipes[run].optimizer)
             check_file(experiment.spec(run).weights_file)
-            check_names(line.objective)
+            if any(is_plugin(options.implementation) for options in line.objective.terms().values()):
+                from distillery.distill.objective import check_names
+
+                check_names(line.objective)
     for teacher in sorted(experiment.teachers()):
-        _check_size(experiment, teacher)
-    check_stages(experiment)
+        spec = experiment.spec(teacher)
+        if spec.prepared_for is not None:
+            with located(experiment.where(teacher)):
+                forecast.network(spec, spec.prepared_for.size)
+    if names_stages(experiment):
+        from distillery.distill.losses.stages import check_stages
+
+        check_stages(experiment)
+
+
+def _check_optimizer(config: Optimizer) -> None:
+    """Try an optimizer; torch's own take whatever the schema lets through."""
+    if not isinstance(config, Sgd | AdamW):
+        from distillery.training.optim import check_optimizer
+
+        check_optimizer(config)
 
 
 def list_runs(experiment: Experiment) -> list[dict[str, Any]]:
@@ -71,6 +82,9 @@ def forecast_banks(experiment: Experiment, results: Path) -> Iterator[str]:
             features, spec = 0, spec_by(experiment, *members[0], teacher)
             assert spec.teacher is not None
             if holds_embedding(spec):
+                from distillery.models import create_model
+                from distillery.models.taps import plan_taps
+
                 network = create_model(spec.teacher.model, 10, **spec.teacher.model_args)
                 features = plan_taps(network, _size_of(spec.teacher, network), spec.teacher.model).features
             folder = dataset_folder(results, spec.dataset)
@@ -88,13 +102,3 @@ def _size_of(teacher: RunSpec, network: object) -> int:
     if teacher.prepared_for is not None:
         return teacher.prepared_for.size
     return int((getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1])
-
-
-def _check_size(experiment: Experiment, run: str) -> None:
-    """See that a teacher takes images of the size that it will be shown, where the configuration says it."""
-    spec = experiment.spec(run)
-    if spec.prepared_for is not None:
-        with located(experiment.where(run)):
-            classes = 10 if spec.has_classifier else 0
-            network = create_model(spec.model, classes, **spec.model_args)
-            check_input(network, spec.model, spec.prepared_for.size, classes)

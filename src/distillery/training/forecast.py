@@ -3,24 +3,20 @@
 import os
 import shutil
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 
-import torch
-
-from distillery.data.loader import SHARED_MEMORY
 from distillery.data.manifest import FILE_NAME, Manifest, load_manifest
 from distillery.errors import located
 from distillery.experiment import Experiment, RunSpec
-from distillery.models import check_input, check_training, create_model
-from distillery.paths import dataset_folder
-from distillery.training.inputs import TRAINING
+from distillery.models.facts import network_bytes
+from distillery.paths import SHARED_MEMORY, dataset_folder
 
 # Batches that each worker of torch's loader prepares ahead.
 PREFETCHED = 2
-FLOAT = 4
 # Where nothing says how many classes there are.
 CLASSES = 1000
+# What the drivers of NVIDIA, AMD and Windows Subsystem for Linux show: without any, torch need not be asked for a GPU.
+GPU_DEVICES = ("nvidia*", "kfd", "dxg")
 
 
 class Forecast:
@@ -55,10 +51,15 @@ class Forecast:
         views = 2 if spec.objective.needs().view else 1
         return self.workers * PREFETCHED * spec.recipe.batch * views * sum(3 * size**2 for size in sizes)
 
-    def network(self, spec: RunSpec) -> int:
-        """A run's weights, as on disk."""
+    def network(self, spec: RunSpec, size: int | None = None, images: int | None = None) -> int:
+        """A run's weights, as on disk.
+
+        Raises:
+            UserError: there is no such network, it takes no images of ``size`` pixels a side, or cannot be trained on
+                so many ``images`` of it.
+        """
         classes = self.classes if spec.has_classifier else 0
-        return _network_bytes(spec.model, classes, tuple(sorted(spec.model_args.items())))
+        return network_bytes(spec.model, classes, tuple(sorted(spec.model_args.items())), size, images)
 
     def terms(self, spec: RunSpec) -> dict[str, int]:
         """What the terms of its objective remember."""
@@ -90,18 +91,11 @@ class Forecast:
         Raises:
             UserError: one cannot take them; the line names the run.
         """
-        tried = set()
         for run, recipe in self.experiment.recipes.items():
-            line, size = self.experiment.config.runs[run], recipe.preprocess.size
             is_alone = not recipe.drop_last and recipe.repeats == 1 and self.images % recipe.batch == 1
             images = 1 if is_alone else min(recipe.batch, 2)
-            key = (line.model, repr(sorted(line.model_args.items())), size, images)
-            if key not in tried:
-                tried.add(key)
-                network = create_model(line.model, 10, **line.model_args)
-                with located(self.experiment.where(run)):
-                    check_input(network, line.model, size, 10)
-                    check_training(network, line.model, size, images)
+            with located(self.experiment.where(run)):
+                self.network(self.experiment.spec(run), recipe.preprocess.size, images)
 
     def line(self) -> str:
         """The estimates in words."""
@@ -177,20 +171,12 @@ def _copies(manifest: Manifest, path: Path) -> Iterator[str]:
 
 def _machine_memory() -> int:
     """Of the GPU where there is one, else of the machine."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(0).total_memory)
+    if any(path for name in GPU_DEVICES for path in Path("/dev").glob(name)):
+        import torch
+
+        if torch.cuda.is_available():
+            return int(torch.cuda.get_device_properties(0).total_memory)
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-@lru_cache(maxsize=256)
-def _network_bytes(model: str, classes: int, arguments: tuple[tuple[str, bool | int | float | str], ...]) -> int:
-    try:
-        with torch.device("meta"):  # shapes alone: nothing is drawn
-            network = create_model(model, classes, **dict(arguments))
-    except (RuntimeError, NotImplementedError):
-        network = create_model(model, classes, **dict(arguments))
-    count: int = sum(value.numel() for value in network.state_dict().values())
-    return FLOAT * count
 
 
 def _shown(size: int) -> str:

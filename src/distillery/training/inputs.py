@@ -14,7 +14,7 @@ from distillery.data.arrow import HIDDEN, ArrowImages
 from distillery.data.dali import DaliLoader
 from distillery.data.labels import choose_labelled, listed_images
 from distillery.data.loader import Batch, SecondView, eval_loader, eval_parts, train_loader
-from distillery.data.manifest import SplitName
+from distillery.data.manifest import TRAINING, SplitName
 from distillery.data.memory import MemoryEvaluation, MemoryTraining, fits, squares_of
 from distillery.data.orders import (
     ClassPartners,
@@ -43,9 +43,6 @@ from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.training.job import Job, LoaderName
 
 EVALUATION_BATCH = 256
-
-# The splits that runs are trained on, where they are there; the second one's images have no labels.
-TRAINING: list[SplitName] = ["train", "unlabelled"]
 
 # Orders of the training images that a term may ask for, by name: of labels, seed and the term's arguments.
 ORDERS: dict[str, Callable[..., Order]] = {"partners": partner_order}

@@ -1,0 +1,92 @@
+"""What building a network tells of it, kept for the next time: a check of a thousand runs need not import torch again.
+
+The facts lie in the user's cache folder; they may be removed at any time, and are left out where it cannot be written.
+"""
+
+import atexit
+import json
+import os
+from contextlib import suppress
+from functools import cache, lru_cache
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from distillery.atomic import write_json
+from distillery.errors import UserError
+from distillery.experiment import zoo
+from distillery.experiment.plugins import is_plugin, source_of
+
+FLOAT = 4
+Arguments = tuple[tuple[str, bool | int | float | str], ...]
+
+
+@lru_cache(maxsize=1024)
+def network_bytes(
+    name: str, classes: int, arguments: Arguments, size: int | None = None, images: int | None = None
+) -> int:
+    """The bytes of a network's weights in float32.
+
+    ``arguments`` are the sorted items of its ``model_args``. With a ``size``, it takes one blank image of so many
+    pixels a side, too; with ``images``, it can also be trained on a batch of so many.
+
+    Raises:
+        UserError: there is no such network, or it takes no such arguments or images; the line begins with the key, or
+            names the model.
+    """
+    source = source_of(name) if is_plugin(name) else ""
+    key = json.dumps([name, classes, arguments, size, images, source])
+    facts = _facts()
+    if key not in facts:
+        facts[key] = _built_bytes(name, classes, arguments, size, images)
+    return facts[key]
+
+
+def _built_bytes(name: str, classes: int, arguments: Arguments, size: int | None, images: int | None) -> int:
+    import torch
+
+    from distillery.models.registry import check_input, check_training, create_model
+
+    if size is not None:
+        network = create_model(name, classes, **dict(arguments))
+        check_input(network, name, size, classes)
+        if images is not None:
+            check_training(network, name, size, images)
+    else:
+        try:
+            with torch.device("meta"):  # shapes alone: nothing is drawn
+                network = create_model(name, classes, **dict(arguments))
+        # Some networks compute with numbers while they are built, and cannot be built without any.
+        except (UserError, RuntimeError):
+            network = create_model(name, classes, **dict(arguments))
+    return FLOAT * sum(value.numel() for value in network.state_dict().values())
+
+
+@cache
+def _facts() -> dict[str, int]:
+    """All that is known, read once; what is added is written when the process ends."""
+    path = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "distillery" / "networks.json"
+    known: dict[str, int] = {}
+    code = _code()
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        known = dict(content["facts"]) if content["code"] == code else {}
+    before = len(known)
+
+    def keep() -> None:
+        if len(known) > before:
+            with suppress(UserError):
+                write_json(path, {"code": code, "facts": known})
+
+    atexit.register(keep)
+    return known
+
+
+def _code() -> str:
+    """What stands for all code that builds networks, plugins aside: with another, nothing is known any more."""
+    files = [*Path(__file__).parent.rglob("*.py"), Path(zoo.__file__)]
+    hashed = sha256(b"".join(path.read_bytes() for path in sorted(files)))
+    for package in ("torch", "timm", "torchvision"):
+        with suppress(PackageNotFoundError):
+            hashed.update(f"{package} {version(package)} ".encode())
+    return hashed.hexdigest()

@@ -1,0 +1,86 @@
+"""What is known of networks: kept between processes, forgotten with other code, never taken for more than it is."""
+
+import json
+
+import pytest
+
+from distillery.errors import UserError
+from distillery.models import create_model, facts, registry
+from distillery.models.facts import network_bytes
+
+
+@pytest.fixture
+def process(tmp_path, monkeypatch):
+    """Begin as a process does that knows only what others have written; the function ends one and begins another."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    ends = []
+    monkeypatch.setattr(facts.atexit, "register", ends.append)
+
+    def another():
+        for end in ends:
+            end()
+        ends.clear()
+        network_bytes.cache_clear()
+        facts._facts.cache_clear()
+        return tmp_path / "distillery" / "networks.json"
+
+    another()
+    yield another
+    network_bytes.cache_clear()
+    facts._facts.cache_clear()
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The names of the networks that are built."""
+    names = []
+
+    def build(name, classes, /, **arguments):
+        names.append(name)
+        return create_model(name, classes, **arguments)
+
+    monkeypatch.setattr(registry, "create_model", build)
+    return names
+
+
+def test_a_network_is_built_once_for_all_processes(process, built):
+    arguments = (("width", 8),)
+    first = network_bytes("cifar_resnet8", 10, arguments)
+    assert first == 4 * sum(value.numel() for value in create_model("cifar_resnet8", 10, width=8).state_dict().values())
+    process()
+    assert network_bytes("cifar_resnet8", 10, arguments) == first
+    assert built == ["cifar_resnet8"]
+    assert network_bytes("cifar_resnet8", 11, arguments) > first
+    assert network_bytes("cifar_resnet8", 10, arguments, 8) == first
+    assert len(built) == 3
+
+
+def test_other_code_damaged_files_and_folders_without_permission_forget_all(process, built, monkeypatch):
+    network_bytes("cifar_resnet8", 10, ())
+    path = process()
+    with monkeypatch.context() as patched:
+        patched.setattr(facts, "_code", lambda: "other")
+        network_bytes("cifar_resnet8", 10, ())
+        process()
+    for content in ("{", "[]", json.dumps({"code": facts._code(), "facts": None})):
+        path.write_text(content)
+        network_bytes("cifar_resnet8", 10, ())
+        process()
+        assert json.loads(path.read_text())["facts"]
+    path.unlink()
+    path.parent.rmdir()
+    path.parent.write_text("")
+    network_bytes("cifar_resnet8", 10, ())
+    process()
+    assert len(built) == 6
+
+
+def test_what_is_refused_is_refused_again(process):
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"^model: no model 'cifar_resnet9'"):
+            network_bytes("cifar_resnet9", 10, ())
+        with pytest.raises(UserError, match=r"^model_args.widht: "):
+            network_bytes("cifar_resnet8", 10, (("widht", 8),))
+        with pytest.raises(UserError, match=r"cannot take images of 2 x 2 pixels"):
+            network_bytes("vgg11", 10, (), 2)
+        process()
