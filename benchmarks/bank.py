@@ -102,7 +102,7 @@ def step_of(job: Job, images: torch.Tensor) -> Callable[[], None]:
     stored: Iterator[Outputs | None] = repeat(None)
     if training.bank is not None:
         stored = training.bank.answers(_endless(training), pin_memory=DEVICE.type == "cuda")
-    sums, batches = EpochSums(fabric.device, {}), zip(shown, stored, strict=False)
+    sums, batches = EpochSums({}), zip(shown, stored, strict=False)
     training.learner.train()
 
     def step() -> None:

@@ -122,7 +122,7 @@ def ours(case: Case, run: str) -> Step:
     training.metric_logger.begin(training.name, 1, training.batches.steps, training.train_state)
     images = Batch(case.images, case.labels, torch.arange(case.batch, device=DEVICE))
     batches = repeat((images, None))
-    sums = EpochSums(fabric.device, {})
+    sums = EpochSums({})
     training.learner.train()
 
     def step() -> None:

@@ -80,7 +80,7 @@ def build(case: Case, run: str) -> tuple[Training, Callable[[], object]]:
     training.bare.objective.begin_epoch(0, training.calibration_batches(0))
     view = case.images if job.spec.objective.needs().view else None
     images = Batch(case.images, case.labels, torch.arange(case.batch, device=DEVICE), view=view)
-    sums, batches = EpochSums(fabric.device, {}), repeat((images, None))
+    sums, batches = EpochSums({}), repeat((images, None))
     training.learner.train()
     return training, lambda: _train_step(training, 0, None, batches, sums)
 

@@ -39,7 +39,7 @@ def experiment(runs: int) -> str:
 
 def spent(command: tuple[str, ...], folder: Path) -> list[float]:
     """Processor seconds, and the largest memory in MB, of a command that must succeed."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
     assert process.stderr is not None
     said = process.stderr.read().decode()
@@ -57,7 +57,8 @@ def planning(folder: Path, sizes: list[int]) -> list[list[Any]]:
         dry = (*SNAKEMAKE, "-n", "-q", "--cores", "1")
         target = {1000: 12.0, 5000: 60.0}.get(size, "")
         rows += [
-            ["distillery check", size, *spent((*DISTILLERY, "check", str(page)), folder), ""],
+            ["distillery check, of new networks", size, *spent((*DISTILLERY, "check", str(page)), folder), ""],
+            ["distillery check, again", size, *spent((*DISTILLERY, "check", str(page)), folder), 1.5],
             ["snakemake -n", size, *spent((*dry, f"results/tables/many{size}.md"), folder), target],
             ["of one job", size, *spent((*dry, f"results/many{size}/run1/seed0/metrics.json"), folder), ""],
         ]
@@ -74,6 +75,10 @@ def starting(folder: Path) -> list[list[Any]]:
     )
     page = "config/short.yaml"
     spent((*DISTILLERY, "prepare", "digits", "--workers", "1"), folder)
+    (folder / "config" / "taken.yaml").write_text(
+        "taken:\n  dataset: digits\n  runs:\n    one: {model: cifar_resnet8, preprocess: {size: 32}, "
+        "weights: results/short/one/seed0/weights.safetensors}\n  tables:\n    all: {rows: [one], columns: [top1]}\n"
+    )
     machine = ("--threads", "1", "--workers", "0")
     return [
         ["import torch", "", *spent((sys.executable, "-c", "import torch"), folder), ""],
@@ -83,6 +88,12 @@ def starting(folder: Path) -> list[list[Any]]:
             "",
             *spent((*DISTILLERY, "train", page, "one", *machine), folder),
             3.0,
+        ],
+        [
+            "distillery train, weights taken",
+            "",
+            *spent((*DISTILLERY, "train", "config/taken.yaml", "one"), folder),
+            2.5,
         ],
         ["distillery evaluate", "", *spent((*DISTILLERY, "evaluate", page, "one", *machine), folder), 2.5],
         ["distillery profile", "", *spent((*DISTILLERY, "profile", page, "one", "--threads", "1"), folder), 2.5],

@@ -7,6 +7,7 @@ generator state has to be saved.
 
 import random
 from collections.abc import Iterable
+from functools import cache
 from hashlib import blake2b
 
 import numpy as np
@@ -93,5 +94,13 @@ def seed_generators(seed: int, stream: str, *position: int) -> None:
     torch.default_generator.manual_seed(key)
     # As torch.manual_seed, less the kinds of devices that nothing here runs on: it looks up the callers for each,
     # which takes longer than a small network's layer.
-    if torch.cuda.is_available():
+    if _has_gpu():
         torch.cuda.manual_seed_all(key)
+
+
+@cache
+def _has_gpu() -> bool:
+    """Asked once: torch asks the driver every time."""
+    import torch
+
+    return torch.cuda.is_available()

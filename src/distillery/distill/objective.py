@@ -8,6 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor, nn
 
+from distillery.distill.precision import without_autocast
 from distillery.distill.step import Labelled, StepInputs
 from distillery.distill.term import CalibrationBatches, Term, TermContext
 from distillery.errors import UserError
@@ -45,7 +46,7 @@ class WeightedTerms(nn.Module):
 
     def forward(self, inputs: StepInputs) -> dict[str, Tensor]:
         """Return every term's unweighted value by name, and their weighted sum as ``loss``."""
-        with torch.autocast(inputs.student.logits_BC.device.type, enabled=False):
+        with without_autocast(inputs.student.logits_BC):
             inputs = inputs.widened()
             values = {name: self._value(name, term, inputs) for name, term in self.each()}
         epoch = int(inputs.epoch)

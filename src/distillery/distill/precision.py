@@ -1,6 +1,7 @@
 """Losses are computed in float32 at least, whatever the network around them computes in."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import reduce, wraps
 from typing import ParamSpec, TypeVar
 
@@ -23,12 +24,14 @@ def full_precision(function: Callable[Parameters, Result]) -> Callable[Parameter
     @wraps(function)
     def widened(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         floating = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.is_floating_point()]
+        if all(tensor.dtype is torch.float32 for tensor in floating) and not _is_narrowed(floating[0]):
+            return function(*args, **kwargs)
         dtype = reduce(torch.promote_types, (tensor.dtype for tensor in floating), torch.float32)
 
         def widen(argument: object) -> object:
             return argument.to(dtype) if isinstance(argument, Tensor) and argument.is_floating_point() else argument
 
-        with torch.autocast(floating[0].device.type, enabled=False):
+        with without_autocast(floating[0]):
             return function(*map(widen, args), **{name: widen(value) for name, value in kwargs.items()})  # type: ignore[arg-type]
 
     return widened
@@ -36,4 +39,13 @@ def full_precision(function: Callable[Parameters, Result]) -> Callable[Parameter
 
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Widen half precision to float32; float64 stays."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return tensor if tensor.dtype is torch.float32 else tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Compute outside autocast on a tensor's device; nothing, which takes no time, where there is none."""
+    return torch.autocast(tensor.device.type, enabled=False) if _is_narrowed(tensor) else nullcontext()
+
+
+def _is_narrowed(tensor: Tensor) -> bool:
+    return torch.is_autocast_enabled(tensor.device.type)

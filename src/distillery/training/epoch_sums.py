@@ -48,17 +48,14 @@ def _is_finite(value: Tensor) -> bool:
 
 
 class EpochSums:
-    """Sums over an epoch's images, kept on the device so that no step waits for them."""
+    """Sums over an epoch's images. Micro-batches wait on the device until a sum is asked for: no step adds or waits."""
 
-    def __init__(self, device: torch.device, totals: dict[str, float]) -> None:
+    def __init__(self, totals: dict[str, float]) -> None:
         self.recent: list[StepValues] = []  # since they were last looked at
+        self._waiting: list[tuple[dict[str, Tensor], Tensor, int]] = []  # values, correct ones, images
         self.images = totals.get("images", 0.0)
         self.labelled = totals.get("labelled", self.images)
-        self.sums = {
-            name: torch.tensor(value, dtype=torch.float64, device=device)
-            for name, value in totals.items()
-            if name not in ("images", "labelled")
-        }
+        self._sums = {name: value for name, value in totals.items() if name not in ("images", "labelled")}
 
     def add(
         self,
@@ -70,18 +67,29 @@ class EpochSums:
         labelled: Tensor | None = None,
     ) -> None:
         """Count one micro-batch, of which the rows ``labelled`` have labels, or all."""
-        self.recent.append(StepValues(step, {name: value.detach() for name, value in values.items()}, indices_B))
+        detached = {name: value.detach() for name, value in values.items()}
+        self.recent.append(StepValues(step, detached, indices_B))
         images = len(logits_BC)
         hard_B = target if target.ndim == 1 else target.argmax(dim=1)
         self.images += images
         self.labelled += images if labelled is None else len(labelled)
-        self._add("correct", (logits_BC.detach().argmax(dim=1) == hard_B).sum())
-        for name, value in values.items():
-            self._add(name, value.detach() * images)
+        self._waiting.append((detached, (logits_BC.detach().argmax(dim=1) == hard_B).sum(), images))
 
-    def _add(self, name: str, value: Tensor) -> None:
-        value = value.to(torch.float64)
-        self.sums[name] = self.sums[name] + value if name in self.sums else value
+    @property
+    def sums(self) -> dict[str, float]:
+        """Of each value times its images, and of the images that were told rightly, in float64 and in their order."""
+        if self._waiting:
+            parts = {"correct": torch.stack([correct for _, correct, _ in self._waiting]).double()}
+            for name in self._waiting[0][0]:
+                values = torch.stack([values[name] for values, _, _ in self._waiting])
+                images = torch.tensor([images for _, _, images in self._waiting], dtype=values.dtype)
+                parts[name] = (values * images.to(values.device)).double()
+            # One transfer for all.
+            for name, numbers in zip(parts, torch.stack(list(parts.values())).tolist(), strict=True):
+                for number in numbers:
+                    self._sums[name] = self._sums[name] + number if name in self._sums else number
+            self._waiting = []
+        return self._sums
 
     def take_recent(self) -> "Recent":
         """What was counted since the last call."""
@@ -90,13 +98,12 @@ class EpochSums:
 
     def totals(self) -> dict[str, float]:
         """The sums as exact Python numbers."""
-        counts = {"images": self.images, "labelled": self.labelled}
-        return counts | {name: value.item() for name, value in self.sums.items()}
+        return {"images": self.images, "labelled": self.labelled, **self.sums}
 
     def means(self) -> dict[str, float]:
         """The epoch's means so far; NaN before the first step, ``top1`` only if any of its images has a label."""
-        top1 = {"top1": 100 * self.sums["correct"].item() / self.labelled} if self.labelled else {}
-        return {"loss": self.sums["loss"].item() / self.images if self.images else math.nan, **top1}
+        top1 = {"top1": 100 * self.sums["correct"] / self.labelled} if self.labelled else {}
+        return {"loss": self.sums["loss"] / self.images if self.images else math.nan, **top1}
 
 
 def totals_of_ranks(fabric: Fabric, totals: dict[str, float]) -> list[dict[str, float]]:

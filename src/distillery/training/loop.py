@@ -110,7 +110,7 @@ def take_first_steps(training: Training) -> None:
 def _train_epoch(training: Training, saved_at: float, last: int | None = None) -> float:
     """Take the optimizer steps that are left of the current epoch, or of its first ``last``."""
     train_state = training.train_state
-    sums = EpochSums(training.fabric.device, totals_of_rank(training.fabric, train_state.sums))
+    sums = EpochSums(totals_of_rank(training.fabric, train_state.sums))
     if train_state.step == 0:
         with training.metric_logger.timed("calibration"):
             training.bare.objective.begin_epoch(train_state.epoch, training.calibration_batches(train_state.epoch))
@@ -206,11 +206,14 @@ def _train_step(
                     teacher = training.several.answer(squares, found)
             fraction, now = images_in_step / recipe.batch, epoch + step / training.batches.steps
             labelled = _labelled(training, batch, images_in_step)
-            values, logits_BC = training.learner(images, target, teacher, fraction, now, batch.indices, view, labelled)
+            # Past Fabric's wrapper, whose conversions and hooks would change nothing: the objective widens its inputs.
+            forward = training.learner._forward_module
+            with fabric.autocast():
+                values, logits_BC = forward(images, target, teacher, fraction, now, batch.indices, view, labelled)
             training.alarms.heard(teacher, target, batch.labelled)
             # DDP averages gradients over ranks; the share turns that mean into the mean over the global batch.
             share = len(images) * fabric.world_size / images_in_step
-            fabric.backward(values["loss"] * share)
+            fabric.backward(values["loss"] if share == 1 else values["loss"] * share)
         counted.append((values, logits_BC, target, batch.indices, batch.labelled))
     training.alarms.end_step()
     if recipe.on_nan == "skip" and _is_broken(training, [values for values, *_ in counted]):
