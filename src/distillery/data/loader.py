@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,8 +24,8 @@ from distillery.data.orders import ClassPartners, Ids
 from distillery.data.samplers import GlobalBatches, Sample
 from distillery.data.transforms import Transform
 from distillery.errors import UserError
-from distillery.randomness import address_key
 from distillery.paths import SHARED_MEMORY
+from distillery.randomness import address_key
 
 # After so long, and every time again, a wait for data is said.
 WAIT_SECONDS = 60.0
@@ -216,7 +215,25 @@ def assemble(images: ArrowImages, indices: Sequence[int], loaded: Sequence[tuple
     """Make a batch of squares (3, size, size) and their shifts; the squares say on which device the images are."""
     shifts = [shift for _, shift in loaded if shift is not None]
     ids = np.asarray(indices, dtype=np.int64)
-    return batch_of(images, ids, torch.stack([square for square, _ in loaded]), torch.stack(shifts) if shifts else None)
+    squares_B3HW = _joined([square for square, _ in loaded])
+    return batch_of(images, ids, squares_B3HW, torch.stack(shifts) if shifts else None)
+
+
+def _joined(squares: Sequence[Tensor]) -> Tensor:
+    """Squares (3, H, W) as one batch with the channels innermost in memory, as images are decoded: copied as they lie.
+
+    In a worker, the batch begins its life in shared memory, so that nothing is copied twice.
+    """
+    first_HW3 = squares[0].permute(1, 2, 0)
+    shape = (len(squares), *first_HW3.shape)
+    if get_worker_info() is None:
+        batch_BHW3 = first_HW3.new_empty(shape)
+    else:
+        with _room_for(len(squares) * first_HW3.numel()):
+            shared = torch.UntypedStorage._new_shared(len(squares) * first_HW3.numel())
+        batch_BHW3 = torch.empty(0, dtype=first_HW3.dtype).set_(shared, 0, shape)
+    torch.stack([square.permute(1, 2, 0) for square in squares], out=batch_BHW3)
+    return batch_BHW3.permute(0, 3, 1, 2)
 
 
 def batch_of(images: ArrowImages, ids: Ids, squares_B3HW: Tensor, shifts_B3: Tensor | None = None) -> Batch:
@@ -304,18 +321,22 @@ def _whole(batch: Batch) -> Batch:
     """Hand a batch on; in a worker, through shared memory, here and not in a thread where its lack would be silent."""
     if get_worker_info() is None:
         return batch
+    parts = [part for part in (*batch[:-1], *(batch.further_images or ())) if part is not None]
+    with _room_for(sum(part.numel() * part.element_size() for part in parts)):
+        for part in parts:
+            part.share_memory_()  # type: ignore[no-untyped-call]
+    return batch
+
+
+@contextmanager
+def _room_for(size: int) -> Iterator[None]:
     try:
-        for part in (*batch[:-1], *(batch.further_images or ())):
-            if part is not None:
-                part.share_memory_()  # type: ignore[no-untyped-call]
+        yield
     except RuntimeError as error:
-        parts = (*batch[:-1], *(batch.further_images or ()))
-        size = sum(part.numel() * part.element_size() for part in parts if part is not None)
         raise UserError(
             f"{SHARED_MEMORY} has no room for a batch of {size / 2**20:.1f} MB ({str(error).splitlines()[0]}); use "
             "fewer --workers, or give a container more by --shm-size"
         ) from None
-    return batch
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from distillery.data.manifest import FILE_NAME, Manifest, load_manifest
+from distillery.data.manifest import FILE_NAME, TRAINING, Manifest, load_manifest
 from distillery.errors import located
 from distillery.experiment import Experiment, RunSpec
 from distillery.models.facts import network_bytes

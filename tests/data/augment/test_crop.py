@@ -139,3 +139,26 @@ def test_bakes_centre_is_the_original_one(golden):
     assert crop.draw(height, width).cut_top == math.ceil((height - 6) / 2)
     usual = CentreSquare(Preprocess(size=6, resize=height)).draw(height, width)
     assert usual.cut_top != crop.draw(height, width).cut_top
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    SIDES,
+    SIDES,
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.sampled_from(["nearest", "bilinear", "bicubic"]),
+    st.booleans(),
+    st.integers(0, 99),
+)
+def test_a_window_is_resized_to_torchvisions_bytes(height, width, new_height, new_width, interpolation, smooth, seed):
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=generator).permute(2, 0, 1)
+    top, left = seed % height, seed % width
+    params = crop.CropParams(top, left, height - top, width - left, new_height, new_width)
+    rule = resized_crop(size=1000)
+    rule.interpolation, rule.antialias = interpolation, smooth
+    mode = v2.InterpolationMode[crop._INTERPOLATIONS[interpolation]]
+    window = image[:, top:, left:]
+    expected = v2.functional.resize(window, [new_height, new_width], mode, antialias=smooth)
+    assert torch.equal(apply_crop(image, params, rule), expected)
