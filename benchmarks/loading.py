@@ -97,7 +97,7 @@ def batches_of(images: ArrowImages, batch: int = BATCH) -> GlobalBatches:
 
 
 def ours(
-    images: ArrowImages, kind: str, reduced: bool = False, floats: bool = True
+    images: ArrowImages, kind: str, reduced: bool = False, floats: bool = True, cache: Path | None = None
 ) -> Callable[[], Iterable[torch.Tensor]]:
     """Our loaders, with the normalisation that follows on the device."""
     operations = (
@@ -109,7 +109,7 @@ def ours(
     if kind == "dali":
         loader: Iterable = DaliLoader(images, transform, batches, 0, WORKERS, torch.device("cpu"))
     else:
-        loader = train_loader(images, transform, batches, 0, WORKERS, pin_memory=False)
+        loader = train_loader(images, transform, batches, 0, WORKERS, pin_memory=False, cache=cache)
     return lambda: (normalize(batch.images) if floats else batch.images for batch in loader)
 
 
@@ -248,6 +248,7 @@ def compare_bytes(folder: Path, images: int, rounds: int) -> None:
         Way("loader: torch", ours(prepared, "torch", floats=False)),
         Way("torchvision.io, v2", torchvision_io(folder / "raw"), 1.1),
         Way("simplejpeg, v2, in 30 lines", simplejpeg_lines(folder / "raw"), 1.1),
+        Way("loader: torch, its cache filled", ours(prepared, "torch", floats=False, cache=folder)),
     ]
     title = f"{images} JPEGs of 500 x 400 to {SIZE} x {SIZE}, bytes, {WORKERS} workers"
     time_loaders(ways, images, rounds, title)

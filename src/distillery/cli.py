@@ -192,6 +192,9 @@ def train(
         Literal["auto", "memory", "torch", "dali"],
         Option(help="What prepares images; auto: memory where they fit, torch elsewhere."),
     ] = "auto",
+    cache: Annotated[
+        str, Option(help="A folder on a local disk: images are decoded once a session and kept there, 3 bytes a pixel.")
+    ] = "",
     checkpoint_seconds: Annotated[float, Option(min=0, help="Time between checkpoints.", callback=finite)] = 60.0,
     expect_digest: Annotated[str | None, Option(help="Refuse to train if the run's digest is another.")] = None,
     requeue: Annotated[bool, Option("--requeue", help="Have Slurm start this job again after a warning.")] = False,
@@ -221,7 +224,15 @@ def train(
     from distillery.training.job import Job, Machine
     from distillery.training.run import make_run
 
-    machine = Machine(workers, threads, device_batch, checkpoint_seconds, loader, chosen_trackers(track))
+    machine = Machine(
+        workers,
+        threads,
+        device_batch,
+        checkpoint_seconds,
+        loader,
+        chosen_trackers(track),
+        Path(cache) if cache else None,
+    )
     try:
         make_run(Job(experiment, run, seed, results, machine), stop)
     except Stopped as stopped:

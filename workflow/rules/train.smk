@@ -44,6 +44,7 @@ rule train_student:
         workers=1,
         loader="auto",
         track="",
+        cache="",
     params:
         digest=lambda w: plan.digest(w.experiment, w.run, w.seed),
     message:
@@ -53,7 +54,7 @@ rule train_student:
         ' bash "$LAUNCH" {resources.nodes} {resources.gpus_per_node} {resources.cpus_per_task}'
         ' train "$CONFIG"/{wildcards.experiment:q}.yaml {wildcards.run:q} --seed {wildcards.seed:q} $SHRUNK'
         " --expect-digest {params.digest:q} --threads {threads} --workers {resources.workers}"
-        " --loader {resources.loader:q} --track={resources.track:q} --requeue > {log:q} 2>&1"
+        " --loader {resources.loader:q} --cache={resources.cache:q} --track={resources.track:q} --requeue > {log:q} 2>&1"
 
 
 use rule train_student as train_teacher with:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from distillery.cluster.signals import obey_parent_only, warnings_blocked
 from distillery.data.arrow import HIDDEN, ArrowImages
 from distillery.data.augment.lighting import add_shifts
+from distillery.data.decoded import DecodedImages
 from distillery.data.orders import ClassPartners, Ids
 from distillery.data.samplers import GlobalBatches, Sample
 from distillery.data.transforms import Transform
@@ -87,18 +89,21 @@ def train_loader(
     view: "SecondView | None" = None,
     teacher: Transform | None = None,
     further: Sequence[Transform] = (),
+    cache: Path | None = None,
 ) -> "DataLoader[Batch]":
     """Load this rank's part of each batch of ``batches``, augmented, once or twice.
 
     Before a sample is augmented, the generators are seeded from its address (seed, "augment", epoch, index, copy), so
     neither workers nor restarts can change it; for a second view, from (seed, "augment-view", ...), so that it does not
     change the first. ``teacher`` prepares the same samples once more, from the same addresses, for a teacher that sees
-    other squares, and so do ``further`` ones. The process's own generators are left as they were.
+    other squares, and so do ``further`` ones. The process's own generators are left as they were. Decoded images are
+    kept below ``cache``.
     """
     for prepared in (transform, teacher, *further, view and view.transform, view and view.teacher):
         if prepared is not None:
             _import_for(images, prepared)
-    dataset = TrainImages(images, transform, seed, view, teacher, further)
+    decoded = None if cache is None else DecodedImages(images, cache)
+    dataset = TrainImages(images, transform, seed, view, teacher, further, decoded)
     return _loader(dataset, batches, workers, pin_memory, persistent=True)
 
 
@@ -153,9 +158,14 @@ class TrainImages(Dataset[Batch]):
         view: SecondView | None = None,
         teacher: Transform | None = None,
         further: Sequence[Transform] = (),
+        decoded: DecodedImages | None = None,
     ) -> None:
         self._images, self._transform, self._seed = images, transform, seed
-        self._view, self._teacher, self._further = view, teacher, further
+        self._view, self._teacher, self._further, self._decoded = view, teacher, further, decoded
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Workers that are not forked cannot share what is decoded.
+        return {**vars(self), "_decoded": None}
 
     def __getitem__(self, samples: Sequence[Sample]) -> Batch:
         with generators_kept():
@@ -185,8 +195,13 @@ class TrainImages(Dataset[Batch]):
         for sample in samples:
             seed_sample(self._seed, sample, stream)
             shown = sample.index if partner is None else partner(*sample)
-            loaded.append((transform.decode(self._images.encoded(shown)), transform.draw_shift()))
+            loaded.append((self._square(shown, transform), transform.draw_shift()))
         return assemble(self._images, [sample.index for sample in samples], loaded)
+
+    def _square(self, index: int, transform: Transform) -> Tensor:
+        if self._decoded is None or transform.crop.reduced_decoding:
+            return transform.decode(self._images.encoded(index))
+        return transform(self._decoded.take(index))
 
 
 class EvalImages(Dataset[Batch]):
@@ -230,8 +245,8 @@ def _joined(squares: Sequence[Tensor]) -> Tensor:
         batch_BHW3 = first_HW3.new_empty(shape)
     else:
         with _room_for(len(squares) * first_HW3.numel()):
-            shared = torch.UntypedStorage._new_shared(len(squares) * first_HW3.numel())
-        batch_BHW3 = torch.empty(0, dtype=first_HW3.dtype).set_(shared, 0, shape)
+            shared = torch.UntypedStorage._new_shared(len(squares) * first_HW3.numel())  # type: ignore[no-untyped-call]
+        batch_BHW3 = first_HW3.new_empty(0).set_(shared).view(shape)
     torch.stack([square.permute(1, 2, 0) for square in squares], out=batch_BHW3)
     return batch_BHW3.permute(0, 3, 1, 2)
 

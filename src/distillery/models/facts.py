@@ -59,7 +59,8 @@ def _built_bytes(name: str, classes: int, arguments: Arguments, size: int | None
         # Some networks compute with numbers while they are built, and cannot be built without any.
         except (UserError, RuntimeError):
             network = create_model(name, classes, **dict(arguments))
-    return FLOAT * sum(value.numel() for value in network.state_dict().values())
+    count: int = sum(value.numel() for value in network.state_dict().values())
+    return FLOAT * count
 
 
 @cache

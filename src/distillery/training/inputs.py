@@ -189,7 +189,8 @@ def build_train_loader(
         return MemoryTraining(images, transform, batches, seed, squares, view, own, pairs)
     pinned = fabric.device.type == "cuda"
     known = [prepared for prepared in more if prepared is not None]
-    return train_loader(images, transform, batches, seed, job.machine.workers, pinned, view, teacher, known)
+    cache = job.machine.cache
+    return train_loader(images, transform, batches, seed, job.machine.workers, pinned, view, teacher, known, cache)
 
 
 def _second_view(

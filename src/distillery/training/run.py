@@ -151,6 +151,7 @@ def session_of(job: Job, training: Training, fabric: Fabric) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "precision": fabric.strategy.precision.precision,
         "loader": loader_name(training.train_loader),
+        **({} if job.machine.cache is None else {"cache": str(job.machine.cache)}),
         "device_batch": training.recipe.batch // fabric.world_size // training.accumulation,
         "accumulation": training.accumulation,
         "provenance": provenance(),
