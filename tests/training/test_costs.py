@@ -194,3 +194,10 @@ def test_a_broken_page_does_not_hide_the_others(workplace, capsys, monkeypatch):
     assert end.value.code in (0, None)
     assert said.err.startswith("distillery: config/other.yaml:")
     assert said.out.startswith("tiny: ")
+
+
+def test_several_teachers_take_their_time(workplace):
+    one = plan_costs(load_experiment(workplace.experiment), workplace.results, "cpu")
+    workplace.edit("teacher: big,", "teacher: [big, small],")
+    several = plan_costs(load_experiment(workplace.experiment), workplace.results, "cpu")
+    assert tasks(several)["taught"].seconds > tasks(one)["taught"].seconds

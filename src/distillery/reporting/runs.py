@@ -104,7 +104,6 @@ def read_run_facts(experiment: Experiment, run: str, seed: int, results: Path) -
     spec, folder = experiment.spec(run, seed), run_folder(results, experiment.name, run, seed)
     record = try_json(folder / "run.json")
     (line,) = [each for each in read_status([experiment], results) if (each.run, each.seed) == (run, seed)]
-    teacher = experiment.teacher(run)
     facts: dict[str, Any] = {
         "experiment": experiment.name,
         "run": run,
@@ -116,21 +115,22 @@ def read_run_facts(experiment: Experiment, run: str, seed: int, results: Path) -
         "folder": str(folder),
         "logs": str(log_folder(results, experiment.name, run, seed)),
         "lock": str(lock_path(results, experiment.name, run, seed)),
-        "teacher": None,
+        "teachers": [],
         "metrics": _without(try_json(folder / "metrics.json")),
         "profile": _without(try_json(profile_path(results, experiment.name, run))),
         "record": None,
         "spec": spec.ledger,
     }
-    if teacher is not None and spec.teacher is not None:
+    for teacher, met in zip(experiment.teachers_of(run), spec.by_teacher(), strict=True):
         of_teacher = run_folder(results, experiment.name, teacher, experiment.seeds(teacher)[0])
-        facts["teacher"] = {
-            "run": teacher,
-            "digest": spec.teacher.digest,
-            "folder": str(of_teacher),
-            "top1": (try_json(of_teacher / "metrics.json") or {}).get("top1"),
-            "as_it_taught": (record or {}).get("teacher"),
-        }
+        facts["teachers"].append(
+            {
+                "run": teacher,
+                "digest": met.teacher.digest if met.teacher else None,
+                "folder": str(of_teacher),
+                "top1": (try_json(of_teacher / "metrics.json") or {}).get("top1"),
+            }
+        )
     if record is not None:
         facts["record"] = {key: value for key, value in record.items() if key not in ("spec", "class_names", SEAL)}
     return facts
@@ -150,8 +150,7 @@ def describe_run(facts: dict[str, Any]) -> str:
         f"results  {facts['folder']}",
         f"logs     {facts['logs']}",
     ]
-    if facts["teacher"]:
-        teacher = facts["teacher"]
+    for teacher in facts["teachers"]:
         top1 = "" if teacher["top1"] is None else f", top-1 {teacher['top1']:.2f}"
         lines.append(f"teacher  {teacher['run']} (digest {teacher['digest']}{top1}), {teacher['folder']}")
     for name in ("metrics", "profile"):

@@ -17,7 +17,7 @@ import torch
 from distillery.cluster.gpus import all_devices
 from distillery.evaluation.profile import count_macs
 from distillery.experiment import Experiment, RunSpec
-from distillery.experiment.bank import bank_parts, banks_of, row_bytes
+from distillery.experiment.bank import bank_parts, banks_of, row_bytes, spec_by
 from distillery.experiment.ledger import PROFILING
 from distillery.models import create_model
 from distillery.paths import log_folder, profile_path
@@ -53,10 +53,10 @@ class Network:
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides how long a run takes on a machine: its student, its live teacher, and how many images they see."""
+    """What decides how long a run takes on a machine: its student, its live teachers, and how many images they see."""
 
     student: Network
-    teacher: Network | None
+    teachers: tuple[Network, ...]
     batch: int
     precision: str
     terms: tuple[str, ...]
@@ -75,14 +75,14 @@ class Shape:
     @property
     def each(self) -> tuple[object, ...]:
         """What decides the time of one image."""
-        return self.student, self.teacher, self.batch, self.precision, self.terms
+        return self.student, self.teachers, self.batch, self.precision, self.terms
 
     def work(self) -> float | None:
         """Multiplications with addition of the whole run."""
-        student, teacher = self.student.macs(), None if self.teacher is None else self.teacher.macs()
-        if student is None or (self.teacher is not None and teacher is None):
+        student, teachers = self.student.macs(), [teacher.macs() for teacher in self.teachers]
+        if student is None or None in teachers:
             return None
-        return self.seen * (PASSES * student + (teacher or 0.0))
+        return self.seen * (PASSES * student + sum(macs for macs in teachers if macs is not None))
 
 
 @dataclass(frozen=True)
@@ -183,12 +183,13 @@ def last_benchmark(path: Path) -> float | None:
     return None
 
 
-def _recorded_shape(spec: Mapping[str, Any], images: int) -> Shape:
-    recipe, teacher = spec["recipe"], spec.get("teacher")
-    live = teacher if teacher is not None and spec.get("answers") is None else None
+def _recorded_shape(spec: dict[str, Any], images: int) -> Shape:
+    recipe = spec["recipe"]
+    taught = [*([spec | {"run": spec["teacher"]}] if spec.get("teacher") else []), *(spec.get("teachers") or ())]
+    live = [each["run"] for each in taught if each.get("answers") is None]
     return Shape(
         Network(spec["model"], _sorted(spec.get("model_args")), recipe["preprocess"]["size"]),
-        None if live is None else Network(live["model"], _sorted(live.get("model_args")), _recorded_size(live, recipe)),
+        tuple(Network(each["model"], _sorted(each.get("model_args")), _recorded_size(each, recipe)) for each in live),
         recipe["batch"],
         recipe["precision"],
         tuple(sorted(spec["objective"] or ())),
@@ -340,9 +341,7 @@ class _Planner:
     def _profiled(self, shape: Shape) -> tuple[float, str] | None:
         """Seconds of a training by the forward speed of profiles."""
         seconds, names = 0.0, []
-        for network, passes in ((shape.student, PASSES), (shape.teacher, 1)):
-            if network is None:
-                continue
+        for network, passes in ((shape.student, PASSES), *((teacher, 1) for teacher in shape.teachers)):
             speed = next((found for found in self.profiles if found[0] == network and found[1] == self.kind), None)
             if speed is None:
                 return None
@@ -357,7 +356,7 @@ class _Planner:
             for address, members in banks_of(self.experiment, teacher).items():
                 if trained.issuperset(members):
                     continue
-                spec = self.experiment.spec(*members[0])
+                spec = spec_by(self.experiment, *members[0], teacher)
                 assert spec.teacher is not None
                 assert spec.answers is not None
                 assert spec.recipe is not None

@@ -13,7 +13,7 @@ from distillery.paths import dataset_folder, lock_path, run_folder
 from distillery.tracking import Scalar, Tracked
 
 # Of a ledger: all that descends from other runs, and what no one compares runs by.
-UNTOLD = ("images", "network", "teacher", "initial", "engine", "importing", "decay_patterns")
+UNTOLD = ("images", "network", "teacher", "teachers", "initial", "engine", "importing", "decay_patterns")
 # What prepares images. `memory` keeps them decoded; `torch` has worker processes, and so has `dali` for measurements;
 # `auto` is `memory` where they fit and the recipe allows it, and `torch` elsewhere.
 LoaderName = Literal["auto", "memory", "torch", "dali"]
@@ -92,7 +92,7 @@ class Job:
     @property
     def tracked(self) -> Tracked:
         """What trackers are told of it."""
-        teacher = self.experiment.teacher(self.run)
+        teacher = ", ".join(self.experiment.teachers_of(self.run))
         settings = dict(_flat({key: value for key, value in self.spec.ledger.items() if key not in UNTOLD}))
         settings |= {"run": self.run, "digest": self.spec.digest} | ({"teacher": teacher} if teacher else {})
         project = f"{self.experiment.name}{'-rehearsal' if self.experiment.rehearsal else ''}"
