@@ -52,8 +52,9 @@ def note_runs(
 
 
 def _note(experiment: Experiment, run: str, neighbour: str | None, measured: Measured, results: Path) -> RunNote:
-    spec = experiment.spec(run)
-    differing = [] if neighbour is None else differences(experiment.spec(neighbour).ledger, spec.ledger)
+    spec, *above = (experiment.spec(each, min(experiment.seeds(each))) for each in (run, neighbour) if each is not None)
+    # Which seeds a run has is no difference of what it does.
+    differing = [line for other in above for line in differences(other.ledger | {"seed": spec.seed}, spec.ledger)]
     # A teacher that only one of both has is all of its own spec.
     teachers = " -> ".join(experiment.teacher(each) or "none" for each in (neighbour or run, run))
     differing = [f"teacher: {teachers}" if line.startswith("teacher: ") else line for line in differing]
