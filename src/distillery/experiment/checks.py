@@ -123,11 +123,15 @@ def _check_teacher(experiment: Experiment, run: str) -> None:
     config = runs[run]
     where = experiment.where(run)
     learns = [name for name, options in config.objective.terms().items() if options.needs.teacher]
+    names = experiment.teachers_of(run)
+    for term, options in config.objective.terms().items():
+        if options.teacher is not None and (term not in learns or options.teacher not in names):
+            known = nearest(options.teacher, names) if term in learns else "it learns from no teacher; remove this key"
+            raise UserError(f"{where}.objective.{term}.teacher: {options.teacher!r} does not teach it; {known}")
     if config.teacher is None:
         if learns:
             raise UserError(f"{where}.teacher: missing; the objective's term {learns[0]!r} learns from a teacher")
         return
-    names = experiment.teachers_of(run)
     for name in names:
         if name not in runs:
             raise UserError(f"{where}.teacher: no run {name!r}; {nearest(name, runs)}")
@@ -144,10 +148,6 @@ def _check_teacher(experiment: Experiment, run: str) -> None:
 def _check_several(where: str, config: RunConfig, names: list[str]) -> None:
     """Which term learns from which of the teachers."""
     terms = {name: options for name, options in config.objective.terms().items() if options.needs.teacher}
-    for term, options in config.objective.terms().items():
-        if options.teacher is not None and options.teacher not in names:
-            known = "; it learns from no teacher" if term not in terms else f"; {nearest(options.teacher, names)}"
-            raise UserError(f"{where}.objective.{term}.teacher: {options.teacher!r} does not teach it{known}")
     unnamed = [term for term, options in terms.items() if options.teacher is None]
     weights = [taught for taught in config.teachers if "weight" in taught.model_fields_set]
     if (weights or config.teacher_mean is not None) and (len(names) == 1 or not unnamed):
