@@ -18,8 +18,6 @@ from distillery.training.inputs import training_images
 def prepare(workplace, keys="unlabelled: more"):
     """The tiny data set with some of its training images in no class folder, prepared anew; its teacher is made."""
     data = workplace.folder / "data" / "tiny"
-    if not data.exists():
-        shutil.copytree(load_dataset(workplace.experiment.parent / "datasets.yaml", "tiny").path, data)
     (workplace.experiment.parent / "datasets.yaml").write_text(f"tiny: {{path: {data}, {keys}}}\n")
     shutil.rmtree(workplace.results / "datasets")
     dataset = load_dataset(workplace.experiment.parent / "datasets.yaml", "tiny")
@@ -29,10 +27,7 @@ def prepare(workplace, keys="unlabelled: more"):
 @pytest.fixture
 def more(workplace):
     """Of 36 training images, 27 lie in a folder without classes."""
-    source = load_dataset(workplace.experiment.parent / "datasets.yaml", "tiny").path
     data = workplace.folder / "data" / "tiny"
-    if not data.samefile(source):
-        shutil.copytree(source, data)
     (data / "more").mkdir()
     for path in sorted((data / "train").rglob("*.png")):
         if int(path.stem) >= 3:

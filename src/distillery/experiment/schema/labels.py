@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, NonNegativeInt
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, NonNegativeInt, Tag
 
 from distillery.errors import UserError
 from distillery.experiment.address import parse_address
@@ -36,8 +36,6 @@ class LabelList(Block):
 
 
 def _count_or_share(value: Any) -> Any:  # noqa: ANN401
-    if isinstance(value, (Mapping, LabelList)):
-        return LabelList.model_validate(value)
     if value == "all" or (type(value) is int and 0 <= value <= 10**9) or (type(value) is float and 0 < value < 1):
         return value
     raise ValueError(
@@ -45,12 +43,19 @@ def _count_or_share(value: Any) -> Any:  # noqa: ANN401
     )
 
 
-Count = Annotated[
-    int | float | Literal["all"] | LabelList,
+def _labels_class(value: Any) -> str:  # noqa: ANN401
+    return "LabelList" if isinstance(value, (Mapping, LabelList)) else "count"
+
+
+Number = Annotated[
+    int | float | Literal["all"],
     BeforeValidator(
         _count_or_share,
-        json_schema_input_type=NonNegativeInt | Annotated[float, Field(gt=0, lt=1)] | Literal["all"] | LabelList,
+        json_schema_input_type=NonNegativeInt | Annotated[float, Field(gt=0, lt=1)] | Literal["all"],
     ),
+]
+Count = Annotated[
+    Annotated[Number, Tag("count")] | Annotated[LabelList, Tag("LabelList")], Discriminator(_labels_class)
 ]
 Images = Literal["all", "labelled"]
 LabelledShare = Annotated[float, Field(gt=0, lt=1)]
