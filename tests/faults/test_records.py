@@ -27,7 +27,7 @@ RECORD = {
         ("statistics", {"mean": [0, 0], "std": [1, 1, 1]}, "statistics.mean.2: missing"),
         ("classes", "3", "classes: '3' is not valid"),
         ("classes", True, "classes: true is not valid"),
-        ("classes", 0, "classes: 0 is not valid"),
+        ("classes", -1, "classes: -1 is not valid"),
         ("manifest_digest", 5, "manifest_digest: 5 is not valid; expected text"),
         ("spec", "x", "spec: 'x' is not valid; expected a mapping"),
         ("digest", None, "digest: null is not valid"),

@@ -58,5 +58,5 @@ def test_a_constant_channel_is_said():
     with pytest.raises(UserError, match=r"preprocess\.normalize: .*\(0\.4, 0\.0, 0\.6\).*normalize: none"):
         resolve_statistics(Preprocess(size=8), blank)
     assert resolve_statistics(Preprocess(size=8, normalize="imagenet"), blank)
-    with pytest.raises(ValidationError, match="each `std` must be above 0"):
+    with pytest.raises(ValidationError, match=r"each `std` must be 0\.001 or more"):
         Preprocess(size=8, normalize=blank)

@@ -394,7 +394,9 @@ def test_margins_are_those_of_the_teacher_or_of_the_weights_it_began_with(workpl
     found = []
     original = build.build_objective
     monkeypatch.setattr(
-        build, "build_objective", lambda objective, context: found.append(context) or original(objective, context)
+        build,
+        "build_objective",
+        lambda objective, context, *rest: found.append(context) or original(objective, context, *rest),
     )
     folders = {"pretrained": workplace.make(), "teacher": workplace.make("tuned")}
     workplace.make("matched")
@@ -410,9 +412,9 @@ def test_margins_are_those_of_the_teacher_or_of_the_weights_it_began_with(workpl
         (
             "resnet18",
             "batch: 35\ndrop_last: false",
-            r"'resnet18' cannot be trained on a batch of 1 images of 8 x 8 pixels",
+            r"'resnet18' cannot be trained on a batch of 1 image of 8 x 8 pixels",
         ),
-        ("resnet18", "batch: 1", r"'resnet18' cannot be trained on a batch of 1 images .*; raise `batch` or "),
+        ("resnet18", "batch: 1", r"'resnet18' cannot be trained on a batch of 1 image .*; raise `batch` or "),
         (
             "torchvision:googlenet, model_args: {aux_logits: true}",
             "preprocess: {size: 64}",

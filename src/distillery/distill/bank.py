@@ -39,7 +39,7 @@ class RowFormat:
     def __init__(self, answers: Answers, classes: int, features: int = 0) -> None:
         self.classes, self.features = classes, features
         self.top = answers.rows.top if isinstance(answers.rows, TopRows) else 0
-        if self.top >= classes:
+        if self.top and self.top >= classes:
             raise UserError(
                 f"teacher.rows: top {self.top} of {classes} logits would be all of them; give fewer, or write float16"
             )

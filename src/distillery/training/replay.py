@@ -72,7 +72,7 @@ def _replay_training(
         seed,
         results,
         Machine(workers, noted["threads"], noted["device_batch"], float("inf"), noted["loader"]),
-        folder,
+        into=folder,
     )
     assert job.spec.recipe is not None
     now = _first_session(job, job.spec.recipe)
