@@ -53,13 +53,13 @@ def listed_images(images: ArrowImages, count: int, path: Path) -> Ids:
     for number, line in enumerate(lines, 1):
         if not line:
             continue
-        index = places.get(line)
-        if index is None:
+        found = places.get(line)
+        if found is None:
             what = "several training images" if line in places else "no training image with a label"
             raise UserError(f"labels: {path}:{number}: {line!r} is {what}; write its path, as {images.path(0)!r}")
-        if index in chosen:
+        if found in chosen:
             raise UserError(f"labels: {path}:{number}: {line!r} was named before")
-        chosen[index] = line
+        chosen[found] = line
     if not chosen:
         raise UserError(f"labels: {path} is empty; write an image a line, or labels: 0")
     return np.sort(np.fromiter(chosen, dtype=np.int64))

@@ -131,7 +131,7 @@ def build_objective(
         terms[name] = getattr(import_module(module), term)(**options.model_dump(exclude={"weight", "teacher"}))
         terms[name].setup(others.get(options.teacher or "", context))
     by_labels = {name for name, options in config.terms().items() if options.needs.labels}
-    weights = {name: options.weight_at for name, options in config.terms().items()}
+    weights: dict[str, Callable[[int], float]] = {name: options.weight_at for name, options in config.terms().items()}
     by_logits = {name: options for name, options in config.terms().items() if "logits" in options.needs.teacher}
     partly = {name: known[options.teacher] for name, options in by_logits.items() if options.teacher in known}
     places = {teacher: place for place, teacher in enumerate(others)}

@@ -200,8 +200,8 @@ def _check_one_teacher(where: str, config: RunConfig, name: str, teacher: RunCon
 def _check_answers(experiment: Experiment, run: str) -> None:
     """A bank holds what a teacher says of single images, and of each only what a row has room for."""
     config, recipe = experiment.config.runs[run], experiment.recipes.get(run)
-    for taught in config.teachers if recipe is not None else ():
-        if taught.stored is not None:
+    for taught in config.teachers:
+        if recipe is not None and taught.stored is not None:
             _check_bank(experiment.where(run), config, recipe, taught, len(config.teachers))
 
 

@@ -66,14 +66,16 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
     learner, teachers, head = _parties(job, recipe, fabric, images, measured, batches.smallest)
     answering: list[Teacher | Bank] = []
     for each, one, found in zip(job.by_teacher(), teachers, measured, strict=False):
-        answering.append(one)
-        if each.spec.answers is not None:
-            # Its answers are on disk: the device needs no room for it, nor the loader its squares.
-            answering[-1] = open_bank(each, recipe, images)
-            audit(each, recipe, fabric, images, answering[-1], one, found.viewer)
+        if each.spec.answers is None:
+            answering.append(one)
+            continue
+        # Its answers are on disk: the device needs no room for it, nor the loader its squares.
+        bank = open_bank(each, recipe, images)
+        audit(each, recipe, fabric, images, bank, one, found.viewer)
+        answering.append(bank)
     shown = [None if isinstance(one, Bank) else found.viewer for one, found in zip(answering, measured, strict=True)]
     viewers = list(dict.fromkeys(viewer for viewer in shown if viewer is not None))
-    teacher, bank, several = _arranged(job, answering, [viewers.index(one) + 1 if one else 0 for one in shown])
+    teacher, stored, several = _arranged(job, answering, [viewers.index(one) + 1 if one else 0 for one in shown])
     exempt: set[str] = getattr(learner.student, "no_weight_decay", set)()
     with located(job.where):
         optimizer = build_optimizer(recipe.optimizer, learner, (f"student.{name}" for name in exempt))
@@ -106,7 +108,7 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         learner=wrapped,
         bare=learner,
         teacher=teacher,
-        bank=bank,
+        bank=stored,
         several=several,
         scores=_scores(measured),
         head=head,

@@ -179,7 +179,7 @@ class MetricLogger:
         from torch.utils.tensorboard.summary import hparams
 
         if self.tracked is not None:
-            for summary in hparams(dict(self.tracked.settings), {"val/top1": 0.0}):
+            for summary in hparams(dict(self.tracked.settings), {"val/top1": 0.0}):  # type: ignore[no-untyped-call]
                 self.writer._get_file_writer().add_summary(summary)  # type: ignore[no-untyped-call]
 
     def _speeds(self) -> dict[str, float]:

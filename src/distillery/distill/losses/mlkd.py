@@ -70,7 +70,7 @@ def mlkd_parts(
         images_B, classes_C = (mask.mean().expand_as(mask) for mask in (images_B, classes_C))
     views = [(weak_s, weak_t), (strong_s, strong_t)]
     every = (temperature, *STRONG, *WEAK)
-    seen = [tuple(map(standardized_logits, pair)) for pair in views] if standardize else views
+    seen = [(standardized_logits(one), standardized_logits(two)) for one, two in views] if standardize else views
     answers = [(images_B * _divergence(*seen[0], t)).mean() for t in every]
     answers += [_divergence(*seen[1], t).mean() for t in (temperature, *STRONG)]
     answers += [_divergence(*seen[1 if compat == "fixed" else 0], t).mean() for t in WEAK]

@@ -86,7 +86,11 @@ class RunConfig(Block):
     def teachers(self) -> tuple[TeacherConfig, ...]:
         """Who teaches this one, and how."""
         given = self.teacher if isinstance(self.teacher, tuple) else (self.teacher,)
-        return tuple(TeacherConfig(run=one) if isinstance(one, str) else one for one in given if one is not None)
+        return tuple(
+            TeacherConfig.model_validate({"run": one}) if isinstance(one, str) else one
+            for one in given
+            if one is not None
+        )
 
 
 if TYPE_CHECKING:

@@ -68,7 +68,7 @@ def weights_classes(classes: str, record: dict[str, Any]) -> tuple[str, ...] | N
         from timm.data.imagenet_info import ImageNetInfo
 
         info = ImageNetInfo(classes)
-        return tuple(f"{wnid} {info.label_name_to_description(wnid)}" for wnid in info.label_names())
+        return tuple(f"{wnid} {info.label_name_to_description(wnid)}" for wnid in info.label_names())  # type: ignore[no-untyped-call]
     if classes == OWN_CLASSES:
         if not record.get("class_names"):
             raise UserError("classes: names are known of a run's weights only; write a file with a class a line")
