@@ -146,7 +146,7 @@ class MetricLogger:
 
     def _open_tensorboard(self) -> None:
         """Begin TensorBoard's file again, with all epochs so far."""
-        with without("boto3"):
+        with without("boto3", "botocore"):
             from torch.utils.tensorboard import SummaryWriter
 
         threading.excepthook = _without_tensorboard
