@@ -166,7 +166,11 @@ def networks(batch=4, dtype=torch.float32, scale=1.0):
     return student, teacher, context
 
 
-EVERY_TERM = {name: {} for name in TERMS} | {"crd": {"negatives": 2}, "cat": {"compat": "fixed"}}
+EVERY_TERM = {name: {} for name in TERMS} | {
+    "crd": {"negatives": 2},
+    "cat": {"compat": "fixed"},
+    "similarity": {"gather": True},  # without it, each process has a queue of its own
+}
 
 
 def prepared(terms, dtype=torch.float32, batch_fraction=1.0, scale=1.0):
