@@ -151,7 +151,13 @@ def test_a_stopped_run_says_an_alarm_once(taught, workplace, monkeypatch, stop_a
 
 
 TEACHER = "{model: cifar_resnet8, recipe: tiny, teacher: big, objective: {ce: {}, %s: %s}}"
-OPTIONS = {"crd": "{negatives: 9}", "mgd": "{loss_factor: 100, update_images: 36}", "overhaul": "{loss_factor: 100}"}
+OPTIONS = {
+    "cc": "{weight: 0.02}",
+    "mlkd": "{weight: 0.1}",
+    "crd": "{negatives: 9}",
+    "mgd": "{loss_factor: 100, update_images: 36}",
+    "overhaul": "{loss_factor: 100}",
+}
 
 
 def line(name, model="cifar_resnet8"):
