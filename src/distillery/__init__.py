@@ -1,7 +1,7 @@
 """Image-classification knowledge distillation that others can rerun and trust.
 
-For use in Python: ``from distillery import create_model, load_experiment, losses, plan_taps, taps``. Each is imported
-when it is first asked for, so that ``import distillery`` stays free of torch.
+For use in Python: ``from distillery import Distiller, create_model, load_experiment, losses, plan_taps, taps``. Each is
+imported when it is first asked for, so that ``import distillery`` stays free of torch.
 """
 
 from importlib import import_module
@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 # Module, or module:attribute.
 _PUBLIC = {
+    "Distiller": "distillery.distill.distiller:Distiller",
     "create_model": "distillery.models:create_model",
     "load_experiment": "distillery.experiment:load_experiment",
     "losses": "distillery.losses",

@@ -47,17 +47,22 @@ class Teacher:
 
     def __init__(self, extractor: FeatureExtractor, norm: Literal["eval", "batch"]) -> None:
         self.extractor = extractor
-        extractor.network.eval().requires_grad_(False)
+        extractor.network.requires_grad_(False)
         self.batch_norms = [module for module in extractor.network.modules() if isinstance(module, _BatchNorm)]
         for module in self.batch_norms:
             module.momentum = 0.0
-        self._use_batch_statistics(norm == "batch")
         self.norm = norm
+        self.settle()
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Outputs:
         """Answer for uint8 images (B, 3, H, W), without gradient."""
         return self.extractor(images)
+
+    def settle(self) -> None:
+        """Put the network into the mode that it answers in."""
+        self.extractor.network.eval()
+        self._use_batch_statistics(self.norm == "batch")
 
     @contextmanager
     def as_evaluated(self) -> Iterator[None]:

@@ -169,6 +169,8 @@ class TermOptions(Block):
     part_weights: ClassVar[tuple[str, ...]] = ()
     # The option that weighs the shares of the classes other than an image's label, of which there must be two then.
     weighs_others: ClassVar[str | None] = None
+    # Whether what it computes depends on how many epochs there are in all.
+    counts_epochs: ClassVar[bool] = False
 
     weight: Weight = 1.0
     teacher: Annotated[Name | None, Neutral(None)] = Field(
@@ -622,6 +624,7 @@ class PSKDOptions(TermOptions):
 
     needs: ClassVar[Needs] = Needs(student={"logits"}, indices=True, labels=True)
     implementation: ClassVar[str] = "distillery.distill.losses.pskd:PSKD"
+    counts_epochs: ClassVar[bool] = True
 
     alpha: Probability = Field(0.8, description="the past's share in the last epoch; it rises from 0 linearly")
 
@@ -821,11 +824,11 @@ class _WeightedSum(Block):
         """The order of images that a term asks for."""
         return next((found for term in self.terms().values() if (found := term.sampling()) is not None), None)
 
-    def check(self, recipe: Recipe) -> None:
-        """Check that every term goes with a recipe, and with the others.
+    def check_terms(self) -> None:
+        """Check that every term goes with the others.
 
         Raises:
-            UserError: one does not; the line begins with the key at fault.
+            UserError: two do not.
         """
         # A weight that changes rises: it is largest in the last epoch.
         if not any(term.weight_at(recipe.total_epochs - 1) for term in self.terms().values()):
@@ -848,6 +851,14 @@ class _WeightedSum(Block):
             raise UserError(
                 f"objective: {' and '.join(map(str, views))} each want a second image of their own; leave one out"
             )
+
+    def check(self, recipe: Recipe) -> None:
+        """Check that every term goes with a recipe, and with the others.
+
+        Raises:
+            UserError: one does not; the line begins with the key at fault.
+        """
+        self.check_terms()
         if recipe.augment_view is not None and not self.needs().view:
             raise UserError("augment_view: no term of the objective compares two views of an image; remove this key")
         for name, term in self.terms().items():
