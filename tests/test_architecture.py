@@ -24,6 +24,8 @@ MAY_USE = {
     "evaluation": {"experiment", "data", "models", "reporting"},
     "reporting": {"experiment", "data", "cluster"},
     "training": {"experiment", "data", "models", "distill", "evaluation", "reporting", "cluster"},
+    "adopt": {"experiment", "models", "training"},
+    "export": {"experiment", "models", "evaluation", "reporting"},
     "project": {"experiment", "data"},
     "options": {"experiment"},
     "cli": {
@@ -38,6 +40,8 @@ MAY_USE = {
         "cluster",
         "project",
         "commands",
+        "adopt",
+        "export",
     },
     "commands": {"options", "experiment", "reporting", "training"},
     "__main__": {"cli"},

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,30 @@ def replace_file(path: Path) -> Iterator[Path]:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+        flush_to_disk(path.parent)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary sibling folder to fill, and put it at ``path`` when the block ends well.
+
+    Raises:
+        UserError: something is there already, or the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:12]}.tmp")
+    if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path}: is there already; remove it, or name a new folder")
+    try:
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            for file in temporary.iterdir():
+                flush_to_disk(file)
+            temporary.rename(path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
         flush_to_disk(path.parent)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error

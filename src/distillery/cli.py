@@ -16,8 +16,10 @@ import typer
 from typer import Argument, Option
 
 from distillery import __version__, commands
+from distillery.adopt.command import adopt
 from distillery.errors import UserError, machine_at_fault
 from distillery.experiment import load_experiment
+from distillery.export.command import export
 from distillery.imports import import_fabric
 from distillery.options import (
     CONFIG_DIR,
@@ -545,6 +547,8 @@ def status(
 
 
 commands.register(app)
+app.command()(adopt)
+app.command()(export)
 
 
 @app.command()

@@ -105,9 +105,10 @@ class Distiller(nn.Module):
                 seed=seed,
             )
 
+        teacher_name = f"teacher {type(teacher).__name__}"
         self.learner, self.teacher, _ = assemble(
             Side(student, f"student {type(student).__name__}", size, nn.Identity()),
-            teacher and Side(teacher, f"teacher {type(teacher).__name__}", teacher_size or size, nn.Identity()),
+            None if teacher is None else Side(teacher, teacher_name, teacher_size or size, nn.Identity()),
             config,
             context,
             teacher_norm=teacher_norm or config.default_teacher_norm(),
@@ -191,7 +192,7 @@ class Distiller(nn.Module):
         """Move and cast the teacher along."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.teacher is not None:
-            self.teacher.extractor.network._apply(fn)
+            self.teacher.extractor.network._apply(fn)  # type: ignore[no-untyped-call]
         return self
 
     def _answers(self, images: Tensor) -> Outputs | None:

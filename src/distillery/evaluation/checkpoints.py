@@ -19,17 +19,14 @@ from distillery.evaluation.restore import (
     ReadyNetwork,
     check_classes,
     default_device,
-    read_record,
     record_beside,
+    restore_folder,
 )
 from distillery.experiment.schema.columns import COLUMNS
 from distillery.experiment.schema.recipe import Preprocess
 from distillery.models import check_input, create_model
-from distillery.models.composite import with_head
 from distillery.models.normalize import Normalize, resolve_statistics
 from distillery.models.pretrained.load import import_weights
-from distillery.models.weights import load_weights
-from distillery.results import check_weights
 
 # Headings and formats of what else a row says.
 ABOUT: dict[str, tuple[str, Callable[[Any], str]]] = {
@@ -160,18 +157,13 @@ def load_checkpoint(
 
 
 def _load_run(folder: Path, manifest: Manifest, device: torch.device) -> Checkpoint:
-    record = read_record(folder / "run.json")
-    spec, classes = record["spec"], record["classes"]
+    run = restore_folder(folder)
+    classes = run.record["classes"]
     if classes != len(manifest.classes):
         raise UserError(f"{folder}: a network for {classes} classes, but {manifest.name} has {len(manifest.classes)}")
-    network = create_model(spec["model"], classes, **spec.get("model_args", {}))
-    check_classes(record, manifest, str(folder))
-    preprocess = Preprocess.model_validate(record["preprocess"])
-    network = with_head(network, record, preprocess.size, spec["model"])
-    check_weights(folder / "weights.safetensors", record, "distillery train")
-    load_weights(network, folder / "weights.safetensors")
-    normalize = Normalize(record["statistics"]["mean"], record["statistics"]["std"]).to(device)
-    return Checkpoint(_ready(network, device), normalize, preprocess, spec["model"], str(folder))
+    check_classes(run.record, manifest, str(folder))
+    normalize = run.normalize.to(device)
+    return Checkpoint(_ready(run.network, device), normalize, run.preprocess, run.record["spec"]["model"], str(folder))
 
 
 def _ready(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:

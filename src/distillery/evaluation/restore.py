@@ -76,6 +76,24 @@ def restore_run(
     )
 
 
+def restore_folder(folder: Path, weights: Path | None = None) -> FinishedRun:
+    """Read a run from its folder alone, on the CPU; ``weights`` are others than those beside its run.json.
+
+    Raises:
+        UserError: it was not made yet, or is damaged.
+    """
+    record = read_record(folder / "run.json")
+    spec, preprocess = record["spec"], Preprocess.model_validate(record["preprocess"])
+    network = create_model(spec["model"], record["classes"], **spec.get("model_args", {}))
+    network = with_head(network, record, preprocess.size, spec["model"])
+    if weights is None:
+        weights = folder / "weights.safetensors"
+        check_weights(weights, record, "distillery train")
+    load_weights(network, weights)
+    normalize = Normalize(record["statistics"]["mean"], record["statistics"]["std"])
+    return FinishedRun(network.eval().requires_grad_(False), normalize, preprocess, record, weights)
+
+
 def checked_record(
     experiment: Experiment, run: str, seed: int, results: Path, manifest: Manifest | None = None
 ) -> dict[str, Any]:

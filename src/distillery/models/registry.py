@@ -39,13 +39,13 @@ def is_model(name: str) -> bool:
     Raises:
         UserError: a plugin that it names is no good.
     """
-    return _library(name) is not None
+    return library_of(name) is not None
 
 
 def explain_unknown(name: str) -> str:
     """Say that there is no model of this name, and which was probably meant."""
     model, _, tag = name.partition(".")
-    if tag and _library(model) == "timm":
+    if tag and library_of(model) == "timm":
         instead = f"write `model: {model}` and, to import them, `weights: timm:{tag}`"
         return f"no model {name!r}; a tag names weights: {instead}"
     if name.startswith("timm:"):
@@ -74,7 +74,7 @@ def create_model(name: str, num_classes: int, /, **model_args: Any) -> "nn.Modul
     Raises:
         UserError: the name is unknown, or the network does not accept the arguments.
     """
-    library = _library(name)
+    library = library_of(name)
     if library is None:
         raise UserError(f"model: {explain_unknown(name)}")
     if num_classes == 0 and library != "timm":
@@ -172,7 +172,7 @@ def bare_name(name: str) -> str:
     return name.removeprefix("timm:").removeprefix("torchvision:")
 
 
-def _library(name: str) -> str | None:
+def library_of(name: str) -> str | None:
     """Find which library a name belongs to: plugin, zoo, timm or torchvision; None if it is unknown."""
     if is_plugin(name):
         with keyed("model"):

@@ -1,0 +1,1 @@
+"""Settings of other projects as recipes: what timm and torchdistill write down of a training."""

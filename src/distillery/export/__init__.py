@@ -1,0 +1,1 @@
+"""Take a student away: finished runs as files that others load without Distillery."""
