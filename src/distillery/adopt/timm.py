@@ -104,8 +104,8 @@ def _network(args: Settings, name: str) -> dict[str, Any]:
 def _default_tag(model: str) -> str:
     import timm
 
-    tag: str = timm.models.get_pretrained_cfg(model).tag  # type: ignore[attr-defined]
-    return tag
+    config = timm.models.get_pretrained_cfg(model)
+    return (config.tag if config is not None else None) or ""
 
 
 def _optimizer(args: Settings, batch: int) -> dict[str, Any]:
@@ -135,7 +135,10 @@ def _optimizer(args: Settings, batch: int) -> dict[str, Any]:
     if name == "sgd":
         # The recipe's own `sgd` decays biases and norms too; timm's does not, and is with momentum Nesterov's.
         optimizer["name"] = "nesterov"
-    options = {"momentum": (known.has_momentum, momentum), "eps": (known.has_eps and eps >= 0, eps)}
+    options: dict[str, tuple[bool, Any]] = {
+        "momentum": (known.has_momentum, momentum),
+        "eps": (known.has_eps and eps >= 0, eps),
+    }
     options["betas"] = (bool(known.has_betas and betas), betas)
     for key, (has, value) in options.items():
         if has:
@@ -175,8 +178,8 @@ def _preprocess(args: Settings, model: str) -> dict[str, Any]:
     import timm
 
     bare = model.removeprefix("timm/")
-    config = timm.models.get_pretrained_cfg(bare) or timm.models.get_pretrained_cfg(bare.partition(".")[0])  # type: ignore[attr-defined]
-    known = config.to_dict() if config is not None else {}
+    config = timm.models.get_pretrained_cfg(bare) or timm.models.get_pretrained_cfg(bare.partition(".")[0])
+    known = config.to_dict() if config is not None else {}  # type: ignore[no-untyped-call]
     whole = args.take("input_size", list, [])
     size = args.take("img_size", int, 0) or (whole[-1] if whole else known.get("input_size", (3, 224, 224))[-1])
     share = args.take("crop_pct", float, 0.0) or known.get("crop_pct", 0.875)
@@ -203,7 +206,7 @@ def _augment(args: Settings) -> list[dict[str, Any]]:
         args.lose("train_interpolation", drawn, "one of two for each image; written as bilinear")
     else:
         crop["interpolation"] = drawn
-    operations = [crop] + ([{"name": "horizontal_flip", "p": flip}] if flip else [])
+    operations: list[dict[str, Any]] = [crop] + ([{"name": "horizontal_flip", "p": flip}] if flip else [])
     if policy.startswith("rand"):
         operations.append({"name": "rand_augment", "policy": policy})
     elif policy:

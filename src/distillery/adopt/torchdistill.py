@@ -171,7 +171,7 @@ def _transforms(datasets: Settings, recipe: dict[str, Any], file: Path) -> None:
             one = Settings(part, file, datasets.adopted, f"{options.prefix}transform_configs.")
             name, settings = _key(one), _kwargs(one)
             given = settings.given.get("size")
-            side = given[-1] if isinstance(given, list) and given else given
+            side: Any = given[-1] if isinstance(given, list) and given else given
             if name == "RandomResizedCrop" and place == 0:
                 size = side or size
                 augment.append({"name": "random_resized_crop"} | _taken(settings, "scale", "ratio"))

@@ -74,7 +74,7 @@ def _timm(finished: FinishedRun, folder: Path) -> Predict:
     if not is_timm(finished):
         raise UserError(f"--to: {name} is a network of {library_of(name)}, which timm does not know; {others}")
     preprocess, statistics = finished.preprocess, record["statistics"]
-    timm.models.save_for_hf(  # type: ignore[attr-defined]
+    timm.models.save_for_hf(
         finished.network,
         str(folder),
         model_config={

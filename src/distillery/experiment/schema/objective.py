@@ -830,11 +830,6 @@ class _WeightedSum(Block):
         Raises:
             UserError: two do not.
         """
-        # A weight that changes rises: it is largest in the last epoch.
-        if not any(term.weight_at(recipe.total_epochs - 1) for term in self.terms().values()):
-            raise UserError(
-                "objective: every weight is 0 to the last epoch, so nothing would be trained; shorten a warm-up"
-            )
         orders = {name: found for name, term in self.terms().items() if (found := term.sampling()) is not None}
         if len(set(map(repr, orders.values()))) > 1:
             raise UserError(
@@ -859,6 +854,11 @@ class _WeightedSum(Block):
             UserError: one does not; the line begins with the key at fault.
         """
         self.check_terms()
+        # A weight that changes rises: it is largest in the last epoch.
+        if not any(term.weight_at(recipe.total_epochs - 1) for term in self.terms().values()):
+            raise UserError(
+                "objective: every weight is 0 to the last epoch, so nothing would be trained; shorten a warm-up"
+            )
         if recipe.augment_view is not None and not self.needs().view:
             raise UserError("augment_view: no term of the objective compares two views of an image; remove this key")
         for name, term in self.terms().items():
