@@ -265,6 +265,25 @@ def test_torchdistills_yaml_becomes_a_recipe_a_student_and_its_teacher(adopt):
     assert "on one device" in said
 
 
+def test_named_terms_of_torchdistill_keep_their_weights_and_unknown_ones_are_named(adopt):
+    terms = """    kwargs:
+      sub_terms:
+        ce: {criterion: {key: CrossEntropyLoss, kwargs: {reduction: mean}}, weight: 1.0}
+        crd:
+          criterion: {key: CRDLoss, kwargs: {temperature: 0.07, num_negative_samples: 512, num_samples: 9}}
+          weight: 0.8
+        odd: {criterion: {key: OddLoss, kwargs: {tau: 3}}, weight: 2.0}
+test:
+"""
+    start, end = TORCHDISTILL.index("    kwargs:\n      sub_terms"), TORCHDISTILL.index("test:\n") + 6
+    said = adopt(TORCHDISTILL[:start] + terms + TORCHDISTILL[end:], "--name", "x")
+    objective = page_of(said).config.runs["x"].objective
+    assert (objective.ce.weight, objective.crd.weight, objective.crd.negatives) == (1, 0.8, 512)
+    left = said.partition("Not carried over:\n")[2]
+    assert "OddLoss: no term that is known to be the same" in left
+    assert "num_samples: 9: CRDLoss has no such option here" in left
+
+
 @pytest.mark.parametrize(
     ("more", "line"),
     [
@@ -286,7 +305,7 @@ def test_each_key_that_stays_behind_is_named(adopt, more, line):
 
 def test_timms_base_rate_its_sgd_and_its_pretrained_weights(adopt):
     said = adopt(
-        "model: resnet50.a1_in1k\nepochs: 10\nbatch_size: 512\nopt: sgd\npretrained: true\nsched: step\n", "--name", "x"
+        "model: resnet50.a1_in1k\nepochs: 100\nbatch_size: 512\nopt: sgd\npretrained: true\nsched: step\n", "--name", "x"
     )
     recipe, _ = load_recipe(Path("config"), "x", "test")
     assert recipe.optimizer.model_dump() == {"name": "nesterov", "lr": 0.2, "weight_decay": 2e-5, "momentum": 0.9}
@@ -325,7 +344,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("model: resnet18\nepochs: 0\n", "epochs: 0 is not valid"),
         ("model: resnet1818\nepochs: 2\n", "model: no model 'timm:resnet1818'"),
         ("model: resnet18\nepochs: 2\nopt: sdg\n", "opt: timm has no optimizer 'sdg'"),
-        ("model: resnet18\nepochs: 2\nscale: [0.5, 0.1]\n", "the smaller comes first"),
+        ("model: resnet18\nepochs: 20\nscale: [0.5, 0.1]\n", "the smaller comes first"),
         ("model: resnet18\nepochs: !!python/object/apply:os.system [ls]\n", "python/object/apply:os.system' is not"),
         ("models: !import_call {key: os.getcwd}\ntrain: {}\n", "the tag '!import_call' is not supported"),
         ("models: {}\ntrain: {num_epochs: !join [[1], [2]]}\n", "!join takes a list of words"),

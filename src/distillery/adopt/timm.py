@@ -105,7 +105,7 @@ def _default_tag(model: str) -> str:
     import timm
 
     config = timm.models.get_pretrained_cfg(model)
-    return (config.tag if config is not None else None) or ""
+    return str(config.tag) if config is not None and config.tag else "default"
 
 
 def _optimizer(args: Settings, batch: int) -> dict[str, Any]:
@@ -179,7 +179,7 @@ def _preprocess(args: Settings, model: str) -> dict[str, Any]:
 
     bare = model.removeprefix("timm/")
     config = timm.models.get_pretrained_cfg(bare) or timm.models.get_pretrained_cfg(bare.partition(".")[0])
-    known = config.to_dict() if config is not None else {}  # type: ignore[no-untyped-call]
+    known: dict[str, Any] = dict(vars(config)) if config is not None else {}
     whole = args.take("input_size", list, [])
     size = args.take("img_size", int, 0) or (whole[-1] if whole else known.get("input_size", (3, 224, 224))[-1])
     share = args.take("crop_pct", float, 0.0) or known.get("crop_pct", 0.875)
@@ -201,7 +201,7 @@ def _augment(args: Settings) -> list[dict[str, Any]]:
     if args.take("no_aug", bool, False):
         args.idle("scale", "ratio", "hflip", "color_jitter", "aa", "grayscale_prob", "train_interpolation")
         return []
-    crop = {"name": "random_resized_crop", "scale": scale, "ratio": ratio}
+    crop: dict[str, Any] = {"name": "random_resized_crop", "scale": scale, "ratio": ratio}
     if drawn == "random":
         args.lose("train_interpolation", drawn, "one of two for each image; written as bilinear")
     else:

@@ -160,7 +160,10 @@ def _transforms(datasets: Settings, recipe: dict[str, Any], file: Path) -> None:
         datasets.leave(other, "a page has one data set")
     dataset.skip("name", "key", "type", "root", *MACHINE)
     splits = dataset.block("splits")
-    size, resize, statistics, augment = 0, None, None, []
+    size: int = 0
+    resize: int | None = None
+    statistics: dict[str, Any] | None = None
+    augment: list[dict[str, Any]] = []
     for place, split in enumerate(list(splits.given)):
         block = splits.block(split)
         options = _kwargs(block)
@@ -171,7 +174,7 @@ def _transforms(datasets: Settings, recipe: dict[str, Any], file: Path) -> None:
             one = Settings(part, file, datasets.adopted, f"{options.prefix}transform_configs.")
             name, settings = _key(one), _kwargs(one)
             given = settings.given.get("size")
-            side: Any = given[-1] if isinstance(given, list) and given else given
+            side: int = given[-1] if isinstance(given, list) and given else given or 0
             if name == "RandomResizedCrop" and place == 0:
                 size = side or size
                 augment.append({"name": "random_resized_crop"} | _taken(settings, "scale", "ratio"))
@@ -270,8 +273,10 @@ def _criterion(block: Settings, adopted: Adopted, line: dict[str, Any]) -> None:
     terms: dict[str, Any] = {}
     if name == "WeightedSumLoss":
         block_of_terms = options.block("sub_terms")
-        for term in list(block_of_terms.given):
-            part = block_of_terms.block(term)
+        # Of one term alone, some files leave the name out.
+        alone = "key" in (block_of_terms.given.get("criterion") or {})
+        for term in ["criterion"] if alone else list(block_of_terms.given):
+            part = block_of_terms if alone else block_of_terms.block(term)
             weight = part.take("weight", float, 1.0)
             inner = part.block("criterion")
             _term(inner, weight, terms, adopted)

@@ -84,7 +84,7 @@ def check_logits(finished: FinishedRun, predict: Callable[[Tensor], Tensor], to:
     images = torch.rand(IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
     expected = finished.predict(images)
     try:
-        found = torch.cat([predict(part).detach().float() for part in images.tensor_split([1])])
+        found = torch.cat([predict(part).detach().float() for part in (images[:1], images[1:])])
     except UserError:
         raise
     except Exception as error:
