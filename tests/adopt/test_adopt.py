@@ -305,7 +305,9 @@ def test_each_key_that_stays_behind_is_named(adopt, more, line):
 
 def test_timms_base_rate_its_sgd_and_its_pretrained_weights(adopt):
     said = adopt(
-        "model: resnet50.a1_in1k\nepochs: 100\nbatch_size: 512\nopt: sgd\npretrained: true\nsched: step\n", "--name", "x"
+        "model: resnet50.a1_in1k\nepochs: 100\nbatch_size: 512\nopt: sgd\npretrained: true\nsched: step\n",
+        "--name",
+        "x",
     )
     recipe, _ = load_recipe(Path("config"), "x", "test")
     assert recipe.optimizer.model_dump() == {"name": "nesterov", "lr": 0.2, "weight_decay": 2e-5, "momentum": 0.9}
