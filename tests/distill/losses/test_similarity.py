@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from distillery.cluster.signals import Stopped
+from distillery.distill.collective import Collective
 from distillery.distill.losses.similarity import (
     Similarity,
     SimilarityLocal,
@@ -84,6 +85,12 @@ def test_queues_of_other_numbers_of_processes_are_taken_in_turn():
     state["queue"] = draw(3, 6, 5)
     term.load_state_dict(state)
     assert torch.equal(term.queue, state["queue"][:1])
+    several = Collective()
+    several.size = 4
+    wider = Similarity(queue=6)
+    wider.setup(TermContext(student_features=3, teacher_features=5, collective=several))
+    wider.double().load_state_dict(state)
+    assert torch.equal(wider.queue, state["queue"][[0, 1, 2, 0]])
     with pytest.raises(RuntimeError, match="size mismatch for queue"):
         term_of(queue=7).load_state_dict(state)
 
@@ -154,6 +161,7 @@ def student(workplace):
     return workplace
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [2, 7])
 def test_stopped_at_any_step_and_continued_ends_with_the_same_bytes(student, stop_after, monkeypatch, steps):
     def written(results):
