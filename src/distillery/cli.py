@@ -397,6 +397,27 @@ def verify(
 
 
 @app.command()
+def probe(
+    config: Config,
+    run: Run,
+    seed: Seed = None,
+    results: Results = RESULTS,
+    workers: Workers = 2,
+    threads: Threads = None,
+    rehearsal: Rehearsal = False,
+) -> None:
+    """Measure a run's embedding: by nearest neighbours, and by a linear classifier on the frozen network."""
+    from distillery.evaluation.probe import probe_run
+
+    keep_memory()
+    limit_threads(threads)
+    experiment = load_experiment(config, rehearsal=rehearsal)
+    seed = experiment.seeds(run)[0] if seed is None else seed
+    probes = probe_run(experiment, run, seed, results, workers=workers)
+    print(", ".join(f"{name} {value:.2f}" for name, value in probes.items() if isinstance(value, float)))
+
+
+@app.command()
 def profile(
     config: Config, run: Run, results: Results = RESULTS, threads: Threads = None, rehearsal: Rehearsal = False
 ) -> None:

@@ -33,6 +33,34 @@ rule evaluate:
         " --threads {threads} --workers {resources.workers} > {log:q} 2>&1"
 
 
+# Made only where a table has a column of it.
+rule probe:
+    input:
+        manifest=lambda w: plan.manifest(w.experiment),
+        raw=lambda w: plan.raw_images_of(w.experiment),
+        weights="results/{experiment}/{run}/seed{seed}/weights.safetensors",
+        record="results/{experiment}/{run}/seed{seed}/run.json",
+    output:
+        "results/{experiment}/{run}/seed{seed}/probes.json",
+    log:
+        "logs/{experiment}/{run}/seed{seed}/probe.log",
+    benchmark:
+        "logs/{experiment}/{run}/seed{seed}/probe.benchmark.jsonl"
+    threads: 1
+    resources:
+        gpu=0,
+        jobs_per_gpu=1,
+        workers=1,
+    params:
+        digest=lambda w: plan.probing(w.experiment, w.run, w.seed),
+    message:
+        "probe {wildcards.experiment}/{wildcards.run}, seed {wildcards.seed}"
+    shell:
+        "exec $WITH_GPUS {resources.gpu} {resources.jobs_per_gpu}"
+        ' distillery probe "$CONFIG"/{wildcards.experiment:q}.yaml {wildcards.run:q} --seed {wildcards.seed:q} $SHRUNK'
+        " --threads {threads} --workers {resources.workers} > {log:q} 2>&1"
+
+
 rule profile_model:
     input:
         manifest=lambda w: plan.manifest(w.experiment),

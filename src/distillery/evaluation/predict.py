@@ -56,7 +56,7 @@ def answer(
     tallies = [Tally(num_classes, device, teacher_best_N is not None) for _ in networks]
     best = [torch.zeros(len(images), dtype=torch.long, device=device) for _ in networks]
     teacher_best_N = None if teacher_best_N is None else teacher_best_N.to(device)
-    for batch in _shown(_loader(images, networks[0].preprocess, workers, device), label, len(images)):
+    for batch in batches(images, networks[0].preprocess, workers, device, label):
         pixels, labels_B, ids_B = (on(part, device) for part in (batch.images, batch.labels, batch.indices))
         teacher_best_B = None if teacher_best_N is None else teacher_best_N[ids_B]
         for network, tally, best_N in zip(networks, tallies, best, strict=True):
@@ -64,8 +64,11 @@ def answer(
     return [Answers(tally.result(), best_N.cpu()) for tally, best_N in zip(tallies, best, strict=True)]
 
 
-def _loader(images: ArrowImages, preprocess: Preprocess, workers: int, device: torch.device) -> Any:  # noqa: ANN401
-    return eval_loader(
+def batches(
+    images: ArrowImages, preprocess: Preprocess, workers: int, device: torch.device, label: str
+) -> Iterator[Batch]:
+    """All images once, prepared for evaluation; ``label`` is what progress is shown of."""
+    loader = eval_loader(
         images,
         eval_transform(preprocess),
         batch=BATCH,
@@ -74,6 +77,7 @@ def _loader(images: ArrowImages, preprocess: Preprocess, workers: int, device: t
         rank=0,
         pin_memory=device.type == "cuda",
     )
+    return _shown(loader, label, len(images))
 
 
 def _shown(loader: Any, label: str, images: int) -> Iterator[Batch]:  # noqa: ANN401

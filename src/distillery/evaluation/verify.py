@@ -11,9 +11,11 @@ from distillery.data.manifest import FILE_NAME, load_manifest
 from distillery.errors import UserError
 from distillery.evaluation.evaluate import measure_run
 from distillery.evaluation.predict import PREDICTIONS
+from distillery.evaluation.probe import measure_probes
 from distillery.evaluation.restore import read_record
 from distillery.experiment import Experiment
 from distillery.experiment.reading import validate
+from distillery.experiment.schema.columns import PROBES
 from distillery.paths import dataset_folder, profile_path, run_folder, table_seal
 from distillery.results import check_weights, command, file_hash, read_json, record_sha256, unusable
 
@@ -91,19 +93,26 @@ def _verify_run(
     if (folder / PREDICTIONS).exists():
         evaluated_by = command("evaluate", experiment.path, run, seed, results)
         yield folder / PREDICTIONS, _fault(read_json, folder / PREDICTIONS, evaluated_by)
-    if metrics.exists():
-        yield metrics, _fault(_check_metrics, experiment, run, seed, results, metrics, record, rerun)
+    for path, measure in ((metrics, measure_run), (folder / PROBES, measure_probes)):
+        if path.exists():
+            yield path, _fault(_check_metrics, experiment, run, seed, results, path, record, measure if rerun else None)
 
 
 def _check_metrics(
-    experiment: Experiment, run: str, seed: int, results: Path, path: Path, record: dict[str, Any], rerun: bool
+    experiment: Experiment,
+    run: str,
+    seed: int,
+    results: Path,
+    path: Path,
+    record: dict[str, Any],
+    measure: Callable[..., dict[str, Any]] | None,
 ) -> None:
-    made_by = command("evaluate", experiment.path, run, seed, results)
+    made_by = command("probe" if path.name == PROBES else "evaluate", experiment.path, run, seed, results)
     metrics = read_json(path, made_by)
     if metrics.get("record_sha256") not in (None, record_sha256(record)):
         raise unusable(path, "measured another network than its run.json is about", made_by)
     check_weights(path.with_name("weights.safetensors"), metrics, made_by)
-    for key, now in measure_run(experiment, run, seed, results).items() if rerun else ():
+    for key, now in measure(experiment, run, seed, results).items() if measure else ():
         then = metrics.get(key, now)
         numbers = isinstance(now, float) and isinstance(then, float)
         if not (math.isclose(now, then, rel_tol=1e-4, abs_tol=1e-6) if numbers else now == then):

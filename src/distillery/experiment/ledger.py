@@ -34,6 +34,8 @@ IMPORTING = 1
 # How a network is measured, and how it is counted and timed.
 EVALUATION = 1
 PROFILING = 2
+# How its embedding is probed.
+PROBING = 1
 # What tables and figures show of the same measurements.
 REPORTING = 5
 

@@ -15,11 +15,21 @@ from typing import Any, Literal
 from distillery.errors import UserError
 from distillery.experiment.bank import bank_address
 from distillery.experiment.experiment import Experiment
-from distillery.experiment.ledger import MEASURED, PROFILING, REPORTING, digest_of, entry, file_sha256, images_entry
+from distillery.experiment.ledger import (
+    MEASURED,
+    PROBING,
+    PROFILING,
+    REPORTING,
+    digest_of,
+    entry,
+    file_sha256,
+    images_entry,
+)
 from distillery.experiment.loading import experiment_names, load_dataset, load_experiment
 from distillery.experiment.reading import nearest, read_mapping
 from distillery.experiment.rehearsal import rehearsed_dataset, representatives
 from distillery.experiment.schema.block import NAME_PATTERN
+from distillery.experiment.schema.columns import COLUMNS, PROBES
 from distillery.experiment.schema.dataset import HUB_PREFIX, Dataset
 from distillery.experiment.sweep import written_out
 from distillery.paths import bank_folder, dataset_folder, figure_folder, profile_path, run_folder, table_folder
@@ -114,7 +124,15 @@ class Plan:
             case [_, name, run] if name in names:
                 return ["profile.json", *(f"seed{seed}" for seed in self.experiment(name).seeds(run))]
             case [_, name, _, _] if name in names:
-                return ["weights.safetensors", "run.json", "history.csv", "metrics.json", "predictions.json", "bank"]
+                return [
+                    "weights.safetensors",
+                    "run.json",
+                    "history.csv",
+                    "metrics.json",
+                    PROBES,
+                    "predictions.json",
+                    "bank",
+                ]
         return []
 
     def pattern(self, kind: Kind) -> str:
@@ -171,6 +189,10 @@ class Plan:
     def evaluation(self, experiment: str, run: str, seed: str) -> str:
         """What decides a run's metrics: the run, and how it is measured."""
         return f"{self.digest(experiment, run, seed)}, evaluation {MEASURED}"
+
+    def probing(self, experiment: str, run: str, seed: str) -> str:
+        """What decides a run's probes: the run, and how its embedding is probed."""
+        return f"{self.digest(experiment, run, seed)}, probing {PROBING}"
 
     def profiling(self, experiment: str, run: str) -> str:
         """What decides a run's profile: the run, and how it is counted and timed."""
@@ -314,7 +336,9 @@ class Plan:
         members = [(run, seed) for run in dict.fromkeys(runs) for seed in experiment.seeds(run)]
         measured = sorted(f"{run}/{seed}: {experiment.spec(run, seed).digest}" for run, seed in members)
         # Learning curves alone show histories, not measurements.
-        how = [MEASURED, PROFILING] if tables else []
+        how: list[object] = [MEASURED, PROFILING] if tables else []
+        shown = {COLUMNS[column].file for name in tables for column in experiment.config.tables[name].columns}
+        how += [PROBING] if PROBES in shown else []
         return digest_of([layout, numbers, measured, REPORTING, how])
 
     def all_results(self) -> list[str]:

@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 from distillery.errors import UserError
 from distillery.experiment.experiment import Experiment
-from distillery.experiment.ledger import MEASURED, PROFILING, differences
+from distillery.experiment.ledger import MEASURED, PROBING, PROFILING, differences
 from distillery.experiment.loading import experiment_names, load_experiment
 from distillery.experiment.reading import nearest
+from distillery.experiment.schema.columns import PROBES
 from distillery.paths import dataset_folder, profile_path, run_folder
 from distillery.results import try_json
 
@@ -127,9 +128,15 @@ def stale_for(
         reasons.append(f"images of {spec.dataset}: {record.get('manifest_digest')} -> {images}")
     # A run's profile is of its first seed.
     profiled = [profile_path(results, experiment.name, run)] if seed == experiment.seeds(run)[0] else []
-    for path in [folder / "metrics.json", *profiled]:
+    for path in [folder / "metrics.json", folder / PROBES, *profiled]:
         measured = try_json(path) or {}
-        for key, now in (("digest", record.get("digest")), ("evaluation", MEASURED), ("profiling", PROFILING)):
+        expected = {
+            "digest": record.get("digest"),
+            "evaluation": MEASURED,
+            "probing": PROBING,
+            "profiling": PROFILING,
+        }
+        for key, now in expected.items():
             if measured.get(key, now) != now:
                 reasons.append(f"{path.name}: {key}: {measured[key]} -> {now}")
     return reasons

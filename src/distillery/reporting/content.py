@@ -8,7 +8,7 @@ from statistics import median
 from distillery.errors import UserError
 from distillery.experiment import Experiment
 from distillery.experiment.reading import nearest
-from distillery.experiment.schema.columns import COLUMNS, METRICS, Summary
+from distillery.experiment.schema.columns import COLUMNS, PROFILE, Summary
 from distillery.experiment.schema.experiment import Table
 from distillery.reporting.measurements import Measured
 from distillery.reporting.published import Published, load_published
@@ -65,7 +65,7 @@ class Content:
     @property
     def scored(self) -> bool:
         """Whether any column depends on the weights, and so on seeds and on the choice of an epoch."""
-        return any(COLUMNS[metric].file == METRICS for metric in self.table.columns)
+        return any(COLUMNS[metric].file != PROFILE for metric in self.table.columns)
 
     @property
     def judged(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Read what was measured: metrics.json of each seed and profile.json of each run."""
+"""Read what was measured: metrics.json and probes.json of each seed, and profile.json of each run."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from distillery.errors import UserError
 from distillery.experiment import Experiment
 from distillery.experiment.reading import validate
-from distillery.experiment.schema.columns import COLUMNS, METRICS, PROFILE, Column, File
+from distillery.experiment.schema.columns import COLUMNS, METRICS, PROBES, PROFILE, Column, File
 from distillery.paths import profile_path, run_folder
 from distillery.reporting.origins import Origin, read_origins
 from distillery.results import command, read_json, record_sha256, unusable
@@ -30,7 +30,7 @@ class _Measurement(BaseModel):
 
 
 class Metrics(_Measurement):
-    """What metrics.json says of its values."""
+    """What metrics.json, and probes.json, says of its values."""
 
     images: PositiveInt
     selection: Literal["last", "best", "imported"]
@@ -53,18 +53,28 @@ class Profile(_Measurement):
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of a run: the metrics of its seeds, its profile, or both, as far as they were asked for."""
+    """What is known of a run: the metrics and probes of its seeds, and its profile, as far as they were asked for."""
 
     metrics: tuple[Metrics, ...] = ()
     seeds: tuple[int, ...] = ()  # of the metrics, in their order
     profile: Profile | None = None
+    probes: tuple[Metrics, ...] = ()
     origins: frozenset[Origin] = frozenset()
 
     def values(self, file: File, key: str) -> list[float]:
         """What a file holds under a key: a value a seed, or the profile's one; none where it is null or not read."""
-        profiles = () if self.profile is None else (self.profile,)
-        values = [source.value(key) for source in (self.metrics if file == METRICS else profiles)]
+        values = [source.value(key) for source in self._sources(file)]
         return [] if None in values else values
+
+    def _sources(self, file: File) -> Sequence[_Measurement]:
+        if file == PROFILE:
+            return () if self.profile is None else (self.profile,)
+        return self.metrics if file == METRICS else self.probes
+
+    @property
+    def n(self) -> int:
+        """How many seeds were measured."""
+        return len(self.metrics or self.probes)
 
     def by_seed(self, key: str) -> dict[int, float]:
         """The values of a key of metrics.json, by seed; empty where one is null."""
@@ -73,31 +83,31 @@ class Measured:
 
     def holds(self, metric: str) -> bool:
         """Whether what a column is taken from was read."""
-        return bool(self.metrics) if COLUMNS[metric].file == METRICS else self.profile is not None
+        return bool(self._sources(COLUMNS[metric].file))
 
     def complete(self, files: set[str], seeds: int) -> bool:
         """Whether all was read that the tables show of the run."""
-        profiled = PROFILE not in files or self.profile is not None
-        return profiled and (METRICS not in files or len(self.metrics) == seeds)
+        expected: dict[File, int] = {METRICS: seeds, PROBES: seeds, PROFILE: 1}
+        return all(len(self._sources(file)) == count for file, count in expected.items() if file in files)
 
     @property
     def selection(self) -> str:
         """Which epoch's weights were measured: last, best, best by held-out images, or an imported network's."""
-        if not self.metrics:
+        if not self.n:
             return ""
-        first = self.metrics[0]
+        first = (self.metrics or self.probes)[0]
         return "holdout" if (first.selection, first.selection_split) == ("best", "holdout") else first.selection
 
     @property
     def images(self) -> int:
         """How many images each metric is taken over."""
-        return self.metrics[0].images if self.metrics else 0
+        return (self.metrics or self.probes)[0].images if self.n else 0
 
 
 def needed_files(experiment: Experiment, tables: Iterable[str] | None = None) -> dict[str, set[str]]:
     """The files that some tables, or all, are made from, by run.
 
-    Their cells are filled with metrics.json, profile.json or both; run.json says which version made the run.
+    Their cells are filled with metrics.json, probes.json and profile.json; run.json says which version made the run.
     """
     return {
         run: {"run.json", *(COLUMNS[column].file for column in columns)}
@@ -148,10 +158,12 @@ def read_measurements(
     runs = {}
     for run, columns in _needed_columns(experiment, tables).items():
         metrics = _read_metrics(experiment, run, results, columns, partial)
+        probes = _read_metrics(experiment, run, results, columns, partial, file=PROBES)
         runs[run] = Measured(
             tuple(metrics.values()),
             tuple(metrics),
             _read_profile(experiment, run, results, columns, partial),
+            tuple(probes.values()),
             read_origins(experiment, run, results, partial=partial) if origins else frozenset(),
         )
     return runs
@@ -174,13 +186,14 @@ def _read_metrics(
     columns: set[str],
     partial: bool,
     seeds: Sequence[int] | None = None,
+    file: File = METRICS,
 ) -> dict[int, Metrics]:
-    """The metrics of a run by seed, of all seeds by default."""
-    shown = _taken_from(METRICS, columns)
+    """The metrics, or probes, of a run by seed, of all seeds by default."""
+    shown = _taken_from(file, columns)
     metrics = {}
     for seed in (experiment.seeds(run) if seeds is None else seeds) if shown else ():
-        path = run_folder(results, experiment.name, run, seed) / METRICS
-        made_by = command("evaluate", experiment.path, run, seed, results)
+        path = run_folder(results, experiment.name, run, seed) / file
+        made_by = command("evaluate" if file == METRICS else "probe", experiment.path, run, seed, results)
         measured = _read(Metrics, path, experiment.spec(run, seed).digest, shown, made_by, partial)
         if measured is not None:
             _check_chain(measured, path, command("train", experiment.path, run, seed, results), made_by)

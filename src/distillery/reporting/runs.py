@@ -13,13 +13,14 @@ from distillery.errors import UserError
 from distillery.experiment.experiment import Experiment
 from distillery.experiment.loading import load_experiment
 from distillery.experiment.reading import nearest
+from distillery.experiment.schema.columns import PROBES
 from distillery.experiment.why import parse_target
 from distillery.paths import lock_path, log_folder, profile_path, run_folder
 from distillery.reporting.status import failure_of, last_lines, read_status
 from distillery.results import SEAL, try_json
 
-# What metrics.json and profile.json hold besides what was measured.
-BESIDES = ("seed", "epoch", "profiling", "evaluation")
+# What metrics.json, probes.json and profile.json hold besides what was measured.
+BESIDES = ("seed", "epoch", "profiling", "evaluation", "probing")
 FORM = "EXPERIMENT/RUN, EXPERIMENT/RUN/seedK, or a file of its results"
 
 
@@ -117,6 +118,7 @@ def read_run_facts(experiment: Experiment, run: str, seed: int, results: Path) -
         "lock": str(lock_path(results, experiment.name, run, seed)),
         "teachers": [],
         "metrics": _without(try_json(folder / "metrics.json")),
+        "probes": _without(try_json(folder / PROBES)),
         "profile": _without(try_json(profile_path(results, experiment.name, run))),
         "record": None,
         "spec": spec.ledger,
@@ -153,7 +155,7 @@ def describe_run(facts: dict[str, Any]) -> str:
     for teacher in facts["teachers"]:
         top1 = "" if teacher["top1"] is None else f", top-1 {teacher['top1']:.2f}"
         lines.append(f"teacher  {teacher['run']} (digest {teacher['digest']}{top1}), {teacher['folder']}")
-    for name in ("metrics", "profile"):
+    for name in ("metrics", "probes", "profile"):
         if facts[name]:
             numbers = {
                 key: value

@@ -163,7 +163,7 @@ def _row(content: Content, run: str, has_teacher: bool) -> tuple[Cell, ...]:
     cells += [_value_cell(content, content.entries[run, metric]) for metric in content.table.columns]
     if content.scored:
         measured = content.runs.get(run, Measured())
-        n = len(measured.metrics)
+        n = measured.n
         cells += [Cell(str(n or NOTHING), value=n or None), Cell(SELECTIONS.get(measured.selection, NOTHING))]
     for metric in content.judged:
         cells += _verdict_cells(content.entries[run, metric])
@@ -409,7 +409,7 @@ def _record(content: Content, entry: Entry) -> dict[str, Any]:
     record["teacher"] = content.teachers[entry.run]
     if entry.summary is not None:
         record |= {"mean": entry.summary.mean, "std": entry.summary.std, "n": entry.summary.n}
-        if COLUMNS[entry.metric].file == METRICS:
+        if COLUMNS[entry.metric].file != PROFILE:
             record["selection"] = content.runs[entry.run].selection
     if entry.gain is not None:
         gain = entry.gain

@@ -18,9 +18,10 @@ from distillery.cluster.gpus import all_devices
 from distillery.evaluation.profile import count_macs
 from distillery.experiment import Experiment, RunSpec
 from distillery.experiment.bank import bank_parts, banks_of, row_bytes, spec_by
-from distillery.experiment.ledger import PROFILING
+from distillery.experiment.ledger import PROBING, PROFILING
+from distillery.experiment.schema.columns import PROBES
 from distillery.models import create_model
-from distillery.paths import log_folder, profile_path
+from distillery.paths import log_folder, profile_path, run_folder
 from distillery.reporting.measurements import needed_files
 from distillery.reporting.status import Line, read_status
 from distillery.results import try_json
@@ -32,7 +33,7 @@ PASSES = 3
 # Multiplications with addition a second, where nothing was measured: of a GPU of the last years, and of one core.
 ASSUMED: dict[Kind, float] = {"gpu": 4e12, "cpu": 1e10}
 # Seconds of jobs of which none was measured; for a data set, images a second.
-SECONDS = {"import": 10.0, "evaluate": 30.0, "profile": 30.0, "table": 20.0, "figures": 20.0}
+SECONDS = {"import": 10.0, "evaluate": 30.0, "probe": 30.0, "profile": 30.0, "table": 20.0, "figures": 20.0}
 PREPARED_A_SECOND = 500
 # What a run leaves beside its weights: history, records, TensorBoard.
 BESIDE_WEIGHTS = 200_000
@@ -249,6 +250,11 @@ class _Planner:
             self._add("evaluate", run, len(unmeasured), *self._measured("evaluate", run, self.experiment.seeds(run)))
             self.costs.jobs += len(lines[self.experiment.name, run])
         for run, files in needed_files(self.experiment).items():
+            if PROBES in files:
+                seeds = self.experiment.seeds(run)
+                self.costs.jobs += len(seeds)
+                left = sum(not self._probed(run, seed) for seed in seeds)
+                self._add("probe", run, left, *self._measured("probe", run, seeds))
             if "profile.json" in files:
                 self._profile(run)
         if self.costs.left:
@@ -371,6 +377,10 @@ class _Planner:
                     "answer", f"{teacher}, bank {address[:8]}", 1, answered * (network.macs() or 0.0) / rate, source
                 )
 
+    def _probed(self, run: str, seed: int) -> bool:
+        found = try_json(run_folder(self.results, self.experiment.name, run, seed) / PROBES) or {}
+        return (found.get("digest"), found.get("probing")) == (self.experiment.spec(run, seed).digest, PROBING)
+
     def _profile(self, run: str) -> None:
         self.costs.jobs += 1
         found = try_json(profile_path(self.results, self.experiment.name, run)) or {}
@@ -400,7 +410,7 @@ class _Planner:
 
 def _is_trained(line: Line) -> bool:
     """Whether its weights are those of the present configuration."""
-    measured_otherwise = line.state == "stale" and line.note.startswith(("metrics.json", "profile.json"))
+    measured_otherwise = line.state == "stale" and line.note.startswith(("metrics.json", PROBES, "profile.json"))
     not_measured = line.state == "failed" and line.note.startswith("not measured")
     return line.state in ("done", "trained") or measured_otherwise or not_measured
 

@@ -13,10 +13,11 @@ from functools import partial
 from typing import Literal, Protocol
 
 Better = Literal["higher", "lower"]
-File = Literal["metrics.json", "profile.json"]
+File = Literal["metrics.json", "profile.json", "probes.json"]
 
 METRICS: File = "metrics.json"
 PROFILE: File = "profile.json"
+PROBES: File = "probes.json"  # made only where a table asks for it
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,18 @@ COLUMNS: dict[str, Column] = {
         "share of images that student and teacher give the same class",
         optional=True,
         needs_teacher=True,
+    ),
+    "knn": _share(
+        "k-NN (%)",
+        "knn",
+        "share of images whose 20 nearest training images by the frozen embedding vote for their class",
+        file=PROBES,
+    ),
+    "linear_probe": _share(
+        "Linear probe (%)",
+        "linear_probe",
+        "share of images that a linear classifier on the frozen embedding gets right, fitted to all training labels",
+        file=PROBES,
     ),
     "params": _count("Params", "params", "numbers that training adjusts"),
     "macs": _count("MACs", "macs", "multiplications with addition for one image"),
