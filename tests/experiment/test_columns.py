@@ -6,12 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distillery.experiment.ledger import METRIC_KEYS
 from distillery.experiment.schema.columns import COLUMNS, with_prefix
 from distillery.experiment.schema.experiment import ColumnName
 
 
 def test_a_table_may_have_every_column():
     assert get_args(ColumnName) == tuple(COLUMNS)
+
+
+def test_columns_of_probes_make_no_metrics_stale():
+    assert METRIC_KEYS == ["agreement", "ece", "nll", "top1", "top5"]
 
 
 def test_complements_point_at_each_other_and_turn_the_direction():

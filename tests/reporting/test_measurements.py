@@ -1,5 +1,6 @@
 """Measurements are read whole and fresh, or the command that makes them is named."""
 
+import json
 import re
 
 import pytest
@@ -129,6 +130,25 @@ def test_a_key_that_a_file_lacks_is_missed_only_where_a_table_shows_it(desk):
     read(desk)
     desk.write_experiment(desk.text.replace("params, size", "ece"))
     assert fault(desk).startswith(f"{path}: lacks 'ece'; make it again with: distillery evaluate ")
+
+
+def test_probes_are_needed_and_read_where_a_table_shows_them(desk):
+    desk.write_results()
+    desk.write_experiment(desk.text.replace("nll", "knn"))
+    assert needed_files(desk.experiment, ["methods"])["small"] == {
+        "run.json",
+        "metrics.json",
+        "probes.json",
+        "profile.json",
+    }
+    path = run_folder(desk.results, "toy", "big", 0) / "probes.json"
+    assert fault(desk).startswith(f"{path}: missing; make it with: distillery probe ")
+    for run in ("big", "small", "small-kd"):
+        for seed in desk.experiment.seeds(run):
+            content = {"digest": desk.experiment.spec(run, seed).digest, "images": 360, "selection": "last"}
+            folder = run_folder(desk.results, "toy", run, seed)
+            (folder / "probes.json").write_text(json.dumps(content | {"knn": 80.0 + seed}))
+    assert read(desk)["small"].values("probes.json", "knn") == [80.0 + seed for seed in desk.experiment.seeds("small")]
 
 
 def test_the_files_that_tables_need_follow_from_their_columns(desk):

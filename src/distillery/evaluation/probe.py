@@ -121,7 +121,7 @@ def nearest_neighbours(bank_ND: Tensor, labels_N: Tensor, queries_MD: Tensor, cl
     """
     bank_ND = F.normalize(bank_ND, dim=1)
     best = []
-    for queries_BD in F.normalize(queries_MD, dim=1).split(QUERIES_AT_ONCE):
+    for queries_BD in torch.split(F.normalize(queries_MD, dim=1), QUERIES_AT_ONCE):
         similar_BK, nearest_BK = (queries_BD @ bank_ND.T).topk(min(NEIGHBOURS, len(bank_ND)), dim=1)
         votes_BC = torch.zeros(len(queries_BD), classes, dtype=torch.float64, device=bank_ND.device)
         # One neighbour after the other: sums in any order would differ from time to time on a GPU.
@@ -161,7 +161,9 @@ def linear_probe(train_ND: Tensor, labels_N: Tensor, queries_MD: Tensor, classes
             penalty * weight_DC.square().sum() / 2,
             torch.cat([penalty * weight_DC, torch.zeros_like(bias_C)[None]]),
         )
-        for rows_BD, label_B in zip(train_ND.split(ROWS_AT_ONCE), labels_N.split(ROWS_AT_ONCE), strict=True):
+        for rows_BD, label_B in zip(
+            torch.split(train_ND, ROWS_AT_ONCE), torch.split(labels_N, ROWS_AT_ONCE), strict=True
+        ):
             inputs_BD = standardised(rows_BD)
             log_BC = (inputs_BD @ weight_DC + bias_C).log_softmax(dim=1)
             loss = loss - log_BC.gather(1, label_B[:, None]).sum() / images
@@ -173,5 +175,5 @@ def linear_probe(train_ND: Tensor, labels_N: Tensor, queries_MD: Tensor, classes
     options = {"maxiter": MOST_ITERATIONS, "gtol": LARGEST_GRADIENT, "ftol": 64 * np.finfo(np.float64).eps}
     found = minimize(mean_loss, np.zeros((features + 1) * classes), jac=True, method="L-BFGS-B", options=options)
     weight_DC, bias_C = split(found.x)
-    rows = [standardised(rows_BD) @ weight_DC + bias_C for rows_BD in queries_MD.split(ROWS_AT_ONCE)]
+    rows = [standardised(rows_BD) @ weight_DC + bias_C for rows_BD in torch.split(queries_MD, ROWS_AT_ONCE)]
     return torch.cat(rows).argmax(dim=1)

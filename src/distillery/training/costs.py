@@ -251,10 +251,9 @@ class _Planner:
             self.costs.jobs += len(lines[self.experiment.name, run])
         for run, files in needed_files(self.experiment).items():
             if PROBES in files:
-                seeds = self.experiment.seeds(run)
-                self.costs.jobs += len(seeds)
-                left = sum(not self._probed(run, seed) for seed in seeds)
-                self._add("probe", run, left, *self._measured("probe", run, seeds))
+                probed = [self._probed(run, seed) for seed in self.experiment.seeds(run)]
+                self.costs.jobs += len(probed)
+                self._add("probe", run, probed.count(False), *self._measured("probe", run, self.experiment.seeds(run)))
             if "profile.json" in files:
                 self._profile(run)
         if self.costs.left:
