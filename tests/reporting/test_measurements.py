@@ -142,7 +142,7 @@ def test_probes_are_needed_and_read_where_a_table_shows_them(desk):
         "profile.json",
     }
     path = run_folder(desk.results, "toy", "big", 0) / "probes.json"
-    assert fault(desk).startswith(f"{path}: missing; make it with: distillery probe ")
+    assert fault(desk).startswith(f"{path}: missing; first make it with: distillery probe ")
     for run in ("big", "small", "small-kd"):
         for seed in desk.experiment.seeds(run):
             content = {"digest": desk.experiment.spec(run, seed).digest, "images": 360, "selection": "last"}
