@@ -19,6 +19,7 @@ from distillery.evaluation.restore import (
     ReadyNetwork,
     check_classes,
     default_device,
+    read_record,
     record_beside,
     restore_folder,
 )
@@ -157,11 +158,12 @@ def load_checkpoint(
 
 
 def _load_run(folder: Path, manifest: Manifest, device: torch.device) -> Checkpoint:
-    run = restore_folder(folder)
-    classes = run.record["classes"]
+    record = read_record(folder / "run.json")
+    classes = record["classes"]
     if classes != len(manifest.classes):
         raise UserError(f"{folder}: a network for {classes} classes, but {manifest.name} has {len(manifest.classes)}")
-    check_classes(run.record, manifest, str(folder))
+    check_classes(record, manifest, str(folder))
+    run = restore_folder(folder)
     normalize = run.normalize.to(device)
     return Checkpoint(_ready(run.network, device), normalize, run.preprocess, run.record["spec"]["model"], str(folder))
 
