@@ -316,6 +316,21 @@ def test_timms_base_rate_its_sgd_and_its_pretrained_weights(adopt):
     assert "lr: 0.2, made of lr_base 0.1 for a batch of 512" in said
 
 
+@pytest.mark.parametrize(
+    ("more", "name", "drops"),
+    [
+        ("sched: step\n", "constant", None),
+        ("sched: multistep\n", "constant", None),
+        ("sched: multistep\ndecay_milestones: [10, 15, 30]\n", "step", (10, 15)),
+    ],
+)
+def test_drops_after_the_end_are_none(adopt, more, name, drops):
+    said = adopt(f"model: resnet18\nepochs: 20\n{more}", "--name", "x")
+    schedule = load_recipe(Path("config"), "x", "test")[0].schedule
+    assert (schedule.name, getattr(schedule, "drops", None)) == (name, drops)
+    assert ("no drop comes within 20 epochs" in said) == (drops is None)
+
+
 def test_timms_distillation_has_a_teacher(adopt):
     said = adopt("model: resnet18\nepochs: 10\nkd_model_name: resnet50.a1_in1k\nkd_temperature: 2.0\n", "--name", "x")
     runs = page_of(said).config.runs

@@ -100,6 +100,17 @@ class Settings:
         self.given = {}
 
 
+def steps(settings: Settings, epochs: int, when: dict[str, Any], ratio: float) -> dict[str, Any]:
+    """A step schedule of the drops that come within a run; where none does, the rate is constant."""
+    schedule = {"name": "step", **when, "ratio": ratio}
+    if "drops" in when:
+        schedule["drops"] = [drop for drop in when["drops"] if not isinstance(drop, int) or drop < epochs]
+    if schedule.get("every", 0) < epochs and schedule.get("drops", ["no list"]):
+        return schedule
+    settings.adopted.assumed.append(f"schedule: constant, for no drop comes within {epochs} epochs")
+    return {"name": "constant"}
+
+
 def shown(value: Any) -> str:  # noqa: ANN401
     """A value in a line."""
     text = " ".join(str(value).split())

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from distillery.adopt.adopted import Adopted, Settings
+from distillery.adopt.adopted import Adopted, Settings, steps
 from distillery.errors import UserError
 from distillery.models.registry import explain_unknown, library_of
 
@@ -159,10 +159,9 @@ def _schedule(args: Settings, epochs: int) -> dict[str, Any]:
     if kind == "cosine":
         schedule, used = {"name": "cosine", "min_lr": least, "cooldown": cooldown}, ("min_lr", "cooldown_epochs")
     elif kind == "step" and every == int(every):
-        schedule, used = {"name": "step", "every": int(every), "ratio": ratio}, ("decay_epochs", "decay_rate")
+        schedule, used = steps(args, epochs, {"every": int(every)}, ratio), ("decay_epochs", "decay_rate")
     elif kind == "multistep":
-        drops = [drop for drop in drops if drop < epochs] or [epochs - 1]
-        schedule, used = {"name": "step", "drops": drops, "ratio": ratio}, ("decay_milestones", "decay_rate")
+        schedule, used = steps(args, epochs, {"drops": drops}, ratio), ("decay_milestones", "decay_rate")
     else:
         args.lose("sched", kind, "a recipe has steps, cosines and a constant rate; written as constant")
     others = ("min_lr", "cooldown_epochs", "decay_epochs", "decay_rate", "decay_milestones")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from distillery.adopt.adopted import Adopted, Settings, shown
+from distillery.adopt.adopted import Adopted, Settings, shown, steps
 from distillery.errors import UserError
 from distillery.models.registry import library_of
 
@@ -126,17 +126,11 @@ def _schedule(block: Settings, epochs: int) -> dict[str, Any]:
     name, options = _key(block), _kwargs(block)
     schedule: dict[str, Any] = {"name": "constant"}
     if name == "MultiStepLR":
-        schedule = {
-            "name": "step",
-            "drops": options.take("milestones", list, []),
-            "ratio": options.take("gamma", float, 0.1),
-        }
+        drops = options.take("milestones", list, [])
+        schedule = steps(options, epochs, {"drops": drops}, options.take("gamma", float, 0.1))
     elif name == "StepLR":
-        schedule = {
-            "name": "step",
-            "every": options.take("step_size", int, epochs),
-            "ratio": options.take("gamma", float, 0.1),
-        }
+        every = options.take("step_size", int, epochs)
+        schedule = steps(options, epochs, {"every": every}, options.take("gamma", float, 0.1))
     elif name == "CosineAnnealingLR":
         schedule = {"name": "cosine", "min_lr": options.take("eta_min", float, 0.0)}
         options.leave("T_max", "the cosine ends with the run", (epochs,))
