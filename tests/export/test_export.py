@@ -90,12 +90,19 @@ def needs(to):
 HOLDS = {
     "taught": ("onnx", "torch.export", "safetensors", "hf"),
     "timm": FORMATS,
-    "vision": ("onnx", "torch.export", "safetensors", "hf"),
+    "vision": ("safetensors", "hf"),
     "headed": ("onnx", "torch.export", "safetensors", "hf"),
 }
 
 
-@pytest.mark.parametrize(("run", "to"), [(run, to) for run, formats in HOLDS.items() for to in formats])
+@pytest.mark.parametrize(
+    ("run", "to"),
+    [
+        pytest.param(run, to, marks=[pytest.mark.slow] * (to in ("onnx", "torch.export")))
+        for run, formats in HOLDS.items()
+        for to in formats
+    ],
+)
 def test_a_format_holds_the_network_its_card_and_its_classes(export, run, to):
     needs(to)
     out, said = export(f"tiny/{run}", to)
@@ -126,6 +133,8 @@ def test_the_card_says_what_it_is_how_good_and_how_it_was_made(export, made):
     ):
         assert part in card
     assert str(made) not in card
+    making = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card, re.DOTALL)[1])
+    assert making["objective"]["kd"] == {"weight": 0.5, "temperature": 2.0}
 
 
 def test_a_card_without_a_page_or_measurements_says_so(export):
@@ -154,9 +163,8 @@ def expected_of(made, run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("to", ["timm", "hf"])
-def test_timm_loads_a_network_of_timm_without_distillery(export, made, to):
-    out, _ = export("tiny/timm", to)
+def test_timm_loads_a_network_of_timm_without_distillery(export, made):
+    out, _ = export("tiny/timm", "timm")
     finished, expected, size = expected_of(made, "timm")
     found = without_distillery(
         "import json, timm, torch\n"
@@ -174,7 +182,7 @@ def test_timm_loads_a_network_of_timm_without_distillery(export, made, to):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("run", "to"), [("headed", "onnx"), ("taught", "onnx"), ("headed", "torch.export")])
+@pytest.mark.parametrize(("run", "to"), [("headed", "onnx"), ("headed", "torch.export")])
 def test_traced_networks_are_loaded_without_distillery_and_normalise_themselves(export, made, run, to):
     needs(to)
     out, _ = export(f"tiny/{run}", to)
@@ -215,7 +223,12 @@ def test_weights_are_those_of_the_run(export, made):
 @pytest.mark.parametrize(
     ("run", "to", "options", "line"),
     [
-        ("tiny/taught", "timm", (), "cifar_resnet8 is a network of zoo, which timm does not know; use --to onnx"),
+        (
+            "tiny/taught",
+            "timm",
+            (),
+            "cifar_resnet8 is a network of Distillery's zoo, which timm does not know; use --to onnx",
+        ),
         ("tiny/vision", "timm", (), "torchvision:squeezenet1_1 is a network of torchvision, which timm does not know"),
         ("tiny/headed", "timm", (), "timm cannot hold cifar_resnet8 with the head that simkd deploys with it"),
         ("tiny/taugth", "hf", (), "tiny/taugth: no such run in results; did you mean 'tiny/taught'"),

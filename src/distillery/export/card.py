@@ -210,6 +210,13 @@ def _usage(finished: FinishedRun, to: str) -> str:
     return f"{imports}from safetensors.torch import load_file\n\n{build}{load}"
 
 
+def _written(value: Any) -> Any:  # noqa: ANN401
+    """Part of a spec as a page would have it: what is null or an integer of the mathematics' version is not written."""
+    if isinstance(value, dict):
+        return {key: _written(part) for key, part in value.items() if part is not None and key != "numerics"}
+    return [_written(part) for part in value] if isinstance(value, list) else value
+
+
 def _making(finished: FinishedRun, name: RunName) -> str:
     record = finished.record
     spec = record["spec"]
@@ -227,7 +234,7 @@ def _making(finished: FinishedRun, name: RunName) -> str:
     versions = [f"{package} {version}" for package, version in packages.items() if version]
     if versions:
         lines.append(f"- {', '.join(versions)}")
-    kept = {key: spec[key] for key in ("objective", "recipe") if spec.get(key) is not None}
+    kept = {key: _written(spec[key]) for key in ("objective", "recipe") if spec.get(key) is not None}
     if kept:
         lines += ["", "```yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).rstrip(), "```"]
     return "\n".join([*lines, ""])

@@ -72,7 +72,8 @@ def _timm(finished: FinishedRun, folder: Path) -> Predict:
             f"--to: timm cannot hold {name} with the head that {record['head']['term']} deploys with it; {others}"
         )
     if not is_timm(finished):
-        raise UserError(f"--to: {name} is a network of {library_of(name)}, which timm does not know; {others}")
+        library = {"zoo": "Distillery's zoo", "plugin": "a plugin"}.get(str(library_of(name)), library_of(name))
+        raise UserError(f"--to: {name} is a network of {library}, which timm does not know; {others}")
     preprocess, statistics = finished.preprocess, record["statistics"]
     timm.models.save_for_hf(
         finished.network,
