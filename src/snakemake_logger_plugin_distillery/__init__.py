@@ -79,7 +79,12 @@ class LogHandler(LogHandlerBase):
                 said = _end(log).splitlines()
                 # It may stand before much that other programs say.
                 lines += [match[0] for line in said if (match := FAILURE.search(line))][-1:]
-                lines += [f"{log} ends with:", *said[-LOG_LINES:]] if said else [f"{log} is empty."]
+                if not said:
+                    lines.append(f"{log} is empty.")
+                elif said == lines[-1:]:
+                    lines.append(f"{log} has nothing else.")
+                else:
+                    lines += [f"{log} ends with:", *said[-LOG_LINES:]]
             return "\n".join(lines if fields["log"] else [*lines, str(fields["shellcmd"]).strip()])
         elif event in (LogEvent.JOB_ERROR, LogEvent.GROUP_ERROR):
             return self.format(record)

@@ -204,6 +204,8 @@ def test_a_worker_that_the_kernel_kills_ends_the_run_in_one_line(workplace, refu
     assert "a process that reads images has ended" in line
     assert "the same command continues from what is saved" in line
     monkeypatch.undo()
+    for child in multiprocessing.active_children():
+        child.join(10)  # it holds the run's lock as long as it lives
     assert done(train(workplace, "--workers", "1", "--loader", "torch"))
     killed = written(workplace.results)
     assert killed == written(workplace.make(results="straight").parents[2])

@@ -15,7 +15,7 @@ SHELL = re.compile(r"^    shell:\n((?:        .*\n)+)", re.MULTILINE)
 def test_every_path_and_wildcard_of_a_command_is_quoted():
     rules = [path.read_text() for path in (ROOT / "workflow/rules").glob("*.smk")]
     commands = [command for rule in rules for command in SHELL.findall(rule)]
-    assert len(commands) == 10
+    assert len(commands) == 11
     for command in commands:
         assert re.search(r"\{log:q\}", command)
         assert not re.findall(r"\{(?:wildcards\.\w+|log|input|output|params\.\w+)\}", command)

@@ -99,7 +99,10 @@ def check_experiment(experiment: Experiment) -> None:
 def names_stages(experiment: Experiment) -> bool:
     """Whether a term of a run names stages of its networks, which are then to be counted."""
     return any(
-        getattr(options, "ignore", ()) or getattr(options, "stage", None) is not None
+        getattr(options, "ignore", ())
+        or getattr(options, "stage", None) is not None
+        or getattr(options, "stages", None)
+        or isinstance(getattr(options, "eps", None), tuple)
         for config in experiment.config.runs.values()
         for options in config.objective.terms().values()
     )

@@ -18,7 +18,7 @@ from torch import nn
 from distillery.errors import UserError
 from distillery.experiment.schema.block import WeightsChoice
 from distillery.models import create_model
-from distillery.models.pretrained.checkpoint import check_file
+from distillery.models.pretrained.files import check_file
 from distillery.models.pretrained.load import classifier_modules, import_weights, take_weights
 from distillery.models.weights import save_weights
 
