@@ -78,7 +78,7 @@ def planned_once(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("student", "teacher"), [pytest.param(*pair, marks=[pytest.mark.slow] * (pair not in PAIRS[:2])) for pair in PAIRS]
+    ("student", "teacher"), [pytest.param(*pair, marks=[pytest.mark.sweep] * (pair not in PAIRS[:2])) for pair in PAIRS]
 )
 @pytest.mark.filterwarnings("ignore")
 def test_every_term_takes_a_step(student, teacher, planned_once, one_thread):
@@ -228,7 +228,7 @@ def test_the_sweep_has_forty_networks():
     assert len({str(entry) for ring in RINGS.values() for entry in ring}) >= 40
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("classes", RINGS)
 @pytest.mark.filterwarnings("ignore")
 def test_every_term_learns_in_every_pair_of_a_ring(classes, planned_once, one_thread):

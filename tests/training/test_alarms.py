@@ -191,7 +191,7 @@ def test_alarms_change_no_bit(taught, workplace, monkeypatch, name):
 MODELS = ("cifar_resnet8", "cifar_resnet14")
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_healthy_runs_of_every_term_raise_no_alarm(workplace, one_thread):
     workplace.edit_recipe("epochs: 6")
     runs = {f"run-{name}-{model}": line(name, model) for name, model in product(TERMS, MODELS)}
