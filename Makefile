@@ -23,7 +23,7 @@ demo: workflow/schemas  ## real digits, from images to a judged table (4 minutes
 
 # After each job, Snakemake looks for work one such timespan later, and every timespan from then on: by default every second,
 # which after some hundred jobs keeps a core busy.
-demo-methods: workflow/schemas  ## does each method help, on the digits? (about 15 minutes on 2 cores)
+demo-methods: workflow/schemas  ## does each method help, on the digits? (about 20 minutes on 2 cores)
 	@python scripts/demo.py digits-methods --max-jobs-per-timespan 1000/10s
 
 REHEARSE := snakemake --cores all --keep-going --max-jobs-per-timespan 1000/30s --config rehearsal=true
@@ -40,7 +40,7 @@ save: .venv/.installed  ## record, and send results to DVC's remote
 restore: .venv/.installed  ## bring recorded results back from DVC's remote
 	@python scripts/versions.py restore $(EXPERIMENT)
 
-test: .venv/.installed lint  ## every check and test but those below (under 12 minutes on 2 cores)
+test: .venv/.installed lint  ## every check and test but those below (about 15 minutes on 2 cores)
 	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal -m "not sweep"
 
 test-sweep: workflow/schemas  ## every term and every family of networks, as student and as teacher (8 minutes of one core)
