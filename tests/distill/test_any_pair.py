@@ -13,18 +13,18 @@ import pytest
 import torch
 from torch import nn
 
+from distillery.distill.assembly import Side, TeacherSide, assemble
 from distillery.distill.losses.partial_l2 import bn_margin
 from distillery.distill.objective import build_objective
 from distillery.distill.step import Outputs, StepInputs, View
-from distillery.distill.student import FeatureExtractor, Learner
+from distillery.distill.student import FeatureExtractor
 from distillery.distill.teacher import Teacher
-from distillery.distill.term import pair_context
+from distillery.distill.term import TermContext, pair_context
 from distillery.errors import UserError
 from distillery.experiment.schema.objective import TERMS, Objective
 from distillery.experiment.schema.recipe import Recipe
 from distillery.models import create_model
-from distillery.models.composite import Composite
-from distillery.models.taps import Features, Taps, describe_pair, pair_networks, pairing, plan_taps
+from distillery.models.taps import Features, describe_pair, pair_networks, pairing, plan_taps
 
 SIZE, CLASSES, IMAGES = 32, 5, 24
 
@@ -112,25 +112,15 @@ def take_a_step(name, student, teacher, names):
     """What is wrong with a step of a term, as training takes it; None if nothing is."""
     config = Objective.model_validate({name: OPTIONS.get(name, {})})
     needs, batch = config.needs(), 6 if config.sampling() else 5
-    pair = pair_networks(student, teacher, needs, SIZE, names)
-    norms = pair.norms(teacher) if needs.margins else []
-    margins = [None if norm is None else bn_margin(*norm) for norm in norms]
-    context = pair_context(pair, margins, labels=np.arange(IMAGES) // 2 % CLASSES, classes=CLASSES, epochs=2)
-    objective = build_objective(config, context)
-    taps = pair.student.taps
-    for _, term in objective.each():
-        head = term.head(context)
-        if head is not None:
-            student = Composite(student, head, SIZE, names[0])
-            taps = Taps(student.network, taps.plan, taps.kinds) if taps is not None else None
-    extractor = FeatureExtractor(student, nn.Identity(), taps, pair.sizes, False, needs.unpooled)
-    learner = Learner(extractor, objective, partners=needs.partner).train()
-    answers = Teacher(
-        FeatureExtractor(teacher, nn.Identity(), pair.teacher.taps, pair.sizes, False, needs.unpooled), "eval"
+    run = TermContext(labels=np.arange(IMAGES) // 2 % CLASSES, classes=CLASSES, epochs=2)
+    learner, (answers,), *_ = assemble(
+        Side(student, names[0], SIZE, nn.Identity()), [TeacherSide(teacher, names[1], SIZE, nn.Identity())], config, run
     )
+    learner.train()
+    student, objective = learner.student, learner.objective
     images, other = torch.randn(2, batch, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     indices = torch.arange(batch)
-    target = torch.from_numpy(context.labels)[indices]
+    target = torch.from_numpy(run.labels)[indices]
     with torch.no_grad():
         shown = StepInputs(learner.extractor(images), target, answers(images), indices_B=indices)
         objective.begin_epoch(0, lambda limit: [shown])
@@ -253,7 +243,8 @@ def try_pair(student, teacher, classes, batch, plan):
     needs = reduce(or_, (options.needs for options in TERMS.values()))
     pair = pair_networks(*networks, needs, sizes[0], names, sizes[1])
     margins = [None if norm is None else bn_margin(*norm) for norm in pair.norms(networks[1])]
-    context = pair_context(pair, margins, labels=np.arange(IMAGES) // 2 % classes, classes=classes, epochs=2)
+    run = TermContext(labels=np.arange(IMAGES) // 2 % classes, classes=classes, epochs=2)
+    context = pair_context(pair, margins, run)
     generator = torch.Generator().manual_seed(batch)
     images = [torch.randn(batch, 3, size, size, generator=generator) for size in sizes]
     extractors = [

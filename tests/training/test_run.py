@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from distillery.cluster.run_lock import RunLock
 from distillery.cluster.signals import Stopped
 from distillery.data.prepare import prepare_dataset
+from distillery.distill import assembly
 from distillery.distill.losses.cross_entropy import CrossEntropy
 from distillery.distill.losses.mgd import MGD
 from distillery.distill.losses.partial_l2 import bn_margin
@@ -23,7 +24,6 @@ from distillery.errors import UserError
 from distillery.evaluation.evaluate import evaluate_run
 from distillery.experiment import load_experiment
 from distillery.experiment.loading import load_dataset
-from distillery.training import build
 from distillery.training.checkpoint import CheckpointFolder
 from distillery.training.job import Job, Machine
 from distillery.training.run import make_run
@@ -392,9 +392,9 @@ def test_margins_are_those_of_the_teacher_or_of_the_weights_it_began_with(workpl
         f" margin_source: {source}, objective: {{ce: {{}}, mgd: {{}}}}}}\n  tables:",
     )
     found = []
-    original = build.build_objective
+    original = assembly.build_objective
     monkeypatch.setattr(
-        build,
+        assembly,
         "build_objective",
         lambda objective, context, *rest: found.append(context) or original(objective, context, *rest),
     )

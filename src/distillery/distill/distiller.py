@@ -18,15 +18,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
-from distillery.distill.assembly import Side, assemble
+from distillery.distill.assembly import Side, TeacherSide, assemble
 from distillery.distill.collective import Collective, ProcessGroup
-from distillery.distill.losses.partial_l2 import bn_margin
 from distillery.distill.step import Outputs, StepInputs
-from distillery.distill.term import Term, TermContext, pair_context
+from distillery.distill.term import Term, TermContext
 from distillery.errors import UserError
 from distillery.experiment.reading import validate
 from distillery.experiment.schema.objective import Objective, terms_with_teacher
-from distillery.models.taps import TapPair
 
 Prepare = Callable[[Tensor], Tensor]
 
@@ -93,27 +91,23 @@ class Distiller(nn.Module):
         labels = np.zeros(0, dtype=np.int64) if train_labels is None else _class_list(train_labels, self.classes)
         self.images = len(labels)
 
-        def context(pair: TapPair) -> TermContext:
-            norms = pair.norms(teacher) if teacher is not None and self.needs.margins else []
-            return pair_context(
-                pair,
-                [None if norm is None else bn_margin(*norm) for norm in norms],
-                collective=_PresentProcesses(),
-                labels=labels,
-                classes=self.classes,
-                epochs=epochs or 1,
-                seed=seed,
-            )
-
-        teacher_name = f"teacher {type(teacher).__name__}"
-        self.learner, self.teacher, _ = assemble(
+        run = TermContext(
+            collective=_PresentProcesses(), labels=labels, classes=self.classes, epochs=epochs or 1, seed=seed
+        )
+        teachers = []
+        if teacher is not None:
+            name = f"teacher {type(teacher).__name__}"
+            teachers = [TeacherSide(teacher, name, teacher_size or size, nn.Identity())]
+        assembled = assemble(
             Side(student, f"student {type(student).__name__}", size, nn.Identity()),
-            None if teacher is None else Side(teacher, teacher_name, teacher_size or size, nn.Identity()),
+            teachers,
             config,
-            context,
+            run,
             teacher_norm=teacher_norm or config.default_teacher_norm(),
             channels_last=channels_last,
         )
+        self.learner = assembled.learner
+        self.teacher = assembled.teachers[0] if assembled.teachers else None
         self.prepare_teacher = prepare_teacher
         self.by_labels = [name for name, options in config.terms().items() if options.needs.labels]
         self.remembering = [name for name, options in config.terms().items() if _remembers(options)]

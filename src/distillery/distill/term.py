@@ -7,8 +7,8 @@ B batch, C classes, S/T student/teacher channels, H W pixels.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -95,13 +95,14 @@ class TermContext:
     seed: int = 0
 
 
-def pair_context(pair: TapPair, margins: Sequence[Tensor | None] = (), **of_the_run: Any) -> TermContext:  # noqa: ANN401
-    """What two networks that are paired tell a term; the margins are those of the teacher's stages."""
+def pair_context(pair: TapPair, margins: Sequence[Tensor | None], run: TermContext) -> TermContext:
+    """What a term knows of the run, with what two networks that are paired tell; the margins are the teacher's."""
     count, parties = len(pair.sizes), (pair.student, pair.teacher)
     channels = [[point.channels for point in party.points] or count * [0] for party in parties]
     own_sizes = [[(point.height, point.width) for point in party.points] or pair.sizes for party in parties]
     stages = zip(*channels, margins or count * [None], pair.sizes, *own_sizes, strict=True)
-    return TermContext(
+    return replace(
+        run,
         stages=tuple(StagePair(*stage) for stage in stages),
         student_features=pair.student.features,
         teacher_features=pair.teacher.features,
@@ -116,7 +117,6 @@ def pair_context(pair: TapPair, margins: Sequence[Tensor | None] = (), **of_the_
         student_last=_whole_map(pair.student.last),
         teacher_last=_whole_map(pair.teacher.last),
         teacher_map_size=pair.teacher.averaged,
-        **of_the_run,
     )
 
 

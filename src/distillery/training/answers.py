@@ -16,6 +16,7 @@ from distillery.data.arrow import ArrowImages
 from distillery.data.loader import TrainImages, said_every_minute
 from distillery.data.orders import Ids, Order
 from distillery.data.samplers import GlobalBatches, Sample, copy_numbers
+from distillery.distill.assembly import Side, tap_alone
 from distillery.distill.bank import Bank, RowFormat, open_part, part_path
 from distillery.distill.student import FeatureExtractor
 from distillery.distill.teacher import Teacher
@@ -24,7 +25,6 @@ from distillery.experiment.bank import bank_address, bank_ledger, bank_parts, ho
 from distillery.experiment.schema.objective import Needs
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.experiment.schema.teacher import Answers
-from distillery.models.taps import pair_networks
 from distillery.paths import RESULTS, bank_folder, work_folder
 from distillery.provenance import provenance
 from distillery.randomness import addressed_bits
@@ -191,12 +191,11 @@ def _check_room(folder: Path, needed: int) -> None:
 def _answering(job: Job, recipe: Recipe, measured: MeasuredTeacher) -> tuple[Teacher, int]:
     """The teacher with what its rows hold, and the width of the embedding, 0 where they hold none."""
     assert job.spec.teacher is not None
-    network = measured.run.network
+    run, size = measured.run, (measured.viewer or recipe.preprocess).size
     needs = Needs(teacher={"logits", "embedding"} if holds_embedding(job.spec) else {"logits"})
-    size, model = (measured.viewer or recipe.preprocess).size, job.spec.teacher.model
-    party = pair_networks(network, network, needs, size, (model, model)).teacher
-    shown = FeatureExtractor(network, measured.run.normalize, party.taps, [], recipe.channels_last)
-    network.to(memory_format=shown.memory_format)
+    party = tap_alone(Side(run.network, job.spec.teacher.model, size, run.normalize), needs)
+    shown = FeatureExtractor(run.network, run.normalize, party.taps, [], recipe.channels_last)
+    run.network.to(memory_format=shown.memory_format)
     return Teacher(shown, "eval"), party.features
 
 

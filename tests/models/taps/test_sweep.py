@@ -4,15 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from distillery.distill.losses.partial_l2 import bn_margin
-from distillery.distill.objective import build_objective
+from distillery.distill.assembly import Side, TeacherSide, assemble
 from distillery.distill.step import StepInputs
-from distillery.distill.student import FeatureExtractor, Learner
-from distillery.distill.teacher import Teacher
-from distillery.distill.term import StagePair, TermContext
+from distillery.distill.term import TermContext
 from distillery.experiment.schema.objective import Objective
 from distillery.models import create_model
-from distillery.models.taps import Taps, describe_pair, pair_networks, plan_taps
+from distillery.models.taps import Taps, describe_pair, plan_taps
 from distillery.models.taps.recording import PLAIN_ACTIVATIONS
 
 EVERY_KIND = frozenset({"stages", "activations", "raw", "tokens", "embedding"})
@@ -146,15 +143,15 @@ def test_every_family_is_tapped_and_trains_as_student_and_teacher(library, name,
 def take_a_step(student, teacher, images):
     """One step of MGD and Overhaul, as training takes it, and finite gradients for everything that is trained."""
     config = Objective.model_validate({"ce": {}, "mgd": {}, "overhaul": {}})
-    pair = pair_networks(student, teacher, config.needs(), images.shape[-1])
-    margins = [None if norms is None else bn_margin(*norms) for norms in pair.norms(teacher)]
-    stages = [
-        StagePair(student_point.channels, teacher_point.channels, margin)
-        for student_point, teacher_point, margin in zip(pair.student.points, pair.teacher.points, margins, strict=True)
-    ]
-    objective = build_objective(config, TermContext(tuple(stages)))
-    learner = Learner(FeatureExtractor(student, nn.Identity(), pair.student.taps, pair.sizes, False), objective).train()
-    answers = Teacher(FeatureExtractor(teacher, nn.Identity(), pair.teacher.taps, pair.sizes, False), "eval")
+    size = images.shape[-1]
+    learner, (answers,), *_ = assemble(
+        Side(student, "student", size, nn.Identity()),
+        [TeacherSide(teacher, "teacher", size, nn.Identity())],
+        config,
+        TermContext(),
+    )
+    learner.train()
+    objective = learner.objective
     target = torch.tensor([0, 1])
     with torch.no_grad():
         objective.begin_epoch(0, lambda limit: [StepInputs(learner.extractor(images), target, answers(images))])
@@ -166,8 +163,8 @@ def take_a_step(student, teacher, images):
     assert all(gradient.isfinite().all() for gradient in gradients)
     assert all(weight.grad is not None for weight in objective.parameters())
     assert all(weight.grad is None for weight in teacher.parameters())
-    pair.student.taps.remove()
-    pair.teacher.taps.remove()
+    learner.extractor.taps.remove()
+    answers.extractor.taps.remove()
 
 
 def first(output):
