@@ -13,9 +13,9 @@ def follow(checkout):
     model, entry, recipe, experiment, ledger, run, table, term, options, count, metric, column = blocks
     checkout.write("src/distillery/models/zoo/plain.py", model)
     checkout.write("src/distillery/distill/losses/cka.py", term)
-    declared, registry = "src/distillery/experiment/schema/objective.py", "TERMS: Mapping[str, type[TermOptions]] ="
-    checkout.replace(declared, registry, options + "\n\n" + registry)
-    checkout.replace(declared, '        "kd": KDOptions,\n', '        "kd": KDOptions,\n        "cka": CKAOptions,\n')
+    declared, line = "src/distillery/experiment/schema/objective", '        "kd": logits.KDOptions,\n'
+    checkout.append(f"{declared}/relations.py", "\n\n" + options)
+    checkout.replace(f"{declared}/registry.py", line, f'{line}        "cka": relations.CKAOptions,\n')
     run += run.replace("plain-kd:", "plain-cka:").replace("kd: {weight: 0.9, temperature: 4}", "cka: {}")
     checkout.replace("src/distillery/experiment/zoo.py", '        "cifar_resnet8":', entry + '        "cifar_resnet8":')
     checkout.write("config/recipes/digits-plain.yaml", recipe)

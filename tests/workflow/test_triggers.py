@@ -92,7 +92,7 @@ def test_edits_of_code_and_of_the_text_of_rules_remake_nothing(made):
 @pytest.mark.parametrize(
     ("file", "old", "new", "expected"),
     [
-        ("schema/objective.py", "temperature: Softening = 4.0", "temperature: Softening = 5.0", ["taught"]),
+        ("schema/objective/logits.py", "temperature: Softening = 4.0", "temperature: Softening = 5.0", ["taught"]),
         ("zoo.py", "parameters, source, depth=depth)", "parameters, source, depth=depth, width=8)", RUNS),
         ("ledger.py", "ENGINE = 1", "ENGINE = 2", RUNS),
     ],

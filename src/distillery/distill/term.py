@@ -1,6 +1,6 @@
 """The contract of an objective's terms.
 
-A term's options, what it needs to see and its hooks stand in experiment/schema/objective.py; what it computes, here.
+A term's options, what it needs to see and its hooks stand in experiment/schema/objective/; what it computes, here.
 
 B batch, C classes, S/T student/teacher channels, H W pixels.
 """
