@@ -43,7 +43,7 @@ MAY_USE = {
         "adopt",
         "export",
     },
-    "commands": {"options", "experiment", "reporting", "training"},
+    "commands": {"options", "experiment", "reporting", "evaluation", "training"},
     "__main__": {"cli"},
     "__init__": set(),
     "losses": {"distill"},

@@ -3,12 +3,9 @@
 Heavy libraries are imported inside the commands that need them, so that the light ones answer at once.
 """
 
-import json
 import os
 import signal
 import sys
-from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -39,6 +36,7 @@ from distillery.options import (
     Workers,
     finite,
     plain_name,
+    print_json,
 )  # fmt: skip
 from distillery.process import end_process, keep_memory, limit_threads
 
@@ -93,10 +91,6 @@ def _fail(line: str) -> int:
     return 2
 
 
-def _print_json(data: object) -> None:
-    print(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
-
-
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"distillery {__version__}")
@@ -133,7 +127,7 @@ def check(config: Config, results: Results = RESULTS, workers: Workers = 2, as_j
     forecast.check_networks()
     runs, said, warnings = list_runs(experiment), list(notes(experiment, forecast, results)), list(forecast.warnings())
     if as_json:
-        _print_json({"runs": runs, "notes": said, "warnings": warnings})
+        print_json({"runs": runs, "notes": said, "warnings": warnings})
         return
     print("\n".join([tabulate(runs, headers="keys", tablefmt="github"), "", *said]))
     for warning in warnings:
@@ -322,7 +316,7 @@ def evaluate(
         seed = experiment.seeds(run)[0] if seed is None else seed
         metrics = evaluate_run(experiment, run, seed, results, workers=workers)
         if as_json:
-            _print_json(metrics)
+            print_json(metrics)
         else:
             print(", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if isinstance(value, float)))
         return
@@ -343,7 +337,7 @@ def evaluate(
     folder = dataset_folder(results, dataset)
     rows = evaluate_checkpoints(what, teacher, folder, preprocess, arguments, workers)
     if as_json:
-        _print_json(rows)
+        print_json(rows)
     else:
         print(table_of(rows))
 
@@ -392,7 +386,7 @@ def verify(
             except UserError as error:
                 note(str(error))
     if as_json:
-        _print_json({"files": files, "faults": faults, "replayed": replayed})
+        print_json({"files": files, "faults": faults, "replayed": replayed})
     return 2 if faults else 0
 
 
@@ -487,84 +481,6 @@ def plot(
     experiment = load_experiment(config, rehearsal=rehearsal)
     plot_experiment(experiment, results, experiment.published, partial=partial)
     show_figures(experiment, results, trackers)
-
-
-@app.command()
-def compare(
-    config: Config,
-    run: Run,
-    baseline: Annotated[str, Argument(metavar="BASELINE", help="Another run, or EXPERIMENT/RUN of the same images.")],
-    results: Results = RESULTS,
-    workers: Workers = 2,
-    threads: Threads = None,
-    rehearsal: Rehearsal = False,
-    as_json: AsJson = False,
-) -> None:
-    """Compare a run with a baseline: specs, scores paired by seed, and which validation images each gets right."""
-    from distillery.evaluation.compare import compare_runs
-    from distillery.experiment.plan import Plan
-
-    experiment = load_experiment(config, rehearsal=rehearsal)
-    other, slash, name = baseline.rpartition("/")
-    theirs = Plan(config.parent, rehearsal=rehearsal).experiment(other) if slash else experiment
-    limit_threads(threads)
-    compared = compare_runs((experiment, run), (theirs, name), results, workers)
-    if as_json:
-        _print_json(compared.as_data())
-    else:
-        print(compared.as_text())
-
-
-@app.command()
-def why(
-    target: Annotated[str, Argument(help="A file of results/, EXPERIMENT/RUN or EXPERIMENT.")],
-    config_dir: ConfigDir = CONFIG_DIR,
-    results: Results = RESULTS,
-    rehearsal: Rehearsal = False,
-    as_json: AsJson = False,
-) -> None:
-    """Say key by key what differs between a result's record and the present configuration, or that nothing does."""
-    from distillery.experiment.why import describe, explain
-
-    found = explain(target, config_dir, results, rehearsal=rehearsal)
-    if as_json:
-        _print_json([asdict(finding) for finding in found])
-    else:
-        for line in describe(found, target, results):
-            print(line)
-
-
-@app.command()
-def status(
-    config: Annotated[
-        Path | None, Argument(help="An experiment file; by default all experiments that have begun.")
-    ] = None,
-    watch: Annotated[bool, Option("--watch", help="Look again every two seconds, until Ctrl-C.")] = False,
-    as_json: AsJson = False,
-    config_dir: ConfigDir = CONFIG_DIR,
-    results: Results = RESULTS,
-    rehearsal: Rehearsal = False,
-) -> None:
-    """Show what each run is doing, from files alone: also from another terminal, and on a cluster."""
-    from distillery.reporting.status import as_data, begun, board, read_status, watch_board
-
-    if watch and (as_json or not sys.stdout.isatty()):
-        raise UserError("status: --watch needs a terminal, and no --json; leave it out")
-    experiments = []
-    for path in begun(config_dir, results) if config is None else [config]:
-        try:
-            experiments.append(load_experiment(path, rehearsal=rehearsal))
-        except UserError as error:
-            if config is not None:
-                raise
-            print(f"distillery: {error}", file=sys.stderr)  # of the others there is still something to say
-
-    look = partial(read_status, experiments, results)
-
-    if watch:
-        watch_board(look)
-    else:
-        print(as_data(look()) if as_json else board(look()))
 
 
 commands.register(app)

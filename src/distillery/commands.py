@@ -1,7 +1,9 @@
-"""Commands that look at runs, and make nothing: plan, logs, show. The stages are in cli.py."""
+"""Commands that look at runs, and make nothing; those of the stages are in cli.py."""
 
 import json
 import sys
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +11,21 @@ import typer
 from typer import Argument, Option
 
 from distillery.errors import UserError
-from distillery.options import CONFIG_DIR, RESULTS, AsJson, ConfigDir, Rehearsal, Results
+from distillery.experiment import load_experiment
+from distillery.options import (
+    CONFIG_DIR,
+    RESULTS,
+    AsJson,
+    Config,
+    ConfigDir,
+    Rehearsal,
+    Results,
+    Run,
+    Threads,
+    Workers,
+    print_json,
+)  # fmt: skip
+from distillery.process import limit_threads
 
 Target = Annotated[
     str, Argument(metavar="RUN", help="EXPERIMENT/RUN or EXPERIMENT/RUN/seedK, or a file of its results.")
@@ -18,8 +34,83 @@ Target = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Add the commands to a command line."""
-    for command in (plan, logs, show):
+    for command in (compare, why, status, plan, logs, show):
         app.command()(command)
+
+
+def compare(
+    config: Config,
+    run: Run,
+    baseline: Annotated[str, Argument(metavar="BASELINE", help="Another run, or EXPERIMENT/RUN of the same images.")],
+    results: Results = RESULTS,
+    workers: Workers = 2,
+    threads: Threads = None,
+    rehearsal: Rehearsal = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a run with a baseline: specs, scores paired by seed, and which validation images each gets right."""
+    from distillery.evaluation.compare import compare_runs
+    from distillery.experiment.plan import Plan
+
+    experiment = load_experiment(config, rehearsal=rehearsal)
+    other, slash, name = baseline.rpartition("/")
+    theirs = Plan(config.parent, rehearsal=rehearsal).experiment(other) if slash else experiment
+    limit_threads(threads)
+    compared = compare_runs((experiment, run), (theirs, name), results, workers)
+    if as_json:
+        print_json(compared.as_data())
+    else:
+        print(compared.as_text())
+
+
+def why(
+    target: Annotated[str, Argument(help="A file of results/, EXPERIMENT/RUN or EXPERIMENT.")],
+    config_dir: ConfigDir = CONFIG_DIR,
+    results: Results = RESULTS,
+    rehearsal: Rehearsal = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say key by key what differs between a result's record and the present configuration, or that nothing does."""
+    from distillery.experiment.why import describe, explain
+
+    found = explain(target, config_dir, results, rehearsal=rehearsal)
+    if as_json:
+        print_json([asdict(finding) for finding in found])
+    else:
+        for line in describe(found, target, results):
+            print(line)
+
+
+def status(
+    config: Annotated[
+        Path | None, Argument(help="An experiment file; by default all experiments that have begun.")
+    ] = None,
+    watch: Annotated[bool, Option("--watch", help="Look again every two seconds, until Ctrl-C.")] = False,
+    as_json: AsJson = False,
+    config_dir: ConfigDir = CONFIG_DIR,
+    results: Results = RESULTS,
+    rehearsal: Rehearsal = False,
+) -> None:
+    """Show what each run is doing, from files alone: also from another terminal, and on a cluster."""
+    from distillery.reporting.status import as_data, begun, board, read_status, watch_board
+
+    if watch and (as_json or not sys.stdout.isatty()):
+        raise UserError("status: --watch needs a terminal, and no --json; leave it out")
+    experiments = []
+    for path in begun(config_dir, results) if config is None else [config]:
+        try:
+            experiments.append(load_experiment(path, rehearsal=rehearsal))
+        except UserError as error:
+            if config is not None:
+                raise
+            print(f"distillery: {error}", file=sys.stderr)  # of the others there is still something to say
+
+    look = partial(read_status, experiments, results)
+
+    if watch:
+        watch_board(look)
+    else:
+        print(as_data(look()) if as_json else board(look()))
 
 
 def plan(
@@ -33,7 +124,6 @@ def plan(
     rehearsal: Rehearsal = False,
 ) -> None:
     """Say what is left to be made and what it will cost: jobs, GPU- or CPU-hours, disk, and where each is from."""
-    from distillery.experiment import load_experiment
     from distillery.experiment.loading import experiment_names
     from distillery.training.costs import costs_data, describe_costs, plan_costs, summary
 
@@ -50,7 +140,7 @@ def plan(
         if not as_json:
             print(describe_costs(found[-1]) if config else summary(found[-1]), flush=True)
     if as_json:
-        print(json.dumps({"experiments": [costs_data(costs) for costs in found]}, indent=2, allow_nan=False))
+        print_json({"experiments": [costs_data(costs) for costs in found]})
 
 
 def logs(

@@ -1,5 +1,6 @@
-"""Arguments and options that several commands have, and what a shell may complete them with."""
+"""What several commands have: arguments, options, what a shell may complete them with, and data for programs."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -60,3 +61,8 @@ def finite(value: float) -> float:
     if not math.isfinite(value):
         raise typer.BadParameter(f"{value} is not a finite number")
     return value
+
+
+def print_json(data: object) -> None:
+    """What ``--json`` asks for."""
+    print(json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False))
