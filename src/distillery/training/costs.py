@@ -3,33 +3,34 @@
 Times are those of finished runs, as far as there are any like it; the rest is said to be guessed. Disk is computed.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
-
-import torch
+from typing import Any
 
 from distillery.cluster.gpus import all_devices
-from distillery.evaluation.profile import count_macs
 from distillery.experiment import Experiment, RunSpec
 from distillery.experiment.bank import bank_parts, banks_of, row_bytes, spec_by
 from distillery.experiment.ledger import PROBING, PROFILING
 from distillery.experiment.schema.columns import PROBES
-from distillery.models import create_model
 from distillery.paths import log_folder, profile_path, run_folder
 from distillery.reporting.measurements import needed_files
 from distillery.reporting.status import Line, read_status
 from distillery.results import try_json
-from distillery.training.forecast import CLASSES, Forecast
+from distillery.training.forecast import Forecast
+from distillery.training.timings import (
+    PASSES,
+    Finished,
+    Kind,
+    Network,
+    Shape,
+    finished_runs,
+    last_benchmark,
+    recorded_shape,
+    timed_networks,
+)
 
-Kind = Literal["cpu", "gpu"]
-# What a training takes of a forward pass: the pass itself, and twice as much backward.
-PASSES = 3
 # Multiplications with addition a second, where nothing was measured: of a GPU of the last years, and of one core.
 ASSUMED: dict[Kind, float] = {"gpu": 4e12, "cpu": 1e10}
 # Seconds of jobs of which none was measured; for a data set, images a second.
@@ -37,66 +38,6 @@ SECONDS = {"import": 10.0, "evaluate": 30.0, "probe": 30.0, "profile": 30.0, "ta
 PREPARED_A_SECOND = 500
 # What a run leaves beside its weights: history, records, TensorBoard.
 BESIDE_WEIGHTS = 200_000
-
-
-@dataclass(frozen=True)
-class Network:
-    """What decides how long one image takes: a network, its arguments and the side of its images."""
-
-    model: str
-    arguments: tuple[tuple[str, Any], ...]
-    size: int
-
-    def macs(self) -> float | None:
-        """Multiplications with addition of one image; None for what cannot be counted."""
-        return _macs(self.model, self.arguments, self.size)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What decides how long a run takes on a machine: its student, its live teachers, and how many images they see."""
-
-    student: Network
-    teachers: tuple[Network, ...]
-    batch: int
-    precision: str
-    terms: tuple[str, ...]
-    epochs: int
-    images: int  # of an epoch; 0 if it is not known
-
-    @property
-    def seen(self) -> int:
-        """How many images the student sees in all."""
-        return self.epochs * self.images
-
-    def is_like(self, other: "Shape") -> bool:
-        """Whether one image takes as long."""
-        return self.each == other.each
-
-    @property
-    def each(self) -> tuple[object, ...]:
-        """What decides the time of one image."""
-        return self.student, self.teachers, self.batch, self.precision, self.terms
-
-    def work(self) -> float | None:
-        """Multiplications with addition of the whole run."""
-        student, teachers = self.student.macs(), [teacher.macs() for teacher in self.teachers]
-        if student is None or None in teachers:
-            return None
-        return self.seen * (PASSES * student + sum(macs for macs in teachers if macs is not None))
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run that was made, and how long that took."""
-
-    name: str
-    spec: dict[str, Any]  # as recorded, without its seed
-    shape: Shape
-    kind: Kind
-    device: str
-    lanes: int  # GPUs, or CPU threads, that it took
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -149,75 +90,6 @@ def plan_costs(experiment: Experiment, results: Path, kind: Kind | None = None) 
     return _Planner(experiment, results, [run for run in finished if run.kind == kind], kind).plan()
 
 
-# --- what was measured -----------------------------------------------------------------------------------------------
-
-
-def finished_runs(results: Path) -> Iterator[Finished]:
-    """The trainings under a folder of results whose records say how long they took, the oldest first."""
-    records = sorted(results.glob("*/*/seed*/run.json"), key=lambda path: path.stat().st_mtime)
-    for path in records:
-        record = try_json(path) or {}
-        sessions = record.get("sessions") or []
-        try:
-            seconds = sum(session["seconds"] for session in sessions)
-            effective, last = record["effective"], sessions[-1]
-            shape = _recorded_shape(record["spec"], effective["steps_per_epoch"] * effective["batch"])
-            on_cpu = last["device"] == "cpu"
-            lanes = last["processes"] * (last["threads"] if on_cpu else 1)
-        except (LookupError, TypeError):
-            continue  # imported, or of a release that did not say it
-        experiment, run, seed = path.parts[-4:-1]
-        # Of a run that was never stopped, the job's whole time: the libraries' import too.
-        whole = last_benchmark(log_folder(results, experiment, run, int(seed.removeprefix("seed"))) / "train")
-        if len(sessions) == 1 and whole is not None:
-            seconds = max(seconds, whole)
-        spec = {key: value for key, value in record["spec"].items() if key != "seed"}
-        name = f"{experiment}/{run}/{seed}"
-        yield Finished(name, spec, shape, "cpu" if on_cpu else "gpu", last["device"], lanes, seconds)
-
-
-def last_benchmark(path: Path) -> float | None:
-    """The seconds of a job's last run, by Snakemake's file ``<path>.benchmark.jsonl``."""
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        lines = path.with_name(f"{path.name}.benchmark.jsonl").read_text(encoding="utf-8").splitlines()
-        return float(json.loads(lines[-1])["s"])
-    return None
-
-
-def _recorded_shape(spec: dict[str, Any], images: int) -> Shape:
-    recipe = spec["recipe"]
-    taught = [*([spec | {"run": spec["teacher"]}] if spec.get("teacher") else []), *(spec.get("teachers") or ())]
-    live = [each["run"] for each in taught if each.get("answers") is None]
-    return Shape(
-        Network(spec["model"], _sorted(spec.get("model_args")), recipe["preprocess"]["size"]),
-        tuple(Network(each["model"], _sorted(each.get("model_args")), _recorded_size(each, recipe)) for each in live),
-        recipe["batch"],
-        recipe["precision"],
-        tuple(sorted(spec["objective"] or ())),
-        recipe["epochs"],
-        images,
-    )
-
-
-def _recorded_size(spec: Mapping[str, Any], otherwise: Mapping[str, Any]) -> int:
-    prepared = (spec.get("recipe") or {}).get("preprocess") or spec.get("preprocess") or otherwise["preprocess"]
-    return int(prepared["size"])
-
-
-def _sorted(arguments: Mapping[str, Any] | None) -> tuple[tuple[str, Any], ...]:
-    return tuple(sorted((arguments or {}).items()))
-
-
-@lru_cache(maxsize=1024)
-def _macs(model: str, arguments: tuple[tuple[str, Any], ...], size: int) -> float | None:
-    try:
-        with torch.device("meta"):
-            network = create_model(model, CLASSES, **dict(arguments)).eval()
-        return float(count_macs(network, size))
-    except Exception:  # whatever a network of somebody's own cannot do without data
-        return None
-
-
 # --- what is left ----------------------------------------------------------------------------------------------------
 
 
@@ -225,7 +97,7 @@ class _Planner:
     def __init__(self, experiment: Experiment, results: Path, finished: list[Finished], kind: Kind) -> None:
         self.experiment, self.results, self.finished, self.kind = experiment, results, finished, kind
         self.forecasts: dict[str, Forecast] = {}
-        self.profiles = list(_profiles(results))
+        self.profiles = list(timed_networks(results))
         self.costs = Costs(experiment.name)
         self.lanes = finished[-1].lanes if finished else 1
         self.chains: dict[tuple[str, str], float] = {}  # of each run, how long it and its ancestors take
@@ -318,7 +190,7 @@ class _Planner:
     def _training(self, experiment: Experiment, spec: RunSpec, images: int) -> tuple[float, str, int]:
         """Seconds of a training, where they are from, and the GPUs or threads that it takes."""
         ledger = {key: value for key, value in spec.ledger.items() if key != "seed"}
-        shape = _recorded_shape(spec.ledger, images)
+        shape = recorded_shape(spec.ledger, images)
         same = [run for run in self.finished if run.spec == ledger]
         if same:
             return fmean(run.seconds for run in same), f"measured: {_names(same)}", same[-1].lanes
@@ -329,13 +201,13 @@ class _Planner:
         work = shape.work()
         if work is None or not shape.seen:
             return 0.0, "guessed: unknown, counted as 0", self.lanes
-        rates = [(run, rate) for run in self.finished if (rate := _rate(run)) is not None]
+        rates = [(run, rate) for run in self.finished if (rate := run.rate()) is not None]
         of_model = [pair for pair in rates if pair[0].shape.student.model == spec.model]
         profiled = None if of_model else self._profiled(shape)
         if profiled is not None:
             return *profiled, self.lanes
         # Small networks use a fraction of a device: their speed tells nothing of large ones.
-        near = of_model or [pair for pair in rates if 0.1 < _ratio(shape, pair[0].shape) < 10]
+        near = of_model or [pair for pair in rates if 0.1 < shape.times(pair[0].shape) < 10]
         if near:
             rate = fmean(rate for _, rate in near)
             return work / rate, f"guessed by operations from {_names([run for run, _ in near])}", near[-1][0].lanes
@@ -368,8 +240,9 @@ class _Planner:
                 answered = bank_parts(spec) * forecast.images
                 self.costs.jobs += 1
                 self.costs.bank_bytes += answered * row_bytes(spec.answers, forecast.classes)
-                network = Network(spec.teacher.model, _sorted(spec.teacher.model_args), spec.recipe.preprocess.size)
-                rates = [rate for run in self.finished if (rate := _rate(run)) is not None]
+                size = spec.recipe.preprocess.size
+                network = Network.of(spec.teacher.model, spec.teacher.model_args, size)
+                rates = [rate for run in self.finished if (rate := run.rate()) is not None]
                 rate = fmean(rates) if rates else ASSUMED[self.kind]
                 source = "guessed by operations" + ("" if rates else ": nothing was measured")
                 self._add(
@@ -416,31 +289,6 @@ def _is_trained(line: Line) -> bool:
 
 def _goes_on(line: Line) -> bool:
     return line.state in ("running", "stopped", "queued")
-
-
-def _rate(run: Finished) -> float | None:
-    """Multiplications with addition a second of a run, on each of its GPUs or threads."""
-    work = run.shape.work()
-    return work / run.seconds if work and run.seconds else None
-
-
-def _ratio(one: Shape, other: Shape) -> float:
-    """How many times as much work one image is."""
-    works = [shape.work() for shape in (one, other)]
-    each = [work / shape.seen if work else 0.0 for work, shape in zip(works, (one, other), strict=True)]
-    return each[0] / each[1] if each[1] else 0.0
-
-
-def _profiles(results: Path) -> Iterator[tuple[Network, Kind, float, str]]:
-    """The networks that were timed: which, on what, images a second, and in which file."""
-    for path in sorted(results.glob("*/*/profile.json")):
-        profile = try_json(path) or {}
-        record = next((found for each in path.parent.glob("seed*/run.json") if (found := try_json(each))), {})
-        with suppress(LookupError, TypeError):
-            spec = record["spec"]
-            network = Network(spec["model"], _sorted(spec.get("model_args")), int(profile["input"][1]))
-            kind: Kind = "cpu" if profile["gpu_throughput"] is None else "gpu"
-            yield network, kind, float(profile["throughput"]), str(path.relative_to(results))
 
 
 def _names(runs: list[Finished]) -> str:
