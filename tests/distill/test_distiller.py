@@ -246,6 +246,7 @@ def test_soft_labels_and_none():
         ({"ce": {}, "kd": {}}, {"teacher": None}, "teacher: missing; the objective's term 'kd'"),
         ({"ce": {}}, {}, "teacher: no term of the objective uses it"),
         ({"simkd": {}, "cat": {}}, {}, "each replace the student's last layer"),
+        ({"ce": {}, "kd": {"teacher": "big"}}, {}, "objective.kd.teacher: there is no choice of teachers here"),
         ({"ce": {}, "bake": {}, "kd": {}}, {}, "objective.bake.partners: 1 needs Distillery's order"),
         ({"pskd": {}, "kd": {}}, {"train_labels": [0, 1]}, "epochs: missing; pskd changes"),
         ({"ce": {}, "crd": {}}, {}, "train_labels: missing; crd knows every training image"),

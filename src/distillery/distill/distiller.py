@@ -340,6 +340,8 @@ def _check_objective(config: Objective, teacher: nn.Module | None, epochs: int |
         known = terms_with_teacher()
         raise UserError(f"teacher: no term of the objective uses it; add {', '.join(known[:-1])} or {known[-1]}")
     for name, options in config.terms().items():
+        if options.teacher is not None:
+            raise UserError(f"objective.{name}.teacher: there is no choice of teachers here; remove this key")
         if options.sampling() is not None:
             key = options.sampling().arguments  # type: ignore[union-attr]
             (word, value), *_ = key.items()
