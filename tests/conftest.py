@@ -60,6 +60,11 @@ def write_images(folder: Path, train: int = 12, val: int = 4) -> None:
                 Image.fromarray(pixels.astype(np.uint8)).save(target / f"{index:03d}.png")
 
 
+def written(folder: Path) -> dict[str, bytes]:
+    """What training itself has written into the folder of a run."""
+    return {name: (folder / name).read_bytes() for name in ("weights.safetensors", "history.csv")}
+
+
 @dataclass(frozen=True)
 class Workplace:
     """A folder with config/, data/ and results/, as a user has it."""

@@ -55,6 +55,17 @@ def precision(request):
     return request.param
 
 
+def finite_in_half_precision(loss, student):
+    """See that a loss of numbers of 8 bits, under autocast, is computed in float32, and is finite as its gradient."""
+    student = student.detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(student)
+    value.backward()
+    assert value.dtype == torch.float32
+    assert value.isfinite()
+    assert student.grad.isfinite().all()
+
+
 class Vectors:
     """One reference file; floating arrays come as tensors of one dtype."""
 

@@ -9,6 +9,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from tests.conftest import written
 
 from distillery.cluster.signals import Stopped, StopSignal
 from distillery.errors import UserError
@@ -31,10 +32,6 @@ def record(workplace, run="taught", seed=0, **machine):
     job = workplace.job(run, seed, **machine)
     record_answers(job, StopSignal())
     return folder_of(job)
-
-
-def written(folder):
-    return {name: (folder / name).read_bytes() for name in ("weights.safetensors", "history.csv")}
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.conftest import written
 from torch import nn
 
 from distillery.cluster.signals import Stopped
@@ -133,10 +134,6 @@ def test_dali_refuses_a_second_view_in_one_line(make):
 
 
 HEADED = Needs(student={"logits", "embedding", "stages"}, teacher={"logits"})
-
-
-def written(folder):
-    return [(folder / name).read_bytes() for name in ("weights.safetensors", "history.csv")]
 
 
 @pytest.mark.parametrize("extra", ["ema: {decay: 0.9}", "selection: best"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.conftest import written
 
 from distillery.cluster.signals import Stopped
 from distillery.data.arrow import ArrowImages
@@ -27,10 +28,6 @@ def few(workplace):
     workplace.edit("  tables:", "    alone: {model: cifar_resnet8, recipe: tiny, labels: 6}\n  tables:")
     workplace.make("big")
     return workplace
-
-
-def written(folder):
-    return {name: (folder / name).read_bytes() for name in ("weights.safetensors", "history.csv")}
 
 
 def last_row(folder):

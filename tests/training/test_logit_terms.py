@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.conftest import written
 
 from distillery.cluster.signals import Stopped
 from distillery.errors import UserError
@@ -13,10 +14,6 @@ EVERY = (
     "{ce: {}, kd: {temperature: learned}, dkd: {standardize: true, beta: 0.5}, nkd: {}, dist: {}, wttm: {}, wsld: {}, "
     "uskd: {compat: reference}, hard_label: {}}"
 )
-
-
-def written(folder):
-    return [(folder / name).read_bytes() for name in ("weights.safetensors", "history.csv")]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from threading import Timer
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.conftest import written
 
 from distillery.cluster.run_lock import RunLock
 from distillery.cluster.signals import Stopped
@@ -27,10 +28,6 @@ from distillery.experiment.loading import load_dataset
 from distillery.training.checkpoint import CheckpointFolder
 from distillery.training.job import Job, Machine
 from distillery.training.run import make_run
-
-
-def written(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in ("weights.safetensors", "history.csv")}
 
 
 def test_a_run_leaves_whole_results(workplace):

@@ -4,6 +4,7 @@ import json
 import random
 
 import pytest
+from tests.conftest import written
 
 from distillery.cluster.signals import Stopped
 from distillery.errors import UserError
@@ -46,16 +47,12 @@ def legal_sum(workplace):
 def test_ten_random_sums_train_stop_and_continue_to_the_byte(workplace, legal_sum, stop_after, monkeypatch, number):
     names = legal_sum(number)
 
-    def written(results):
-        folder = workplace.make("student", results=results)
-        return [(folder / file).read_bytes() for file in ("weights.safetensors", "history.csv")]
-
     workplace.make("big")
-    straight = written("straight")
-    columns = straight[1].decode().partition("\n")[0].split(",")
+    straight = written(workplace.make("student", results="straight"))
+    columns = straight["history.csv"].decode().partition("\n")[0].split(",")
     assert {f"train_{name}" for name in names} <= set(columns)
     stop_after(2)
     with pytest.raises(Stopped):
-        written("results")
+        workplace.make("student", results="results")
     monkeypatch.undo()
-    assert written("results") == straight
+    assert written(workplace.make("student", results="results")) == straight

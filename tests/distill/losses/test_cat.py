@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.conftest import written
 from torch import nn
 from torch.nn import functional as F
 
@@ -100,10 +101,6 @@ def test_a_last_layer_that_is_not_linear_is_refused_in_one_line():
     CAT().setup(context)
     with pytest.raises(UserError, match=r"^objective.cat: the student: needs a network whose last layer is linear"):
         CAT(compat="fixed").setup(context)
-
-
-def written(folder):
-    return [(folder / name).read_bytes() for name in ("weights.safetensors", "history.csv")]
 
 
 @pytest.mark.slow

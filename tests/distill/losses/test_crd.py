@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tests.conftest import written
 
 from distillery.cluster.signals import Stopped
 from distillery.distill.losses.crd import CRD, draw_distinct
@@ -101,8 +102,7 @@ def train(workplace):
     workplace.edit("\n  tables:", CRD_RUN)
 
     def run(results="results", name="student"):
-        folder = workplace.make(name, results=results)
-        return [(folder / file).read_bytes() for file in ("weights.safetensors", "history.csv")]
+        return written(workplace.make(name, results=results))
 
     run(name="big")
     return run

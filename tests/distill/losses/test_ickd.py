@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.distill.conftest import finite_in_half_precision
 from torch.nn import functional as F
 
 from distillery.distill.losses.ickd import ICKD, ickd_loss
@@ -61,14 +62,8 @@ def test_dead_channels_have_no_gradient():
 
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4])
 def test_edges_stay_finite_in_half_precision(scale):
-    student, teacher = ((scale * draw(3, 4, 2, 2, seed=seed)).bfloat16() for seed in range(2))
-    student.requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = ickd_loss(student, teacher)
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert loss.isfinite()
-    assert student.grad.isfinite().all()
+    student, teacher = (scale * draw(3, 4, 2, 2, seed=seed) for seed in range(2))
+    finite_in_half_precision(lambda x: ickd_loss(x, teacher.bfloat16()), student)
 
 
 def test_one_number_a_channel_is_refused_in_one_line():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from tests.distill.conftest import finite_in_half_precision
 
 from distillery.distill.losses.pkt import pkt_loss
 
@@ -40,10 +41,4 @@ def test_the_teacher_gets_no_gradient():
 
 @pytest.mark.parametrize("student", [torch.zeros(3, 4), torch.ones(1, 4), 1e4 * torch.eye(4), -1e4 * torch.ones(4, 4)])
 def test_edges_stay_finite_in_half_precision(student):
-    student = student.bfloat16().requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = pkt_loss(student, embeddings(len(student), 6).bfloat16())
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert loss.isfinite()
-    assert student.grad.isfinite().all()
+    finite_in_half_precision(lambda x: pkt_loss(x, embeddings(len(student), 6).bfloat16()), student)

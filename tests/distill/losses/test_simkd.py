@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.conftest import written
 from torch import nn
 from torch.nn import functional as F
 
@@ -107,10 +108,6 @@ def test_what_cannot_be_built_is_refused_in_one_line():
     context = TermContext(student_features=4, teacher_features=6, teacher_classifier=nn.Bilinear(6, 6, 5))
     with pytest.raises(UserError, match=r"^objective.simkd: the teacher: needs a network whose last layer is linear"):
         SimKD().head(context)
-
-
-def written(folder):
-    return [(folder / name).read_bytes() for name in ("weights.safetensors", "history.csv")]
 
 
 @pytest.mark.slow

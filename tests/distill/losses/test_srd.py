@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.distill.conftest import finite_in_half_precision
 from torch import nn
 
 from distillery.distill.losses.srd import SRD, srd_loss
@@ -44,11 +45,5 @@ def test_who_has_nothing_to_learn_has_no_gradient(batch):
 
 @pytest.mark.parametrize("scale", [0.0, 1e-4, 1.0, 1e4])
 def test_edges_stay_finite_in_half_precision(scale):
-    student, teacher = ((scale * draw(5, 4, seed=seed)).bfloat16() for seed in range(2))
-    student.requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
-        loss = srd_loss(student, teacher)
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert loss.isfinite()
-    assert student.grad.isfinite().all()
+    student, teacher = (scale * draw(5, 4, seed=seed) for seed in range(2))
+    finite_in_half_precision(lambda x: srd_loss(x, teacher.bfloat16()), student)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests.conftest import written
 
 from distillery.cluster.signals import Stopped
 from distillery.distill.losses.stages import meet, unit
@@ -40,8 +41,7 @@ def train(workplace):
     workplace.edit("\n  tables:", MAPS)
 
     def run(results="results", name="student"):
-        folder = workplace.make(name, results=results)
-        return [(folder / file).read_bytes() for file in ("weights.safetensors", "history.csv")]
+        return written(workplace.make(name, results=results))
 
     run(name="big")
     return run
