@@ -108,17 +108,31 @@ def load_manifest(folder: Path, *, hash_new_shards: bool = True) -> Manifest:
     Raises:
         UserError: the data set is missing, incomplete, or made by another version.
     """
-    path, made_by = folder / FILE_NAME, f"distillery prepare {folder.name}"
-    content = read_json(path, made_by)
-    if content.get("format") != FORMAT:
-        raise unusable(path, f"format: {content.get('format')!r}, but this version reads {FORMAT}", made_by)
-    manifest = validate(Manifest, {key: value for key, value in content.items() if key != SEAL}, path)
-    _check_counts(manifest, path, made_by)
+    manifest, path, made_by = read_manifest(folder), folder / FILE_NAME, _made_by(folder)
     for shard in (shard for split in manifest.splits.values() for shard in split.shards):
         _check_size(folder / shard.file, shard.bytes, made_by)
         if hash_new_shards:
             _check_content(folder / shard.file, shard.sha256, path, made_by)
     return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read the manifest of a prepared data set, whose shards need not be there.
+
+    Raises:
+        UserError: it is missing, damaged, or made by another version.
+    """
+    path, made_by = folder / FILE_NAME, _made_by(folder)
+    content = read_json(path, made_by)
+    if content.get("format") != FORMAT:
+        raise unusable(path, f"format: {content.get('format')!r}, but this version reads {FORMAT}", made_by)
+    manifest = validate(Manifest, {key: value for key, value in content.items() if key != SEAL}, path)
+    _check_counts(manifest, path, made_by)
+    return manifest
+
+
+def _made_by(folder: Path) -> str:
+    return f"distillery prepare {folder.name}"
 
 
 def _check_counts(manifest: Manifest, path: Path, made_by: str) -> None:

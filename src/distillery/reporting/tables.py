@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distillery.atomic import write_text
-from distillery.data.manifest import FILE_NAME, Manifest, load_manifest
+from distillery.data.manifest import FILE_NAME, Manifest, read_manifest
 from distillery.errors import UserError
 from distillery.experiment import Experiment
 from distillery.experiment.reading import nearest
@@ -301,7 +301,7 @@ def _machines(profile: Profile, columns: Iterable[str]) -> list[str]:
 def _read_manifest(experiment: Experiment, results: Path, partial: bool) -> Manifest | None:
     """The data set's manifest; None if a partial experiment is made before its data set."""
     folder = dataset_folder(results, experiment.config.dataset)
-    return None if partial and not (folder / FILE_NAME).exists() else load_manifest(folder)
+    return None if partial and not (folder / FILE_NAME).exists() else read_manifest(folder)
 
 
 def _write(
