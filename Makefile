@@ -13,7 +13,7 @@ export CHOOSE_PYTHON
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-methods rehearse rehearse-families save restore docs test test-slurm test-gpu test-faults test-sweep bench benchmark quick lint format lock clean
+.PHONY: help demo demo-methods rehearse rehearse-families save restore docs test test-slurm test-gpu test-faults test-sweep bench benchmark benchmark-table quick lint format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,9 @@ bench: workflow/schemas  ## how fast, beside the strongest rivals: tables of rat
 
 benchmark: workflow/schemas  ## every term on CIFAR-10, beside a student alone and tuned KD (some ten hours on 2 cores)
 	@python scripts/benchmark.py
+
+benchmark-table: .venv/.installed  ## the benchmark's tables, figures, cards and README again, from its records in docs/benchmarks
+	@python scripts/benchmark.py table
 
 quick: workflow/schemas  ## the quick tests (under 2 minutes)
 	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal -m "not slow and not sweep"

@@ -354,7 +354,7 @@ def verify(
 ) -> int:
     """Look again at every checksum of an experiment's results, and name each file that is not what was written."""
     from distillery.evaluation.verify import verify_experiment
-    from distillery.paths import run_folder
+    from distillery.paths import records_list, run_folder
 
     experiment = load_experiment(config, rehearsal=rehearsal)
     files, faults, replayed = 0, list[str](), list[str]()
@@ -375,6 +375,11 @@ def verify(
     if not files:
         raise UserError(f"{results}: has no results of {config} that could be looked at")
     say(f"{files} files looked at, {len(faults)} of them damaged, replaced, edited or out of date")
+    if records_list(results, experiment.name).is_file():
+        folders = [run_folder(results, experiment.name, *member) for member in experiment.members()]
+        there = [folder for folder in folders if (folder / "run.json").is_file()]
+        weights = sum((folder / "weights.safetensors").is_file() for folder in there)
+        say(f"records of {len(there)} networks, {weights} of them with their weights")
     for run, seed in experiment.members() if replay else ():
         if (run_folder(results, experiment.name, run, seed) / "run.json").is_file():
             import_fabric()

@@ -42,6 +42,11 @@ def table_seal(results: Path, experiment: str, table: str | None = None) -> Path
     return table_folder(results) / experiment / f"{table or '_experiment'}.json"
 
 
+def records_list(results: Path, experiment: str) -> Path:
+    """Which records of an experiment were kept, and what they were: in copies that need no weights and no images."""
+    return results / experiment / "records.json"
+
+
 def figure_folder(results: Path, experiment: str) -> Path:
     """Figures of an experiment, as SVG and PNG."""
     return results / "figures" / experiment

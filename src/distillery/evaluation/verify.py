@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from distillery.data.manifest import FILE_NAME, load_manifest
+from distillery.data.manifest import FILE_NAME, load_manifest, read_manifest
 from distillery.errors import UserError
 from distillery.evaluation.evaluate import measure_run
 from distillery.evaluation.predict import PREDICTIONS
@@ -16,7 +16,7 @@ from distillery.evaluation.restore import read_record
 from distillery.experiment import Experiment
 from distillery.experiment.reading import validate
 from distillery.experiment.schema.columns import PROBES
-from distillery.paths import dataset_folder, profile_path, run_folder, table_seal
+from distillery.paths import dataset_folder, profile_path, records_list, run_folder, table_seal
 from distillery.results import check_weights, command, file_hash, read_json, record_sha256, unusable
 
 
@@ -30,13 +30,36 @@ class _Seals(BaseModel):
 def verify_experiment(experiment: Experiment, results: Path, *, rerun: bool = False) -> Iterator[tuple[Path, str]]:
     """Look at each file that there is and yield it with what is wrong with it: "" if nothing, or nothing can be known.
 
-    Runs that were not made yet are passed over. With ``rerun``, networks are measured again.
+    Runs that were not made yet are passed over. With ``rerun``, networks are measured again. Of records that were kept
+    by themselves, every one must be there, and weights and images need not be.
     """
-    yield from _verify_data(dataset_folder(results, experiment.config.dataset))
+    listed, seen = records_list(results, experiment.name), set[Path]()
+    kept = listed.exists()
+    for path, fault in _verify_results(experiment, results, rerun, kept):
+        seen.add(path)
+        yield path, fault
+    if kept:
+        yield from ((path, fault) for path, fault in _verify_list(listed, results) if fault or path not in seen)
+
+
+def _verify_list(listed: Path, results: Path) -> Iterator[tuple[Path, str]]:
+    made_by = f"git checkout {listed.parent}"
+    try:
+        files = validate(_Seals, read_json(listed, made_by), listed).files
+    except UserError as error:
+        yield listed, str(error)
+        return
+    yield listed, ""
+    for name, sha256 in files.items():
+        yield results / name, _fault(_check_hash, results / name, sha256, made_by)
+
+
+def _verify_results(experiment: Experiment, results: Path, rerun: bool, kept: bool) -> Iterator[tuple[Path, str]]:
+    yield from _verify_data(dataset_folder(results, experiment.config.dataset), kept)
     for run, seed in experiment.members():
         folder = run_folder(results, experiment.name, run, seed)
         if (folder / "run.json").exists():
-            yield from _verify_run(experiment, run, seed, results, folder, rerun)
+            yield from _verify_run(experiment, run, seed, results, folder, rerun, kept)
     for run in experiment.config.runs:
         path = profile_path(results, experiment.name, run)
         if path.exists():
@@ -62,22 +85,23 @@ def _verify_table(seal: Path, results: Path, made_by: str) -> Iterator[tuple[Pat
         yield path, _fault(_check_hash, path, sha256, made_by) or (str(unusable(path, older, made_by)) if newer else "")
 
 
-def _verify_data(folder: Path) -> Iterator[tuple[Path, str]]:
+def _verify_data(folder: Path, kept: bool) -> Iterator[tuple[Path, str]]:
     if not (folder / FILE_NAME).exists():
         return
     try:
-        manifest = load_manifest(folder, hash_new_shards=False)
+        manifest = read_manifest(folder) if kept else load_manifest(folder, hash_new_shards=False)
     except UserError as error:
         yield folder / FILE_NAME, str(error)
         return
     yield folder / FILE_NAME, ""
     for shard in (shard for split in manifest.splits.values() for shard in split.shards):
         path, made_by = folder / shard.file, f"distillery prepare {folder.name}"
-        yield path, _fault(_check_hash, path, shard.sha256, made_by)
+        if path.exists() or not kept:
+            yield path, _fault(_check_hash, path, shard.sha256, made_by)
 
 
 def _verify_run(
-    experiment: Experiment, run: str, seed: int, results: Path, folder: Path, rerun: bool
+    experiment: Experiment, run: str, seed: int, results: Path, folder: Path, rerun: bool, kept: bool
 ) -> Iterator[tuple[Path, str]]:
     made_by = command("train", experiment.path, run, seed, results)
     try:
@@ -87,7 +111,9 @@ def _verify_run(
         return
     yield folder / "run.json", ""
     weights, history, metrics = (folder / name for name in ("weights.safetensors", "history.csv", "metrics.json"))
-    yield weights, _fault(_check_hash, weights, record.get("weights_sha256"), made_by)
+    again = rerun and (weights.exists() or not kept)
+    if weights.exists() or not kept:
+        yield weights, _fault(_check_hash, weights, record.get("weights_sha256"), made_by)
     if "history_sha256" in record:
         yield history, _fault(_check_hash, history, record["history_sha256"], made_by)
     if (folder / PREDICTIONS).exists():
@@ -95,7 +121,7 @@ def _verify_run(
         yield folder / PREDICTIONS, _fault(read_json, folder / PREDICTIONS, evaluated_by)
     for path, measure in ((metrics, measure_run), (folder / PROBES, measure_probes)):
         if path.exists():
-            yield path, _fault(_check_metrics, experiment, run, seed, results, path, record, measure if rerun else None)
+            yield path, _fault(_check_metrics, experiment, run, seed, results, path, record, measure if again else None)
 
 
 def _check_metrics(

@@ -30,18 +30,31 @@ def plot_experiment(experiment: Experiment, results: Path, published: Path, *, p
     Raises:
         UserError: a history or a measurement is missing or damaged. Nothing is written then.
     """
-    illustrated = tables_with_figures(experiment)
-    ledger = read_ledger(experiment, published)
-    runs = read_measurements(experiment, results, illustrated, partial=partial)
     with house_style():
         figures = learning_curves(experiment, results, partial=partial)
-        for name in illustrated:
-            figures |= _draw(gather(experiment, name, experiment.config.tables[name], runs, ledger))
+        figures |= table_figures(experiment, results, published, partial=partial)
         folder = figure_folder(results, experiment.name)
         folder.mkdir(parents=True, exist_ok=True)
         files = [file for name, figure in figures.items() for file in save(figure, folder, name)]
     remove_others(folder, (".svg", ".png"), keep=files)
     return files
+
+
+def table_figures(
+    experiment: Experiment, results: Path, published: Path, *, partial: bool = False
+) -> dict[str, "Figure"]:
+    """Draw what goes with the tables of an experiment: figures by name.
+
+    Raises:
+        UserError: a measurement is missing or damaged.
+    """
+    illustrated = tables_with_figures(experiment)
+    ledger = read_ledger(experiment, published)
+    runs = read_measurements(experiment, results, illustrated, partial=partial)
+    figures: dict[str, Figure] = {}
+    for name in illustrated:
+        figures |= _draw(gather(experiment, name, experiment.config.tables[name], runs, ledger))
+    return figures
 
 
 def _draw(content: Content) -> dict[str, "Figure"]:

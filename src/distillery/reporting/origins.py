@@ -34,13 +34,14 @@ def read_origins(experiment: Experiment, run: str, results: Path, *, partial: bo
             record = read_json(path, made_by)
             try:
                 made = record.get("sessions", [record])
-                origins.update(_origin(process["provenance"]) for process in made if "provenance" in process)
+                origins.update(origin_of(process["provenance"]) for process in made if "provenance" in process)
             except (LookupError, TypeError, AttributeError):
                 raise unusable(path, "its sessions or their provenance are misshapen", made_by) from None
     return frozenset(origins)
 
 
-def _origin(provenance: dict[str, Any]) -> Origin:
+def origin_of(provenance: dict[str, Any]) -> Origin:
+    """What a process ran on, by its provenance in run.json."""
     git, versions = provenance.get("git"), provenance.get("packages", {})
     dirty = git is not None and git["dirty"]
     code = "an installed package" if git is None else f"commit {git['commit'][:7]}"

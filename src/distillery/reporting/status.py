@@ -22,7 +22,7 @@ from distillery.errors import UserError
 from distillery.experiment.experiment import Experiment
 from distillery.experiment.loading import experiment_names
 from distillery.experiment.why import images_digest, stale_for
-from distillery.paths import lock_path, log_folder, run_folder, work_folder
+from distillery.paths import lock_path, log_folder, records_list, run_folder, work_folder
 from distillery.results import read_json, try_json
 
 # In the order of the counts; `trained` is a network that was not measured yet.
@@ -106,7 +106,9 @@ def _look_at(experiment: Experiment, run: str, seed: int, results: Path, images:
         return _running(experiment, run, seed, results, found[0])
     if refused := _refused(folder / "run.json"):
         return Line(*member, "damaged", note=refused)
-    if _exists(folder / "run.json") and _exists(folder / "weights.safetensors"):
+    # Records that were kept in git have no weights beside them.
+    weights = _exists(folder / "weights.safetensors") or _exists(records_list(results, experiment.name))
+    if _exists(folder / "run.json") and weights:
         return _finished(experiment, run, seed, results, images)
     if _exists(folder / "run.json"):  # it is written last
         return Line(*member, "damaged", note=f"{folder / 'weights.safetensors'}: missing")

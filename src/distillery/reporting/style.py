@@ -1,6 +1,6 @@
 """How figures look, and how they are written: the same bytes every time, with any matplotlibrc of the user's."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,12 +45,12 @@ def house_style() -> Iterator[None]:
         yield
 
 
-def save(figure: "Figure", folder: Path, name: str) -> list[Path]:
-    """Write a figure as SVG and PNG, and return both files."""
+def save(figure: "Figure", folder: Path, name: str, kinds: Sequence[str] = ("svg", "png")) -> list[Path]:
+    """Write a figure as SVG and PNG, or as one of them, and return the files."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
-    return [_save(figure, folder / f"{name}.{kind}") for kind in ("svg", "png")]
+    return [_save(figure, folder / f"{name}.{kind}") for kind in kinds]
 
 
 def _save(figure: "Figure", path: Path) -> Path:
