@@ -49,7 +49,8 @@ def made(prepared_tiny, tmp_path_factory):
     shutil.copytree(prepared_tiny, folder)
     page = folder / "config" / "tiny.yaml"
     text = page.read_text()
-    page.write_text(text[: text.index("    taught:")] + RUNS + text[text.index("  tables:") :])
+    tables = text[text.index("  tables:") :].replace("columns: [top1,", "baseline: timm, columns: [top1, gain,")
+    page.write_text(text[: text.index("    taught:")] + RUNS + tables)
     (folder / "config" / "published").mkdir()
     (folder / "config" / "published" / "tiny.csv").write_text(PUBLISHED)
     torch.set_num_threads(1)
@@ -126,6 +127,8 @@ def test_the_card_says_what_it_is_how_good_and_how_it_was_made(export, made):
         "Its teacher is `tiny/big`, `cifar_resnet14`",
         f"| Top-1 (%) | {metrics['top1']:.2f} |",
         f"- Top-1 (%): {metrics['top1']:.2f} over 1 seed, published 1.5 (A paper, table 1): **reproduced**",
+        "- Gain (points) over `timm`: ",
+        " (n = 1; needs seeds): **no claim**",
         record["digest"],
         record["weights_sha256"],
         "temperature: 2.0",
@@ -142,6 +145,32 @@ def test_a_card_without_a_page_or_measurements_says_so(export):
     card = (out / "README.md").read_text()
     assert "Not evaluated." in card
     assert "Not compared with published numbers: nowhere/tiny.yaml does not stand for this run." in card
+
+
+def test_an_experiment_is_exported_run_by_run_and_a_second_call_goes_on(export, made):
+    out, said = export("tiny", "hf")
+    runs = {"big", "headed", "taught", "timm", "vision"}
+    assert {path.name for path in out.iterdir()} == {f"{run}-seed0" for run in runs}
+    for run in runs:
+        record = json.loads((made / "results" / "tiny" / run / "seed0" / "run.json").read_text())
+        assert record["digest"] in (out / f"{run}-seed0" / "README.md").read_text()
+    assert said.count("differ by") == len(runs)
+    shutil.rmtree(out / "taught-seed0")
+    said = export("tiny", "hf")[1]
+    assert (said.count("differ by"), said.count("is there already, and was left alone")) == (1, 4)
+
+
+def test_a_run_that_a_format_cannot_hold_is_named_and_the_others_are_exported(made, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(made)
+    with pytest.raises(SystemExit) as ended:
+        main(["export", "results/tiny", "--to", "timm", "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["timm-seed0"]
+    assert "--to: timm cannot hold cifar_resnet8 with the head" in said
+    assert said.splitlines()[-1].endswith(
+        "results/tiny: 4 of 5 runs could not be exported: big, headed, taught, vision"
+    )
 
 
 HIDE = "import sys\nsys.modules['distillery'] = None\n"
@@ -232,7 +261,7 @@ def test_weights_are_those_of_the_run(export, made):
         ("tiny/vision", "timm", (), "torchvision:squeezenet1_1 is a network of torchvision, which timm does not know"),
         ("tiny/headed", "timm", (), "timm cannot hold cifar_resnet8 with the head that simkd deploys with it"),
         ("tiny/taugth", "hf", (), "tiny/taugth: no such run in results; did you mean 'tiny/taught'"),
-        ("tiny", "hf", (), "tiny: no such run in results"),
+        ("tinny", "hf", (), "tinny: no such run in results"),
         ("tiny/taught", "hf", ("--seed", "1"), "--seed: tiny/taught has no seed 1 in results; valid: 0"),
         ("tiny/taught", "ptx", (), "'ptx' is not one of"),
     ],

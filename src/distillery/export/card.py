@@ -7,13 +7,16 @@ import yaml
 
 from distillery.errors import UserError
 from distillery.evaluation.restore import FinishedRun
-from distillery.experiment import load_experiment
+from distillery.experiment import Experiment, load_experiment
 from distillery.experiment.schema.columns import COLUMNS, METRICS
 from distillery.export.formats import is_timm
 from distillery.models.registry import bare_name, library_of
 from distillery.paths import run_folder
-from distillery.reporting.measurements import read_run
+from distillery.reporting.content import gather
+from distillery.reporting.measurements import read_measurements, read_run
 from distillery.reporting.published import load_published
+from distillery.reporting.run_cards import written
+from distillery.reporting.tables import describe_gain
 from distillery.reporting.verdict import judge
 from distillery.results import read_json, record_sha256
 
@@ -119,7 +122,7 @@ def _results(shown: dict[str, float], metrics: dict[str, Any], dataset: str) -> 
 
 
 def _verdicts(finished: FinishedRun, name: RunName, config_dir: Path, results: Path) -> str:
-    """A line for each published number: the mean over the seeds that there are, and the verdict."""
+    """A line for each published number and each baseline: the mean over the seeds that there are, and the verdict."""
     page = config_dir / f"{name.experiment}.yaml"
     unknown = f"Not compared with published numbers: {page} does not stand for this run."
     try:
@@ -135,12 +138,11 @@ def _verdicts(finished: FinishedRun, name: RunName, config_dir: Path, results: P
             for seed in experiment.seeds(name.run)
             if (run_folder(results, name.experiment, name.run, seed) / METRICS).is_file()
         ]
-        if not numbers:
-            return "No published number is known for it.\n"
         measured = read_run(experiment, name.run, results, {number.metric for number in numbers}, seeds)
+        lines = [] if numbers else ["- No published number is known for it."]
+        gains = _gains(experiment, name.run, results)
     except UserError as error:
         return f"Not compared with published numbers: {error}\n"
-    lines = []
     for number in numbers:
         column = COLUMNS[number.metric]
         summary = column.value(measured, None, number) if measured.metrics else None
@@ -150,7 +152,23 @@ def _verdicts(finished: FinishedRun, name: RunName, config_dir: Path, results: P
         lines.append(
             f"- {column.heading}: {ours}published {number.value} ({number.source}{table}): **{verdict.finding}**"
         )
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *gains, ""])
+
+
+def _gains(experiment: Experiment, run: str, results: Path) -> list[str]:
+    """A line for each baseline that a table compares a run with: the gain, and whether it is one."""
+    lines = []
+    for name, table in experiment.config.tables.items():
+        if table.baseline is None or run not in table.runs():
+            continue
+        content = gather(experiment, name, table, read_measurements(experiment, results, [name], partial=True), {})
+        for metric in table.paired:
+            gain, column = content.entries[run, metric].gain, COLUMNS[metric]
+            if gain is not None:
+                finding = ("better" if gain.mean > 0 else "worse") if gain.shown else "no claim"
+                said = f"{describe_gain(gain, column)}: **{finding}**"
+                lines.append(f"- {column.heading} over `{table.baseline}`: {said}")
+    return list(dict.fromkeys(lines))
 
 
 def _images(finished: FinishedRun, to: str) -> str:
@@ -210,13 +228,6 @@ def _usage(finished: FinishedRun, to: str) -> str:
     return f"{imports}from safetensors.torch import load_file\n\n{build}{load}"
 
 
-def _written(value: Any) -> Any:  # noqa: ANN401
-    """Part of a spec as a page would have it: what is null or an integer of the mathematics' version is not written."""
-    if isinstance(value, dict):
-        return {key: _written(part) for key, part in value.items() if part is not None and key != "numerics"}
-    return [_written(part) for part in value] if isinstance(value, list) else value
-
-
 def _making(finished: FinishedRun, name: RunName) -> str:
     record = finished.record
     spec = record["spec"]
@@ -234,7 +245,7 @@ def _making(finished: FinishedRun, name: RunName) -> str:
     versions = [f"{package} {version}" for package, version in packages.items() if version]
     if versions:
         lines.append(f"- {', '.join(versions)}")
-    kept = {key: _written(spec[key]) for key in ("objective", "recipe") if spec.get(key) is not None}
+    kept = {key: written(spec[key]) for key in ("objective", "recipe") if spec.get(key) is not None}
     if kept:
         lines += ["", "```yaml", yaml.safe_dump(kept, sort_keys=False, allow_unicode=True).rstrip(), "```"]
     return "\n".join([*lines, ""])

@@ -11,10 +11,16 @@ Format = Literal["timm", "onnx", "torch.export", "safetensors", "hf"]
 
 
 def export(
-    run: Annotated[str, Argument(help="A finished run: EXPERIMENT/RUN, as digits/resnet8-kd, or its folder.")],
+    run: Annotated[
+        str,
+        Argument(
+            help="A finished run: EXPERIMENT/RUN, as digits/resnet8-kd, or its folder; EXPERIMENT for each trained run."
+        ),
+    ],
     to: Annotated[Format, Option(help="What to write, as above.")],
     out: Annotated[
-        Path | None, Option(help="A new folder to write; by default exports/EXPERIMENT/RUN-seedK/FORMAT.")
+        Path | None,
+        Option(help="A new folder to write; by default exports/EXPERIMENT/RUN-seedK/FORMAT."),
     ] = None,
     seed: Annotated[
         int | None, Option(min=0, help="One of the run's seeds; by default the first that is there.")
@@ -24,7 +30,7 @@ def export(
     ),
     results: Annotated[Path, Option(help="Results folder.")] = RESULTS,
 ) -> None:
-    """Write a finished run's network, class names and model card into a folder that others load.
+    """Write finished runs' networks, class names and model cards into folders that others load.
 
     \b
     timm          loads by timm.create_model("local-dir:FOLDER", pretrained=True)
@@ -37,7 +43,7 @@ def export(
 
     The exported file is read again and must give the run's logits; nothing is written where it does not.
     """
-    from distillery.export.export import export_run
+    from distillery.export.export import export_runs
 
-    for line in export_run(run, to, out, seed, config_dir, results):
+    for line in export_runs(run, to, out, seed, config_dir, results):
         print(line)

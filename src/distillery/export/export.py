@@ -1,6 +1,7 @@
 """From a finished run to a folder that somebody else loads, whole or not at all."""
 
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,11 +15,47 @@ from distillery.experiment.plugins import use_project
 from distillery.experiment.reading import nearest
 from distillery.export.card import RunName, write_card
 from distillery.export.formats import FORMATS, describe
-from distillery.results import command
+from distillery.results import command, try_json
 
 # Of the largest logit, or of 1 where that is smaller: what other kernels and orders of summation make of float32.
 TOLERANCE = 1e-4
 IMAGES = 4
+
+
+def export_runs(
+    run: str, to: str, out: Path | None, seed: int | None, config_dir: Path, results: Path
+) -> Iterator[str]:
+    """Export a run or, where an experiment is named, each of its trained runs into a folder of its own below ``out``.
+
+    Raises:
+        UserError: as ``export_run``; of an experiment, the others are exported before.
+    """
+    shelf = find_shelf(run, results)
+    if not shelf:
+        yield from export_run(run, to, out, seed, config_dir, results)
+        return
+    failed = []
+    for base in shelf:
+        try:
+            folder = find_run(str(base), seed, results)
+            place = (out or Path("exports", base.parent.name)) / f"{base.name}-{folder.name}"
+            place = place if out else place / to
+            if place.exists():
+                yield f"{place}: is there already, and was left alone"
+                continue
+            yield from export_run(str(folder), to, place, None, config_dir, results)
+        except UserError as error:
+            failed.append(base.name)
+            print(f"distillery: {error}", file=sys.stderr)
+    if failed:
+        raise UserError(f"{run}: {len(failed)} of {len(shelf)} runs could not be exported: {', '.join(failed)}")
+
+
+def find_shelf(experiment: str, results: Path) -> list[Path]:
+    """The folders of an experiment's trained runs, given by its name or as a folder; none if it is a run or nothing."""
+    base = Path(experiment) if Path(experiment).is_dir() else results / experiment
+    records = ((path.parent.parent, try_json(path)) for path in sorted(base.glob("*/seed*/run.json")))
+    return list(dict.fromkeys(run for run, record in records if record and (record.get("spec") or {}).get("recipe")))
 
 
 def export_run(run: str, to: str, out: Path | None, seed: int | None, config_dir: Path, results: Path) -> Iterator[str]:
