@@ -2,22 +2,20 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tests.conftest import written
+from tests.cpu_sync_batchnorm import convert_for_cpu
+from tests.training.processes import make_in_processes
 
 from distillery.cluster.signals import Stopped
 from distillery.data.arrow import ArrowImages
 from distillery.errors import UserError
 from distillery.experiment import load_experiment
+from distillery.training import build
 
-ROOT = Path(__file__).parents[2]
 FEW = "taught: {model: cifar_resnet8, recipe: tiny, labels: 6, teacher: big,"
 
 
@@ -81,24 +79,22 @@ def test_micro_batches_add_up(few):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("more", ["", ", mlkd: {weight: 0.1}, pskd: {}", ", cskd: {}, tfkd: {}"])
-def test_two_processes_give_the_result_of_one(few, more):
+def test_two_processes_give_the_result_of_one(few, monkeypatch, more):
     few.edit("kd: {weight: 0.5, temperature: 2}", f"kd: {{weight: 0.5, temperature: 2}}{more}")
     few.edit_recipe("sync_batchnorm: true\ndrop_last: false")
     # One labelled image in each batch: one of the processes has none.
     few.edit("labels: 6, teacher", "labels: 6, labelled_share: 0.13, teacher")
     few.make("big")
-    folder = few.make("taught")
-    alone, row = load_file(folder / "weights.safetensors"), last_row(folder)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [str(ROOT / "tests/cpu_sync_batchnorm.py"), "train", str(few.experiment), "taught"]
-    arguments += ["--results", str(few.results), "--workers=0", "--threads=1"]
-    subprocess.run(command + arguments, check=True, capture_output=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
-    together = load_file(folder / "weights.safetensors")
-    assert '"processes": 2' in (folder / "run.json").read_text()
-    for name, value in alone.items():
-        assert torch.allclose(together[name].double(), value.double(), rtol=2e-3, atol=2e-4), name
-    assert float(last_row(folder)["train_top1"]) == pytest.approx(float(row["train_top1"]))
-    assert float(last_row(folder)["train_ce"]) == pytest.approx(float(row["train_ce"]), rel=1e-3)
+    alone, together = few.make("taught"), few.job("taught", results="together")
+    monkeypatch.setattr(build, "convert_sync_batchnorm", convert_for_cpu)
+    make_in_processes(together, 2)
+    assert '"processes": 2' in (together.folder / "run.json").read_text()
+    weights = load_file(together.folder / "weights.safetensors")
+    for name, value in load_file(alone / "weights.safetensors").items():
+        assert torch.allclose(weights[name].double(), value.double(), rtol=2e-3, atol=2e-4), name
+    row, other = last_row(alone), last_row(together.folder)
+    assert float(other["train_top1"]) == pytest.approx(float(row["train_top1"]))
+    assert float(other["train_ce"]) == pytest.approx(float(row["train_ce"]), rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from tests.cpu_sync_batchnorm import convert_for_cpu
+from tests.training.processes import make_in_processes
 
 from distillery.data.arrow import ArrowImages
 from distillery.data.decode import decode_rgb
 from distillery.data.manifest import load_manifest
 from distillery.models import create_model
 from distillery.randomness import addressed_permutation, seed_generators
+from distillery.training import build
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,32 +57,56 @@ def test_the_engine_equals_a_plain_loop(workplace):
         assert torch.allclose(trained[name].to(value.dtype), value, rtol=1e-5, atol=1e-7), name
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("run", ["small", "taught", "contrasted", "matched", "refined", "paired", "headed"])
-def test_two_processes_give_the_result_of_one(workplace, run):
-    workplace.edit_recipe("sync_batchnorm: true\ndrop_last: false")
-    line = "{model: cifar_resnet8, recipe: tiny, teacher: big, objective: {ce: {}, crd: {negatives: 9}}}"
+LINE = "{model: cifar_resnet8, recipe: tiny, %s}"
+RUNS = {
+    "contrasted": "teacher: big, objective: {ce: {}, crd: {negatives: 9}}",
     # Without a term on logits, the student's last layer has no gradient.
-    matched = line.replace("{ce: {}, crd: {negatives: 9}}", "{mgd: {loss_factor: 100}}")
-    headed = line.replace("{ce: {}, crd: {negatives: 9}}", "{simkd: {}, srrl: {weight: 0.1}, ofa: {weight: 0.1}}")
-    alone = "{model: cifar_resnet8, recipe: tiny, objective: {pskd: {}}}"
-    refined, paired = alone, alone.replace("pskd: {}", "ce: {}, cskd: {}")
-    lines = {"contrasted": line, "matched": matched, "headed": headed, "refined": refined, "paired": paired}
-    workplace.edit("  tables:", "".join(f"    {name}: {line}\n" for name, line in lines.items()) + "  tables:")
-    if run in ("taught", "contrasted", "matched", "headed"):
-        workplace.make("big")
-    folder = workplace.make(run)
-    alone, history = load_file(folder / "weights.safetensors"), (folder / "history.csv").read_text()
+    "matched": "teacher: big, objective: {mgd: {loss_factor: 100}}",
+    "headed": "teacher: big, objective: {simkd: {}, srrl: {weight: 0.1}, ofa: {weight: 0.1}}",
+    "refined": "objective: {pskd: {}}",
+    "paired": "objective: {ce: {}, cskd: {}}",
+}
+
+
+@pytest.fixture
+def halved(workplace):
+    """The tiny workplace with runs that two processes can make as one does."""
+    workplace.edit_recipe("sync_batchnorm: true\ndrop_last: false")
+    lines = "".join(f"    {name}: {LINE % keys}\n" for name, keys in RUNS.items())
+    workplace.edit("  tables:", f"{lines}  tables:")
+    return workplace
+
+
+def assert_same_result(alone, together):
+    assert '"processes": 2' in (together / "run.json").read_text()
+    weights = load_file(together / "weights.safetensors")
+    for name, value in load_file(alone / "weights.safetensors").items():
+        assert torch.allclose(weights[name].double(), value.double(), rtol=2e-3, atol=2e-4), name
+    histories = [(folder / "history.csv").read_text().split() for folder in (alone, together)]
+    for before, after in zip(*histories, strict=True):
+        assert before.split(",")[0] == after.split(",")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["small", *RUNS])
+def test_two_processes_give_the_result_of_one(halved, monkeypatch, run):
+    if "teacher" in RUNS.get(run, ""):
+        halved.make("big")
+    alone, together = halved.make(run), halved.job(run, results="together")
+    monkeypatch.setattr(build, "convert_sync_batchnorm", convert_for_cpu)
+    make_in_processes(together, 2)
+    assert_same_result(alone, together.folder)
+
+
+@pytest.mark.slow
+def test_torchrun_gives_the_result_of_one_process(halved):
+    halved.make("big")
+    alone, together = halved.make("taught"), halved.job("taught", results="together")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [str(ROOT / "tests/cpu_sync_batchnorm.py"), "train", str(workplace.experiment), run]
-    arguments += ["--results", str(workplace.results), "--workers=0", "--threads=1"]
+    arguments = [str(ROOT / "tests/cpu_sync_batchnorm.py"), "train", str(halved.experiment), "taught"]
+    arguments += ["--results", str(together.results), "--workers=0", "--threads=1"]
     done = subprocess.run(
         command + arguments, check=False, capture_output=True, text=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    together = load_file(folder / "weights.safetensors")
-    assert '"processes": 2' in (folder / "run.json").read_text()
-    for name, value in alone.items():
-        assert torch.allclose(together[name].double(), value.double(), rtol=2e-3, atol=2e-4), name
-    for before, after in zip(history.split(), (folder / "history.csv").read_text().split(), strict=True):
-        assert before.split(",")[0] == after.split(",")[0]
+    assert_same_result(alone, together.folder)

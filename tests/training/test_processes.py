@@ -7,21 +7,19 @@ import multiprocessing
 import os
 import shutil
 import signal
-import socket
 import threading
 import time
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import yaml
 from safetensors.torch import load_file
 from tests.conftest import RECIPE
+from tests.training.processes import kill_one_at, make_in_processes, warn_all_at
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from distillery.cluster.signals import Stopped, StopSignal
+from distillery.cluster.signals import StopSignal
 from distillery.distill.losses.cross_entropy import CrossEntropy
 from distillery.errors import UserError
 from distillery.experiment.schema.objective import TERMS, Objective
@@ -29,49 +27,8 @@ from distillery.experiment.schema.recipe import Recipe
 from distillery.training import build
 from distillery.training.answers import record_answers
 from distillery.training.checkpoint import CheckpointFolder
-from distillery.training.metric_logger import MetricLogger
-from distillery.training.run import make_run
 
 pytestmark = pytest.mark.slow
-
-
-def make_in_processes(job, world_size, event=lambda rank, step: None):
-    """Make a run as so many processes; ``event`` happens in each after each of its steps."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    mp.start_processes(_make, args=(job, world_size, port, event), nprocs=world_size, start_method="fork")
-
-
-def _make(rank, job, world_size, port, event):
-    torch.set_num_threads(1)
-    facts = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
-    facts |= {"GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
-    os.environ |= {name: str(value) for name, value in facts.items()}
-    original, taken = MetricLogger.step, []
-
-    def step(self, *arguments):
-        taken.append(1)
-        original(self, *arguments)
-        event(rank, len(taken))
-
-    MetricLogger.step = step
-    try:
-        make_run(job)
-    except Stopped:
-        pass
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
-def warn_all_at(step):
-    return lambda rank, taken: signal.raise_signal(signal.SIGTERM) if taken == step else None
-
-
-def kill_one_at(step):
-    """The others have saved every step but this one."""
-    return lambda rank, taken: os.kill(os.getpid(), signal.SIGKILL) if (rank, taken) == (1, step) else None
 
 
 def written(job):

@@ -3,6 +3,7 @@
 import copy
 import csv
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from tests.cpu_sync_batchnorm import convert_for_cpu
+from tests.training.processes import make_in_processes
 from torch import nn
+from torch.multiprocessing import ProcessRaisedException
 
 from distillery.cli import main
 from distillery.experiment.zoo import ZOO, ZooEntry
 from distillery.models import registry
 from distillery.models.zoo.cifar_resnet import CifarResNet
+from distillery.training import build
 
 ROOT = Path(__file__).parents[2]
 OBJECTIVES = {"mgd": "{ce: {}, mgd: {}}", "overhaul": "{ce: {}, overhaul: {}}"}
@@ -242,9 +247,40 @@ main()
 """
 
 
+@pytest.fixture
+def joined(workplace, register, train, monkeypatch):
+    """A student for two processes, whose teacher is trained."""
+
+    def begin(builder):
+        workplace.edit_recipe("sync_batchnorm: true")
+        pair(workplace, "cifar_resnet8", "ours", "mgd")
+        assert train("teacher")[0] == 0
+        register(builder)
+        monkeypatch.setattr(build, "convert_sync_batchnorm", convert_for_cpu)
+        return workplace.job("student")
+
+    return begin
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("builder", "line"), [(Healthy, None), STUDENTS[0], STUDENTS[-1]])
-def test_two_processes_stop_as_one_does(workplace, train, tmp_path, builder, line):
+def test_two_processes_train_a_student_that_is_as_planned(joined):
+    job = joined(Healthy)
+    make_in_processes(job, 2)
+    assert (job.folder / "run.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("builder", "line"), STUDENTS[:1])
+def test_two_processes_stop_as_one_does(joined, builder, line):
+    job = joined(builder)
+    with pytest.raises(ProcessRaisedException, match=rf"ours: {re.escape(line)}"):
+        make_in_processes(job, 2)
+    assert_nothing_looks_finished(job.folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("builder", "line"), STUDENTS[-1:])
+def test_launched_processes_stop_as_one_does(workplace, train, tmp_path, builder, line):
     workplace.edit_recipe("sync_batchnorm: true")
     folder = pair(workplace, "cifar_resnet8", "ours", "mgd")
     assert train("teacher")[0] == 0
@@ -259,10 +295,6 @@ def test_two_processes_stop_as_one_does(workplace, train, tmp_path, builder, lin
         text=True,
         env=os.environ | paths | {"CUDA_VISIBLE_DEVICES": ""},
     )
-    if line is None:
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert (folder / "run.json").exists()
-        return
     assert done.returncode == 2, done.stderr[-3000:]
     assert f"distillery: ours: {line}" in done.stderr
     assert "Traceback" not in done.stderr
