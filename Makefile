@@ -43,8 +43,8 @@ restore: .venv/.installed  ## bring recorded results back from DVC's remote
 test: .venv/.installed lint  ## every check and test but those below (about 15 minutes on 2 cores)
 	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal -m "not sweep"
 
-test-sweep: workflow/schemas  ## every term and every family of networks, as student and as teacher (8 minutes of one core)
-	OMP_NUM_THREADS=1 pytest -m sweep
+test-sweep: workflow/schemas  ## every term and every family of networks, as student and as teacher (5 minutes on 2 cores)
+	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal -m sweep
 
 test-slurm: .venv/.installed  ## the workflow on a real Slurm cluster on this machine (Debian or Ubuntu, as root)
 	bash tests/slurm/install.sh
