@@ -66,12 +66,6 @@ def test_dvc_prepares_a_data_set_in_a_fresh_clone(fresh):
     assert (fresh.folder / "results" / "datasets" / "digits" / "manifest.json").exists()
 
 
-@pytest.mark.parametrize("command", [("snakemake", "--lint"), ("snakefmt", "--check", "workflow")])
-def test_house_style(pristine, command):
-    result = pristine.run(*command)
-    assert result.returncode == 0, result.stdout
-
-
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
