@@ -1,6 +1,8 @@
 # Everything a newcomer types. Needs Python 3.11 to 3.13, git and make; the rest is installed into .venv.
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Containers set it, and then each of the tests' many processes would compile the package again.
+unexport PYTHONDONTWRITEBYTECODE
 # `make TORCH=cpu demo`: torch as built for CPUs, of the lock's version, without 3 GB of CUDA libraries and without DALI.
 TORCH ?=
 # The interpreter that is there, or the one that uv finds or fetches.
