@@ -158,7 +158,11 @@ def test_a_copy_of_network_and_taps_together_works_alone():
 
 @pytest.mark.parametrize(
     ("name", "backend"),
-    [("timm:resnet10t", "eager"), ("torchvision:resnet18", "aot_eager"), ("timm:test_vit", "aot_eager")],
+    [
+        ("timm:resnet10t", "eager"),
+        ("timm:test_vit", "aot_eager"),
+        pytest.param("torchvision:resnet18", "aot_eager", marks=pytest.mark.sweep),
+    ],
 )
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
