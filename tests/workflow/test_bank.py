@@ -11,16 +11,16 @@ BANK = "teacher: {run: big, answers: bank}, crops: 2"
 
 
 @pytest.fixture
-def banked(unmade):
-    """The tiny experiment, whose student learns from a bank with two seeds."""
+def banked(made):
+    """The tiny experiment, whose teacher was trained and whose student is to learn from a bank with two seeds."""
     for old, new in (
         ("teacher: big", BANK),
         ("    small: {model: cifar_resnet8, recipe: tiny}\n", ""),
         ("[big, small, taught], columns: [top1, nll, agreement, params]", "[taught], columns: [top1]"),
         ("taught: {", "taught: {seeds: [0, 1], "),
     ):
-        unmade.replace("config/tiny.yaml", old, new)
-    return unmade
+        made.replace("config/tiny.yaml", old, new)
+    return made
 
 
 def named(planned):

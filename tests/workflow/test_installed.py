@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -86,13 +87,14 @@ def write_down(project: Path) -> None:
 
 
 def watch(installed, project, until):
-    """The states that runs of the page have on the board, asked again and again."""
+    """The states that runs of the page have on the board, asked again after a second's rest."""
     seen = set()
     while True:
         last = until()
         seen |= {run["state"] for run in json.loads(installed.call(*STATUS, cwd=project))["runs"]}
         if last:
             return seen
+        time.sleep(1)
 
 
 def test_a_project_of_ones_own_from_an_empty_folder_to_its_table(installed):

@@ -6,6 +6,7 @@ import time
 
 import psutil
 import pytest
+from tests.workflow.conftest import copy
 
 pytestmark = pytest.mark.slow
 
@@ -13,9 +14,10 @@ FOLDER = "results/tiny/small/seed0"
 FILES = [f"{FOLDER}/{name}" for name in ("weights.safetensors", "history.csv", "run.json", "tensorboard")]
 
 
-@pytest.fixture
-def orphaned(made):
-    """A clone in which a training came to its end alone."""
+@pytest.fixture(scope="module")
+def left(finished, tmp_path_factory):
+    """A clone in which a training came to its end alone. Read only."""
+    made = copy(finished.folder, tmp_path_factory.mktemp("left") / "distillery")
     shutil.rmtree(made.folder / FOLDER)
     driver = subprocess.Popen(
         ["snakemake", "--cores", "1", FILES[0]],
@@ -24,7 +26,7 @@ def orphaned(made):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not (orphans := trainings(driver)):
         assert time.monotonic() < deadline, "the training does not start"
         time.sleep(0.05)
@@ -33,6 +35,12 @@ def orphaned(made):
     psutil.wait_procs(orphans, timeout=60)
     assert made.run("snakemake", "--unlock").returncode == 0
     return made
+
+
+@pytest.fixture
+def orphaned(left, tmp_path):
+    """A copy of it, to edit."""
+    return copy(left.folder, tmp_path / "distillery")
 
 
 def trainings(driver: subprocess.Popen[bytes]) -> list[psutil.Process]:

@@ -18,13 +18,16 @@ def real_files(checkout):
 
 
 def test_an_experiment_is_rehearsed_beside_its_real_results(made):
+    made.replace("config/tiny.yaml", "    small: {model: cifar_resnet8, recipe: tiny}\n", "")
+    made.replace("config/tiny.yaml", "[big, small, taught]", "[big, taught]")
+    assert made.run("snakemake", TABLE, "--cores", "1").returncode == 0
     before = real_files(made)
     result = made.run("snakemake", TABLE, "--cores", "2", *REHEARSAL)
     assert result.returncode == 0, result.stdout
     assert "Rehearsed: tables, logs and results are in results/rehearsal/" in result.stdout
     real, rehearsed = (made.read(f"{folder}{TABLE}").splitlines() for folder in ("", "results/rehearsal/"))
     rows = [line.partition("|")[2].partition("|")[0].strip() for line in rehearsed]
-    assert {"big", "small", "taught"} <= set(rows)
+    assert {"big", "taught"} <= set(rows)
     assert rows == [line.partition("|")[2].partition("|")[0].strip() for line in real]
     assert real != rehearsed
     assert real_files(made) == before

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tests.workflow.conftest import Checkout, commit_all, made_once
+from tests.workflow.conftest import Checkout, commit_all, copy, made_once
 
 pytestmark = pytest.mark.slow
 
@@ -56,7 +56,7 @@ def saved(tmp_path_factory, worker_id, recorded):
 
     def make(checkout: Checkout) -> None:
         shutil.rmtree(checkout.folder)
-        shutil.copytree(recorded.folder, checkout.folder, symlinks=True)
+        copy(recorded.folder, checkout.folder)
         configure(checkout, url=str(checkout.folder.parent / "store"))
         result = save(checkout)
         assert result.returncode == 0, result.stdout
@@ -96,21 +96,26 @@ def damage(path: Path) -> None:
 
 def test_a_clone_restores_everything_and_sees_later_changes(stored):
     original, _, clone = stored
-    result = restore(clone)
-    assert result.returncode == 0, result.stdout
-    for name in (WEIGHTS, TABLE, "data/tiny/train/ape/0.png"):
-        assert (clone.folder / name).read_bytes() == (original.folder / name).read_bytes()
-    check_nothing_to_do_until_an_edit(clone)
-
-
-def check_nothing_to_do_until_an_edit(clone: Checkout) -> None:
-    """Both tools hold what was restored for current, and see the edit of one student."""
+    check_restored(clone, original)
+    # Both tools hold what was restored for current, and see the edit of one student.
     assert clone.planned(*EVERYTHING) == set()
     assert clone.run("dvc", "status", "--quiet").returncode == 0
     clone.replace("config/tiny.yaml", "kd: {weight: 0.5}", "kd: {weight: 0.5, temperature: 2}")
     assert {message for message in clone.planned(*EVERYTHING) if "tiny/" in message} == {
         *("train tiny/taught, seed 0", "evaluate tiny/taught, seed 0", "profile tiny/taught"),
     }
+
+
+def check_restored(clone: Checkout, original: Checkout) -> None:
+    """Every result and every raw image comes back, with the same bytes."""
+    result = restore(clone)
+    assert result.returncode == 0, result.stdout
+    for folder in ("data/tiny", "results/datasets/tiny", "results/tiny", "results/tables"):
+        there, here = ({path.relative_to(each.folder) for path in (each.folder / folder).rglob("*") if path.is_file()}
+                       for each in (original, clone))  # fmt: skip
+        assert there == here != set()
+        for name in there:
+            assert (clone.folder / name).read_bytes() == (original.folder / name).read_bytes(), name
 
 
 def check_damage_is_refused(clone: Checkout) -> None:
@@ -177,9 +182,7 @@ def test_ssh(recorded_copy, ssh_server, tmp_path):
     check_damage_is_refused(clone)
     sent.chmod(0o644)
     sent.write_bytes(whole)
-    result = restore(clone)
-    assert result.returncode == 0, result.stdout
-    check_nothing_to_do_until_an_edit(clone)
+    check_restored(clone, recorded_copy)
 
 
 class Faults:
@@ -249,9 +252,7 @@ def test_s3_and_a_push_that_is_cut(recorded_copy, tmp_path):
         client.put_object(**weights, Body=whole[:-1] + bytes([whole[-1] ^ 1]))
         check_damage_is_refused(clone)
         client.put_object(**weights, Body=whole)
-        result = restore(clone)
-        assert result.returncode == 0, result.stdout
-        check_nothing_to_do_until_an_edit(clone)
+        check_restored(clone, recorded_copy)
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------
@@ -267,8 +268,8 @@ def test_a_damaged_object_of_a_folder_is_refused_and_sent_again(stored, tmp_path
     assert store / named[1] == lost
     for name in named.groups():
         (store / name).unlink()
-    source = Checkout(tmp_path / "source" / "distillery")
-    shutil.copytree(original.folder, source.folder, symlinks=True)
+    (tmp_path / "source").mkdir()
+    source = copy(original.folder, tmp_path / "source" / "distillery")
     source.run("dvc", "remote", "modify", "--local", "store", "url", str(store))
     assert "2 files pushed" in save(source).stdout
     assert restore(clone).returncode == 0
