@@ -86,3 +86,22 @@ def test_a_long_epoch_is_heard_of_before_its_end(tmp_path, capsys, monkeypatch):
     assert line.startswith("run: step 61/240, epoch 1/2, loss 0.500, top-1 75.0, ")
     logger.end()
     assert scalars(tmp_path / "run")["step/loss"] == [(50, 0.5), (100, 0.5)]
+
+
+def test_points_within_an_epoch_go_on_when_another_removes_their_folder(tmp_path):
+    """TensorBoard's thread fails at its next write, and says so at the next call but one."""
+    logger = MetricLogger(tmp_path / "run", active=True)
+    logger.begin("run", 1, 200, TrainState())
+    shutil.rmtree(tmp_path / "run" / "tensorboard")
+    for _ in range(100):
+        logger.step(8, lambda: {"loss": 1.0, "top1": 50.0})
+    shutil.rmtree(tmp_path / "run" / "tensorboard")
+    logger.writer.add_scalar("lost", 0.0, 0)
+    time.sleep(0.2)
+    for _ in range(100):
+        logger.step(8, lambda: {"loss": 1.0, "top1": 50.0})
+    shutil.rmtree(tmp_path / "run" / "tensorboard")
+    logger.flush()
+    logger.epoch(ROW)
+    logger.end()
+    assert scalars(tmp_path / "run")["val/top1"] == [(1, 50.0)]

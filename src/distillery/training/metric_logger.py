@@ -82,8 +82,7 @@ class MetricLogger:
         self.done_steps += 1
         if self.done_steps % STEPS_BETWEEN_POINTS == 0:
             points = {f"step/{name}": value for name, value in means().items()}
-            for name, value in points.items():
-                self.writer.add_scalar(name, value, self.done_steps)
+            self._on_tensorboard(lambda: self._add(points, self.done_steps))
             self.trackers.tell("log", points, self.done_steps)
         if self.interactive and time.monotonic() - self.drawn > 0.5:
             self.drawn = time.monotonic()
@@ -108,13 +107,10 @@ class MetricLogger:
     def epoch(self, row: dict[str, float]) -> None:
         """Record a finished epoch."""
         if self.active:
-            self._restore_tensorboard()
-            self._write_scalars(row)
+            speeds = self._speeds()
+            self._on_tensorboard(lambda: self._add(_points(row) | speeds, int(row["epoch"])))
         self.rows.append(row)
         if self.active:
-            speeds = self._speeds()
-            for name, value in speeds.items():
-                self.writer.add_scalar(name, value, int(row["epoch"]))
             self.trackers.tell("log", {"epoch": row["epoch"], **_points(row), **speeds}, self.done_steps)
             self._write_history()
             if not self.interactive:
@@ -125,24 +121,31 @@ class MetricLogger:
     def flush(self) -> None:
         """Bring everything written so far to the disk."""
         if self.active:
-            self._restore_tensorboard()
-            self.writer.flush()
+            self._on_tensorboard(lambda: self.writer.flush())
 
     def end(self) -> None:
         """Close the bar and TensorBoard, and leave both records whole."""
         if self.active:
-            self._restore_tensorboard()
             self.bar.close()
-            self.writer.close()
+            self._on_tensorboard(lambda: self.writer.close())
             self._write_history()
 
-    def _restore_tensorboard(self) -> None:
-        """Begin again if TensorBoard's file is gone, for its writer would fail.
+    def _on_tensorboard(self, act: Callable[[], None]) -> None:
+        """Do something there; where its file is gone, begin again, for its writer's thread fails, sooner or later.
 
         A second Snakemake that was refused this run removes what it takes for its own failed job's outputs.
         """
         if not list((self.folder / "tensorboard").glob("events.*")):
             self._open_tensorboard()
+        try:
+            act()
+        except FileNotFoundError:
+            self._open_tensorboard()
+            act()
+
+    def _add(self, points: dict[str, float], at: int) -> None:
+        for name, value in points.items():
+            self.writer.add_scalar(name, value, at)
 
     def _open_tensorboard(self) -> None:
         """Begin TensorBoard's file again, with all epochs so far."""
@@ -157,7 +160,7 @@ class MetricLogger:
         self.writer = SummaryWriter(str(tensorboard))
         self._write_settings()
         for row in self.rows:
-            self._write_scalars(row)
+            self._add(_points(row), int(row["epoch"]))
 
     def _reset_clock(self) -> None:
         self.images, self.drawn, self.seconds = 0, 0.0, {}
@@ -200,10 +203,6 @@ class MetricLogger:
             f"top-1 {train}{row['val_top1']:.2f}{ema} val, {self._speed()}, "
             f"ETA {tqdm.format_interval(left)}"
         )
-
-    def _write_scalars(self, row: dict[str, float]) -> None:
-        for name, value in _points(row).items():
-            self.writer.add_scalar(name, value, int(row["epoch"]))
 
     def _write_history(self) -> None:
         write_text(self.folder / "history.csv", history_csv(self.rows))
