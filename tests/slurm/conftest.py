@@ -46,6 +46,18 @@ def pytest_collection_modifyitems(items):
         raise pytest.UsageError(f"tests/slurm: {' '.join(missing_programs())} missing; run tests/slurm/install.sh")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Show with a failure what the jobs of its checkout have said: its folder may be gone when somebody reads of it."""
+    report = yield
+    here = getattr(item, "funcargs", {}).get("here")
+    if report.when == "call" and report.failed and here is not None:
+        for folder in ("logs", ".snakemake/slurm_logs"):
+            for log in sorted((here.folder / folder).rglob("*.log")):
+                report.sections.append((str(log.relative_to(here.folder)), log.read_text(errors="replace")[-4000:]))
+    return report
+
+
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory):
     """Two idle nodes."""

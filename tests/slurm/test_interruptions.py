@@ -1,6 +1,7 @@
 """Whatever a cluster does to a training, it ends with the weights of one that nothing was done to."""
 
 import os
+import re
 import signal
 import time
 from contextlib import suppress
@@ -97,24 +98,29 @@ def test_preempted_a_training_makes_room_and_continues(here, cluster, drive, uni
 
 def test_a_second_driver_meets_the_job_that_the_first_left_behind(here, cluster, drive, uninterrupted):
     """The login node was rebooted: the job goes on alone, and no other may disturb it."""
-    first = drive(here, LONG)
-    job = first.training()
+    # A long one: of a job that is stopped while it writes its last files, the second driver removes these.
+    first = drive(here, LONGER)
+    job = first.training("long/longer")
     # It must not end before the second driver's job has lost its patience.
     signal_training(cluster, job, signal.SIGSTOP)
+    log = here.folder / "logs/long/longer/seed0/train.log"
+    # Under another name, for the second job's Snakemake removes it.
+    os.link(log, log.with_name("left.log"))
     first.kill()
     assert here.run("snakemake", "--unlock").returncode == 0
     here.replace(PROFILE, "retries: 2", "retries: 0")
-    second = drive(here, LONG)
+    second = drive(here, LONGER)
     assert second.wait() == 1
     line = f"another process works on this run (Slurm job {job['JobID']}, process "
     assert line in second.log.read_text()
     assert f"let it end, or scancel {job['JobID']}, then start again" in second.log.read_text()
+    assert re.findall(r"epoch (\d+)/400", log.with_name("left.log").read_text())[-1] != "400", "it was over too soon"
     signal_training(cluster, job, signal.SIGCONT)
     cluster.wait_until(lambda: not cluster.jobs("running,completing"), "the left job's end", seconds=240)
-    assert_whole(here, uninterrupted)
-    assert len(sessions(here)) == 1
+    assert_whole(here, uninterrupted, LONGER)
+    assert len(sessions(here, "long/longer")) == 1
     # The second driver gave the run up, and what the left job finished is taken as it is.
-    assert here.planned("--profile", "slurm", LONG) == set()
+    assert here.planned("--profile", "slurm", LONGER) == set()
 
 
 def test_measurements_that_are_preempted_are_made_again(here, cluster, drive):
