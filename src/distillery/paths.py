@@ -1,5 +1,7 @@
 """Where everything lies under the results folder."""
 
+import errno
+import stat
 from pathlib import Path
 
 # The usual one; commands take another by --results.
@@ -7,6 +9,18 @@ RESULTS = Path("results")
 
 # Through which processes that read images hand on their batches.
 SHARED_MEMORY = Path("/dev/shm")
+
+
+def regular(path: Path) -> Path:
+    """The path, for opening: a pipe would be waited for, and a device has no end.
+
+    Raises:
+        OSError: it is neither a file nor a folder, or is not there.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return path
 
 
 def dataset_folder(results: Path, dataset: str) -> Path:

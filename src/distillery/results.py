@@ -8,7 +8,7 @@ from typing import Any
 
 from distillery.atomic import write_text
 from distillery.errors import UserError
-from distillery.paths import RESULTS
+from distillery.paths import RESULTS, regular
 
 # The last key of a sealed file: the SHA-256 of what stands before it. It finds what was edited or has decayed; whoever
 # wants to deceive can compute it anew.
@@ -37,7 +37,7 @@ def read_text(path: Path, made_by: str) -> str:
         UserError: it is missing or cannot be read; the line says which command makes it.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return regular(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: missing; first make it with: {made_by}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -114,7 +114,7 @@ def file_hash(path: Path) -> str:
     Raises:
         OSError: it cannot be read.
     """
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

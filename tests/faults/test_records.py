@@ -1,13 +1,21 @@
 """What a run recorded, and was changed into another kind since, ends in one line."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from distillery.cluster.run_lock import RunLock
 from distillery.errors import UserError
 from distillery.evaluation.restore import read_record
+from distillery.experiment.ledger import file_sha256
+from distillery.models.pretrained.classes import weights_classes
 from distillery.reporting.history import read_history
+from distillery.reporting.published import load_published
+from distillery.results import file_hash
+from distillery.training.checkpoint import CheckpointFolder
 
 RECORD = {
     "digest": "0" * 16, "spec": {}, "manifest_digest": "1" * 64, "classes": 3, "selection": "last", "epoch": 1,
@@ -60,3 +68,32 @@ def test_a_history_that_is_none_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError, match=r"history\.csv: "):
         read_history(Path(path), "distillery train")
+
+
+READERS = {
+    "record": read_record,
+    "history": lambda path: read_history(path, "distillery train"),
+    "checksum": file_hash,
+    "lock": lambda path: RunLock(path).acquire(),
+    "checkpoint": lambda path: CheckpointFolder(path.parent).load(),
+    "published numbers": load_published,
+    "classes": lambda path: weights_classes(str(path), {}),
+    "bytes that decide a run": file_sha256,
+}
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device without end"])
+@pytest.mark.parametrize("reader", READERS)
+def test_nothing_waits_for_a_pipe_or_reads_without_end(tmp_path, kind, reader):
+    path = tmp_path / "checkpoint.pt"
+    path.symlink_to("/dev/zero") if kind != "a pipe" else os.mkfifo(path)
+    previous = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("still reading"))
+    signal.setitimer(signal.ITIMER_REAL, 5)
+    try:
+        found = READERS[reader](path)
+    except (UserError, OSError) as error:
+        found = str(error)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert found is None or "it is not a regular file" in found

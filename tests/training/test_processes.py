@@ -27,6 +27,8 @@ from distillery.experiment.schema.recipe import Recipe
 from distillery.training import build
 from distillery.training.answers import record_answers
 from distillery.training.checkpoint import CheckpointFolder
+from distillery.training.epoch_sums import EpochSums
+from distillery.training.run import make_run
 
 pytestmark = pytest.mark.slow
 
@@ -94,6 +96,48 @@ def test_one_process_with_nan_leaves_a_step_out_of_all(workplace, monkeypatch):
     make_in_processes(stopped, 2, warn_all_at(3))
     make_in_processes(stopped, 2)
     assert written(stopped) == written(job)
+
+
+def test_a_row_of_the_history_is_the_mean_over_the_images_of_all_processes(workplace, monkeypatch, tmp_path):
+    original = EpochSums.add
+
+    def add(self, step, values, logits_BC, target, *more):
+        right = int((logits_BC.argmax(dim=1) == target).sum())
+        with (tmp_path / f"rank{os.environ['RANK']}").open("a") as file:
+            file.write(f"{len(logits_BC)} {values['loss'].item()} {right}\n")
+        original(self, step, values, logits_BC, target, *more)
+
+    monkeypatch.setattr(EpochSums, "add", add)
+    workplace.edit_recipe("epochs: 1")
+    job = workplace.job()
+    make_in_processes(job, 2)
+    ranks = [np.loadtxt(tmp_path / f"rank{rank}") for rank in (0, 1)]
+    images, losses, right = np.concatenate(ranks).T
+    (row,) = csv.DictReader(io.StringIO(written(job)["history.csv"].decode()))
+    assert float(row["train_loss"]) == pytest.approx((images * losses).sum() / images.sum(), rel=1e-6)
+    assert float(row["train_top1"]) == pytest.approx(100 * right.sum() / images.sum())
+    assert abs(ranks[0][:, 1].mean() - ranks[1][:, 1].mean()) > 1e-3  # or one of them would do
+
+
+def test_a_nan_in_one_process_ends_all_of_them_in_their_line(workplace, monkeypatch, tmp_path):
+    forward, whole = CrossEntropy.forward, make_run
+
+    def broken(self, inputs):
+        value = forward(self, inputs)
+        return value + float("nan") if os.environ["RANK"] == "1" and inputs.epoch == 1.0 else value
+
+    def noted(job):
+        try:
+            whole(job)
+        except UserError as error:
+            (tmp_path / os.environ["RANK"]).write_text(str(error))
+
+    monkeypatch.setattr(CrossEntropy, "forward", broken)
+    monkeypatch.setitem(globals(), "make_run", noted)
+    make_in_processes(workplace.job(), 2)
+    first, second = ((tmp_path / rank).read_text() for rank in "01")
+    assert "the loss is NaN or infinite (step 4 or before, in another process) in epoch 2" in first
+    assert "the loss is NaN or infinite (step 1: ce nan; sample ids" in second
 
 
 def stop_workers_of_one_at(step):

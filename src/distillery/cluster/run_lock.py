@@ -20,6 +20,7 @@ from uuid import uuid4
 from distillery.atomic import write_json
 from distillery.cluster.gpus import GRANTED
 from distillery.errors import UserError
+from distillery.paths import regular
 
 HEARTBEAT_SECONDS = 5.0
 # An owner on another machine that is silent for so long is dead: longer than a file server's pause.
@@ -214,7 +215,7 @@ def _started(process: int) -> str:
 def _read(path: Path) -> Owner | None:
     """Who owns a lock; None if there is none."""
     try:
-        return Owner(**json.loads(path.read_text(encoding="utf-8")))
+        return Owner(**json.loads(regular(path).read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, RecursionError):  # being written, or left empty by a machine that lost its power
@@ -224,7 +225,7 @@ def _read(path: Path) -> Owner | None:
 def _date(path: Path) -> int:
     """A lock's newest heartbeat; -1 if it is gone."""
     try:
-        with path.open("rb") as file:  # NFS asks its server when a file is opened, and else may not
+        with regular(path).open("rb") as file:  # NFS asks its server when a file is opened, and else may not
             return os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError:
         return -1

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from distillery.data.manifest import Manifest, SplitName
 from distillery.errors import UserError
+from distillery.paths import regular
 from distillery.results import unusable
 
 # In place of a label that a run may not use. No class, and not the index that torch's losses pass over in silence.
@@ -102,7 +103,7 @@ class _Placed:
     def encoded(self, row: int) -> memoryview:
         file, offset, size, sha256 = (column[row].as_py() for column in self._places)
         try:
-            with Path(file).open("rb") as opened:
+            with regular(Path(file)).open("rb") as opened:
                 opened.seek(offset or 0)
                 # One byte more shows whether the file has grown.
                 content = opened.read(size + (offset is None))

@@ -7,6 +7,7 @@ import numpy as np
 from distillery.data.arrow import ArrowImages
 from distillery.data.orders import Ids
 from distillery.errors import UserError
+from distillery.paths import regular
 from distillery.randomness import addressed_permutation
 
 
@@ -40,7 +41,7 @@ def listed_images(images: ArrowImages, count: int, path: Path) -> Ids:
         UserError: the list cannot be read or is empty, or a line names no image, or one that was named before.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in regular(path).read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"labels: {path} cannot be read: {reason}") from None

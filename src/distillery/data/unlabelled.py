@@ -8,6 +8,7 @@ from distillery.data.sources import RawImage, RawImages, Scan, visible_images
 from distillery.data.trees import open_tree
 from distillery.errors import UserError
 from distillery.experiment.schema.dataset import HUB_PREFIX, Dataset
+from distillery.paths import regular
 
 SPLIT = "unlabelled"
 LISTS = (".txt", ".csv")
@@ -46,7 +47,7 @@ def _listed(path: Path) -> dict[str, RawFile]:
     """The files that a list names, a path a line, from the list's folder; without a header ``path``."""
     found: dict[str, RawFile] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = regular(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"{path}: cannot be read: {reason}") from None

@@ -21,6 +21,7 @@ from distillery.experiment.schema.columns import COLUMNS, METRICS
 from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.labels import FewLabels, LabelList
 from distillery.experiment.schema.objective import Objective
+from distillery.paths import regular
 
 # How networks are trained: the loop, optimizers, schedules, mixing, moving averages, the orders of images.
 ENGINE = 1
@@ -109,7 +110,7 @@ def digest_of(content: Any) -> str:  # noqa: ANN401
 def file_sha256(path: Path) -> str | None:
     """The SHA-256 of a file's bytes, 64 hex digits; None if it cannot be read. Hashed again when it has changed."""
     try:
-        facts = path.stat()
+        facts = regular(path).stat()
         return _sha256(path, facts.st_mtime_ns, facts.st_size)
     except OSError:
         return None

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 from distillery.errors import UserError
 from distillery.experiment.reading import nearest
 from distillery.experiment.schema.columns import COLUMNS
+from distillery.paths import regular
 
 HEADER = ("run", "metric", "value", "std", "n", "selection", "source")
 OPTIONAL = ("table",)
@@ -68,9 +69,7 @@ def load_published(path: Path) -> list[Published]:
     try:
         if not path.exists():
             return []
-        if not (path.is_file() or path.is_dir()):  # a pipe would be waited for
-            raise UserError(f"{path}: cannot be read: it is not a regular file")
-        text = path.read_text(encoding="utf-8-sig")
+        text = regular(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"{path}: cannot be read: {reason}") from None

@@ -22,7 +22,7 @@ from distillery.errors import UserError
 from distillery.experiment.experiment import Experiment
 from distillery.experiment.loading import experiment_names
 from distillery.experiment.why import images_digest, stale_for
-from distillery.paths import lock_path, log_folder, records_list, run_folder, work_folder
+from distillery.paths import lock_path, log_folder, records_list, regular, run_folder, work_folder
 from distillery.results import read_json, try_json
 
 # In the order of the counts; `trained` is a network that was not measured yet.
@@ -182,7 +182,7 @@ def _last_epoch(history: Path) -> tuple[int, float | None]:
     """How many epochs history.csv has, and the validation top-1 of the last one."""
     epoch, top1 = 0, None
     try:
-        for row in csv.DictReader(history.read_text(encoding="utf-8", errors="replace").splitlines()):
+        for row in csv.DictReader(regular(history).read_text(encoding="utf-8", errors="replace").splitlines()):
             found = _number(row.get("epoch"))
             if found is not None:
                 epoch, top1 = int(found), _number(row.get("val_top1"))
@@ -210,7 +210,7 @@ def _queued(output: Path, results: Path) -> tuple[float, str | None] | None:
 def last_lines(log: Path) -> list[str]:
     """The last lines of a log that say something; of a bar that was drawn over and over, what it showed last."""
     try:
-        with log.open("rb") as file:
+        with regular(log).open("rb") as file:
             file.seek(max(0, log.stat().st_size - TAIL_BYTES))
             text = file.read().decode(errors="replace")
     except OSError:

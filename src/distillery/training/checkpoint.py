@@ -11,6 +11,7 @@ import torch
 
 from distillery.atomic import replace_file
 from distillery.errors import UserError
+from distillery.paths import regular
 
 # Stands before the checksum at a checkpoint's end.
 SEAL = b"\nsha256:"
@@ -110,7 +111,7 @@ class CheckpointFolder:
 
 def _read(path: Path) -> dict[str, Any]:
     """Read a state whose every byte is what was written."""
-    content = path.read_bytes()
+    content = regular(path).read_bytes()
     body, mark, digest = content[: -32 - len(SEAL)], content[-32 - len(SEAL) : -32], content[-32:]
     if mark != SEAL or sha256(body).digest() != digest:
         raise ValueError("its checksum is another")

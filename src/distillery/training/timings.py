@@ -12,7 +12,7 @@ import torch
 
 from distillery.evaluation.profile import count_macs
 from distillery.models import create_model
-from distillery.paths import log_folder
+from distillery.paths import log_folder, regular
 from distillery.results import try_json
 from distillery.training.forecast import CLASSES
 
@@ -124,7 +124,8 @@ def finished_runs(results: Path) -> Iterator[Finished]:
 def last_benchmark(path: Path) -> float | None:
     """The seconds of a job's last run, by Snakemake's file ``<path>.benchmark.jsonl``."""
     with suppress(OSError, ValueError, LookupError, TypeError):
-        lines = path.with_name(f"{path.name}.benchmark.jsonl").read_text(encoding="utf-8").splitlines()
+        benchmark = regular(path.with_name(f"{path.name}.benchmark.jsonl"))
+        lines = benchmark.read_text(encoding="utf-8").splitlines()
         return float(json.loads(lines[-1])["s"])
     return None
 

@@ -17,6 +17,7 @@ from torch import nn
 from distillery.errors import UserError
 from distillery.experiment.schema.experiment import NO_CLASSES, OWN_CLASSES, WORDNET_LISTS
 from distillery.models.pretrained.load import classifier_modules
+from distillery.paths import regular
 
 # In place of the logit of a class that the weights do not know: below all others, and finite in half precision.
 UNKNOWN = -1000.0
@@ -75,7 +76,7 @@ def weights_classes(classes: str, record: dict[str, Any]) -> tuple[str, ...] | N
         return tuple(record["class_names"])
     path = Path(classes).expanduser()
     try:
-        names = tuple(path.read_text(encoding="utf-8").rstrip().splitlines())
+        names = tuple(regular(path).read_text(encoding="utf-8").rstrip().splitlines())
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"classes: {path} cannot be read: {reason}") from None
