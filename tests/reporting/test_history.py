@@ -1,5 +1,6 @@
 """Histories are read whole, or the command that makes them is named."""
 
+import json
 import math
 import re
 
@@ -67,6 +68,24 @@ def test_a_missing_history_is_named_with_the_command_that_makes_it(desk):
     command = f"distillery train {desk.experiment.path} small --seed 1 --results {desk.results}"
     line = f"{path}: missing; first make it with: {command}"
     with pytest.raises(UserError, match=f"^{re.escape(line)}$"):
+        read_histories(desk.experiment, "small", desk.results)
+
+
+@pytest.mark.parametrize(
+    ("record", "line"),
+    [
+        ({"digest": "f" * 16}, "history.csv: of another configuration of the run (ffffffffffffffff, now "),
+        ({"history_sha256": "f" * 64}, "history.csv: not the history that its run.json is about; make it again with: "),
+    ],
+)
+def test_the_history_of_another_run_is_no_curve_of_this_one(desk, record, line):
+    for seed in (0, 1, 2):
+        desk.write_history("small", seed, ROWS)
+    path = run_folder(desk.results, "toy", "small", 0)
+    (path / "run.json").write_text(json.dumps({"digest": desk.experiment.spec("small", 0).digest}))
+    read_histories(desk.experiment, "small", desk.results)
+    (path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=re.escape(line)):
         read_histories(desk.experiment, "small", desk.results)
 
 

@@ -9,6 +9,7 @@ from distillery.errors import UserError
 from distillery.experiment.schema.columns import COLUMNS, Summary
 from distillery.paths import profile_path, run_folder
 from distillery.reporting.measurements import Measured, needed_files, read_measurements
+from distillery.results import record_sha256
 
 
 def read(desk):
@@ -81,6 +82,18 @@ def test_what_was_measured_before_the_run_changed_is_refused(desk):
     desk.write_experiment(desk.text)
     desk.write_profile("big", digest="0" * 16)
     assert fault(desk).startswith(f"{profile_path(desk.results, 'toy', 'big')}: measured another configuration")
+
+
+def test_what_was_measured_on_other_images_is_refused_and_is_a_gap_in_a_partial_table(desk):
+    desk.write_results()
+    for images in ("0", "1"):  # the first is what the manifest says
+        record = {"manifest_digest": images, "weights_sha256": "0" * 64}
+        (run_folder(desk.results, "toy", "small", 1) / "run.json").write_text(json.dumps(record))
+        desk.write_metrics("small", 1, record_sha256=record_sha256(record))
+        if images == "0":
+            read(desk)
+    assert "metrics.json: measured on other images than toy now holds (their digest is 1, now it is 0)" in fault(desk)
+    assert read_measurements(desk.experiment, desk.results, partial=True)["small"].seeds == (0, 2)
 
 
 @pytest.mark.parametrize(

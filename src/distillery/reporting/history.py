@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from distillery.errors import UserError
 from distillery.experiment import Experiment
 from distillery.paths import run_folder
-from distillery.results import command, read_text, unusable
+from distillery.results import command, file_hash, read_text, try_json, unusable
 
 NEEDED = ("epoch", "train_loss", "val_top1")
 
@@ -25,7 +25,7 @@ def read_histories(
     With ``partial``, those of the seeds that have come furthest, none before the first epoch has ended.
 
     Raises:
-        UserError: a file is missing or damaged, or the seeds were trained for different numbers of epochs.
+        UserError: a file is missing, stale or damaged, or the seeds were trained for different numbers of epochs.
     """
     histories: list[dict[str, NDArray[np.float64]]] = []
     for seed in experiment.seeds(run):
@@ -33,6 +33,8 @@ def read_histories(
         made_by = command("train", experiment.path, run, seed, results)
         if partial and not _has_epochs(path):
             continue
+        if not partial:
+            _check_record(path, experiment.spec(run, seed).digest, made_by)
         history = read_history(path, made_by)
         ahead = len(history["epoch"]) - len(histories[0]["epoch"]) if histories else 0
         if partial and ahead:
@@ -44,6 +46,15 @@ def read_histories(
             raise unusable(path, f"{ends}{first['epoch'][-1]:.0f}", made_by)
         histories.append(history)
     return histories
+
+
+def _check_record(path: Path, digest: str, made_by: str) -> None:
+    """See that a history is the one that the finished run beside it is about, as far as its run.json says."""
+    record = try_json(path.with_name("run.json")) or {}
+    if record.get("digest", digest) != digest:
+        raise unusable(path, f"of another configuration of the run ({record['digest']}, now {digest})", made_by)
+    if "history_sha256" in record and path.is_file() and file_hash(path) != record["history_sha256"]:
+        raise unusable(path, "not the history that its run.json is about", made_by)
 
 
 def _has_epochs(path: Path) -> bool:

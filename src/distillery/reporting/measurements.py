@@ -12,6 +12,7 @@ from distillery.errors import UserError
 from distillery.experiment import Experiment
 from distillery.experiment.reading import validate
 from distillery.experiment.schema.columns import COLUMNS, METRICS, PROBES, PROFILE, Column, File
+from distillery.experiment.why import images_digest
 from distillery.paths import profile_path, run_folder
 from distillery.reporting.origins import Origin, read_origins
 from distillery.results import command, read_json, record_sha256, unusable
@@ -191,23 +192,34 @@ def _read_metrics(
     """The metrics, or probes, of a run by seed, of all seeds by default."""
     shown = _taken_from(file, columns)
     metrics = {}
+    images = images_digest(results, experiment.config.dataset)
     for seed in (experiment.seeds(run) if seeds is None else seeds) if shown else ():
         path = run_folder(results, experiment.name, run, seed) / file
         made_by = command("evaluate" if file == METRICS else "probe", experiment.path, run, seed, results)
         measured = _read(Metrics, path, experiment.spec(run, seed).digest, shown, made_by, partial)
-        if measured is not None:
-            _check_chain(measured, path, command("train", experiment.path, run, seed, results), made_by)
-            metrics[seed] = measured
+        if measured is None:
+            continue
+        trained_by = command("train", experiment.path, run, seed, results)
+        theirs = _checked_images(measured, path, trained_by, made_by)
+        if None not in (images, theirs) and theirs != images:
+            if partial:
+                continue
+            raise UserError(
+                f"{path}: measured on other images than {experiment.config.dataset} now holds (their digest is "
+                f"{str(theirs)[:16]}, now it is {str(images)[:16]}); first: {trained_by}, then: {made_by}"
+            )
+        metrics[seed] = measured
     return metrics
 
 
-def _check_chain(measured: Metrics, path: Path, trained_by: str, made_by: str) -> None:
-    """See that metrics are of the run whose record and weights lie beside them, as far as they say of which."""
+def _checked_images(measured: Metrics, path: Path, trained_by: str, made_by: str) -> Any:  # noqa: ANN401
+    """See that metrics are of the run whose record and weights lie beside them; the digest of its images, if known."""
     if measured.record_sha256 is None:
-        return  # of the first releases
+        return None  # of the first releases
     record = read_json(path.with_name("run.json"), trained_by)
     if measured.record_sha256 != record_sha256(record) or measured.weights_sha256 != record.get("weights_sha256"):
         raise unusable(path, f"measured another network than {path.with_name('run.json')} is about", made_by)
+    return record.get("manifest_digest")
 
 
 def _read_profile(experiment: Experiment, run: str, results: Path, columns: set[str], partial: bool) -> Profile | None:
