@@ -9,7 +9,7 @@ import pytest
 
 from distillery.cluster.run_lock import RunLock
 from distillery.errors import UserError
-from distillery.evaluation.restore import read_record
+from distillery.evaluation.record import read_record
 from distillery.experiment.ledger import file_sha256
 from distillery.models.pretrained.classes import weights_classes
 from distillery.reporting.history import read_history

@@ -15,11 +15,11 @@ from distillery.errors import UserError
 from distillery.evaluation.metrics import METRICS
 from distillery.evaluation.predict import SPLIT, Answers, answer
 from distillery.evaluation.profile import count_parameters
+from distillery.evaluation.record import read_record
 from distillery.evaluation.restore import (
     ReadyNetwork,
     check_classes,
     default_device,
-    read_record,
     record_beside,
     restore_folder,
 )

@@ -22,7 +22,8 @@ from distillery.data.manifest import Manifest
 from distillery.data.transforms import eval_transform
 from distillery.errors import UserError
 from distillery.evaluation.metrics import Tally, on
-from distillery.evaluation.restore import ReadyNetwork, checked_record, default_device, restore_run
+from distillery.evaluation.record import checked_record
+from distillery.evaluation.restore import ReadyNetwork, default_device, restore_run
 from distillery.experiment import Experiment
 from distillery.experiment.ledger import EVALUATION
 from distillery.experiment.schema.recipe import Preprocess

@@ -3,24 +3,22 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from distillery.data.manifest import Manifest
 from distillery.errors import UserError
+from distillery.evaluation.record import checked_record, read_record
 from distillery.experiment import Experiment
-from distillery.experiment.reading import validate
-from distillery.experiment.schema.block import Statistics
 from distillery.experiment.schema.recipe import Preprocess
 from distillery.models import check_input, create_model
 from distillery.models.composite import with_head
 from distillery.models.normalize import Normalize
 from distillery.models.weights import load_weights
 from distillery.paths import run_folder
-from distillery.results import check_weights, command, file_hash, read_json, try_json, unusable
+from distillery.results import check_weights, file_hash, try_json
 
 
 @dataclass(frozen=True)
@@ -94,47 +92,6 @@ def restore_folder(folder: Path, weights: Path | None = None) -> FinishedRun:
     return FinishedRun(network.eval().requires_grad_(False), normalize, preprocess, record, weights)
 
 
-def checked_record(
-    experiment: Experiment, run: str, seed: int, results: Path, manifest: Manifest | None = None
-) -> dict[str, Any]:
-    """Read run.json of a run, and see that its weights are those that it is about; with ``manifest``, its data too.
-
-    Raises:
-        UserError: as for ``restore_run``.
-    """
-    folder = run_folder(results, experiment.name, run, seed)
-    record = finished_record(experiment, run, seed, results)
-    if manifest is not None and record["manifest_digest"] != manifest.digest:
-        raise unusable(
-            folder / "run.json",
-            f"made from other images than {manifest.name} now holds (manifest digest "
-            f"{record['manifest_digest'][:16]}, now {manifest.digest[:16]})",
-            command("train", experiment.path, run, seed, results),
-        )
-    check_weights(folder / "weights.safetensors", record, command("train", experiment.path, run, seed, results))
-    return record
-
-
-def finished_record(experiment: Experiment, run: str, seed: int, results: Path) -> dict[str, Any]:
-    """Read run.json of a run.
-
-    Raises:
-        UserError: the run was not made yet or was made from another configuration, or the file is damaged.
-    """
-    spec = experiment.spec(run, seed)
-    made_by = command("train", experiment.path, run, seed, results)
-    path = run_folder(results, experiment.name, run, seed) / "run.json"
-    record = read_record(path, made_by)
-    if record["digest"] != spec.digest:
-        raise unusable(
-            path,
-            f"made from another configuration (digest {record['digest']}, but {experiment.path} now gives "
-            f"{spec.digest})",
-            made_by,
-        )
-    return record
-
-
 def check_classes(record: Mapping[str, Any], manifest: Manifest, source: str, cure: str = "") -> None:
     """See that weights were made for the classes of a data set, in their order, where run.json (``record``) says it.
 
@@ -167,29 +124,4 @@ def record_beside(weights: str) -> dict[str, Any]:
     path = Path(weights).expanduser()
     record = (try_json(path.with_name("run.json")) or {}) if path.name == "weights.safetensors" else {}
     check_weights(path, record, "distillery train")
-    return record
-
-
-class _Record(BaseModel):
-    """What of a run.json is used, and of what kind it is."""
-
-    digest: str
-    spec: dict[str, Any]
-    manifest_digest: str
-    classes: Annotated[int, Field(strict=True, ge=0)]
-    preprocess: Preprocess
-    statistics: Statistics
-    class_names: list[str] | None = None
-    unknown_classes: list[str] = []
-
-
-def read_record(path: Path, made_by: str = "distillery train") -> dict[str, Any]:
-    """Read a run.json; ``made_by`` is the command that makes it.
-
-    Raises:
-        UserError: it is missing, damaged or incomplete.
-    """
-    needed = ("digest", "spec", "manifest_digest", "classes", "preprocess", "statistics", "selection", "epoch")
-    record = read_json(path, made_by, needed)
-    validate(_Record, record, path)
     return record

@@ -12,7 +12,7 @@ from distillery.errors import UserError
 from distillery.evaluation.evaluate import measure_run
 from distillery.evaluation.predict import PREDICTIONS
 from distillery.evaluation.probe import measure_probes
-from distillery.evaluation.restore import read_record
+from distillery.evaluation.record import read_record
 from distillery.experiment import Experiment
 from distillery.experiment.reading import validate
 from distillery.experiment.schema.columns import PROBES

@@ -10,13 +10,8 @@ from torch import nn
 
 from distillery.data.weights import fetched
 from distillery.errors import UserError, located
-from distillery.evaluation.restore import (
-    FinishedRun,
-    check_classes,
-    checked_record,
-    record_beside,
-    restore_run,
-)
+from distillery.evaluation.record import checked_record
+from distillery.evaluation.restore import FinishedRun, check_classes, record_beside, restore_run
 from distillery.experiment.schema.block import Statistics
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.models import create_model, has_classifier

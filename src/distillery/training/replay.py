@@ -11,7 +11,7 @@ import torch
 
 from distillery.cluster.signals import StopSignal
 from distillery.errors import UserError
-from distillery.evaluation.restore import finished_record
+from distillery.evaluation.record import finished_record
 from distillery.experiment import Experiment
 from distillery.experiment.schema.recipe import Recipe
 from distillery.paths import run_folder
