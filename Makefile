@@ -23,12 +23,10 @@ help:  ## list the targets
 demo: workflow/schemas  ## real digits, from images to a judged table (4 minutes on 2 cores)
 	@python scripts/demo.py
 
-# After each job, Snakemake looks for work one such timespan later, and every timespan from then on: by default every second,
-# which after some hundred jobs keeps a core busy.
 demo-methods: workflow/schemas  ## does each method help, on the digits? (about 20 minutes on 2 cores)
-	@python scripts/demo.py digits-methods --max-jobs-per-timespan 1000/10s
+	@python scripts/demo.py digits-methods
 
-REHEARSE := snakemake --cores all --keep-going --max-jobs-per-timespan 1000/30s --config rehearsal=true
+REHEARSE := snakemake --cores all --keep-going --config rehearsal=true
 
 rehearse: .venv/.installed  ## every experiment with its real networks, on a few generated images
 	$(REHEARSE) experiments=all

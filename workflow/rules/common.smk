@@ -77,6 +77,10 @@ os.environ.update(
 
 
 onstart:
+    # Trap: under a limit of jobs a timespan, which Snakemake has by default, each look for work asks for another one a
+    # timespan later: after some hundred jobs, they keep a core busy. Only clusters need a limit.
+    if workflow.local_exec:
+        workflow.scheduler.job_rate_limiter = None
     # Trap: torch takes the first one.
     chosen = (
         "gpu" in workflow.global_resources or "CUDA_VISIBLE_DEVICES" in os.environ
