@@ -195,6 +195,7 @@ def train(
     expect_digest: Annotated[str | None, Option(help="Refuse to train if the run's digest is another.")] = None,
     requeue: Annotated[bool, Option("--requeue", help="Have Slurm start this job again after a warning.")] = False,
     track: Track = "",
+    measure: Annotated[bool, Option("--measure", help="Measure it, too, for `evaluate --measured`.")] = False,
     rehearsal: Rehearsal = False,
 ) -> int:
     """Train a run, or import its weights; continue where it was stopped."""
@@ -227,6 +228,7 @@ def train(
         checkpoint_seconds,
         loader,
         chosen_trackers(track),
+        measure,
         Path(cache) if cache else None,
     )
     try:
@@ -295,6 +297,9 @@ def evaluate(
     results: Results = RESULTS,
     workers: Workers = 2,
     threads: Threads = None,
+    measured: Annotated[
+        bool, Option("--measured", help="Take what the run's training has measured, if it did.")
+    ] = False,
     rehearsal: Rehearsal = False,
     as_json: AsJson = False,
 ) -> None:
@@ -308,17 +313,23 @@ def evaluate(
             raise UserError(
                 "evaluate: expected CONFIG RUN, as config/digits.yaml resnet20; or --dataset NAME MODEL=WEIGHTS ..."
             )
-        from distillery.evaluation.evaluate import evaluate_run
+        from distillery.evaluation.measured import take_measured
 
-        keep_memory()
-        limit_threads(threads)
         experiment, run = load_experiment(Path(what[0]), rehearsal=rehearsal), what[1]
         seed = experiment.seeds(run)[0] if seed is None else seed
-        metrics = evaluate_run(experiment, run, seed, results, workers=workers)
+        metrics = take_measured(experiment, run, seed, results) if measured else None
+        how = "" if metrics is None else ", measured at the end of its training"
+        if metrics is None:
+            from distillery.evaluation.evaluate import evaluate_run
+
+            keep_memory()
+            limit_threads(threads)
+            metrics = evaluate_run(experiment, run, seed, results, workers=workers)
         if as_json:
             print_json(metrics)
         else:
-            print(", ".join(f"{name} {value:.2f}" for name, value in metrics.items() if isinstance(value, float)))
+            values = [f"{name} {value:.2f}" for name, value in metrics.items() if isinstance(value, float)]
+            print(", ".join(values) + how)
         return
 
     from distillery.evaluation.checkpoints import evaluate_checkpoints, table_of

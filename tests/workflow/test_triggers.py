@@ -28,6 +28,12 @@ def test_nothing_changed(made):
     assert made.planned(*TARGETS) == set()
 
 
+def test_evaluations_have_taken_what_trainings_measured(made):
+    for run in RUNS:
+        assert made.read(f"logs/tiny/{run}/seed0/evaluate.log").endswith("measured at the end of its training\n")
+    assert not list(made.folder.glob("results/tiny/*/*/measured.json"))
+
+
 def test_a_deleted_run_is_made_again_by_asking_for_its_experiment(made):
     shutil.rmtree(made.folder / "results" / "tiny" / "taught")
     assert made.planned(*EVERYTHING) == remade("taught")

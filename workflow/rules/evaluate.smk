@@ -30,7 +30,7 @@ rule evaluate:
     shell:
         "exec $WITH_GPUS {resources.gpu} {resources.jobs_per_gpu}"
         ' distillery evaluate "$CONFIG"/{wildcards.experiment:q}.yaml {wildcards.run:q} --seed {wildcards.seed:q} $SHRUNK'
-        " --threads {threads} --workers {resources.workers} > {log:q} 2>&1"
+        " --measured --threads {threads} --workers {resources.workers} > {log:q} 2>&1"
 
 
 # Made only where a table has a column of it.

@@ -53,7 +53,7 @@ rule train_student:
         "exec $WITH_GPUS {resources.gpu} {resources.jobs_per_gpu}"
         ' bash "$LAUNCH" {resources.nodes} {resources.gpus_per_node} {resources.cpus_per_task}'
         ' train "$CONFIG"/{wildcards.experiment:q}.yaml {wildcards.run:q} --seed {wildcards.seed:q} $SHRUNK'
-        " --expect-digest {params.digest:q} --threads {threads} --workers {resources.workers}"
+        " --expect-digest {params.digest:q} --threads {threads} --workers {resources.workers} --measure"
         " --loader {resources.loader:q} --cache={resources.cache:q} --track={resources.track:q} --requeue > {log:q} 2>&1"
 
 

@@ -10,6 +10,7 @@ import torch
 from distillery.data.arrow import ArrowImages
 from distillery.data.manifest import load_manifest
 from distillery.errors import UserError
+from distillery.evaluation.measured import decides, keep_measured
 from distillery.evaluation.metrics import METRICS
 from distillery.evaluation.predict import SPLIT, answer, keep_classes, teachers_classes
 from distillery.evaluation.restore import default_device, restore_run
@@ -36,6 +37,23 @@ def evaluate_run(
     metrics = measure_run(experiment, run, seed, results, workers, device, keep=True)
     write_sealed(run_folder(results, experiment.name, run, seed) / "metrics.json", metrics)
     return metrics
+
+
+def measure_for_later(
+    experiment: Experiment, run: str, seed: int, results: Path, workers: int, device: torch.device
+) -> None:
+    """Measure a run in the process that has trained it, as ``evaluate_run`` would, and keep it for that evaluation.
+
+    Raises:
+        UserError: as there.
+    """
+    # Before measuring: what is replaced meanwhile is then not what was measured.
+    decided = decides(experiment, run, seed, results)
+    # As a process of its own has them.
+    torch.set_deterministic_debug_mode("default")
+    torch.backends.cudnn.benchmark = False
+    metrics = measure_run(experiment, run, seed, results, workers, device, keep=True)
+    keep_measured(experiment, run, seed, results, decided, metrics)
 
 
 def measure_run(

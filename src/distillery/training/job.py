@@ -29,6 +29,7 @@ class Machine:
     checkpoint_seconds: float = 60.0
     loader: LoaderName = "auto"
     track: tuple[str, ...] = ()  # trackers that watch
+    measure: bool = False  # the finished network, for the evaluation that follows
     cache: Path | None = None  # a folder on a local disk, where `torch` keeps decoded images for the session
 
 

@@ -1,6 +1,7 @@
 """Make one run of an experiment: train it, or import its weights, and leave the results whole."""
 
 import shutil
+import sys
 import time
 from contextlib import suppress
 from typing import Any
@@ -9,8 +10,9 @@ import torch
 from lightning_fabric import Fabric
 
 from distillery.cluster.run_lock import RunLock, locked
-from distillery.cluster.signals import StopSignal
+from distillery.cluster.signals import Interrupted, StopSignal, end_children
 from distillery.errors import UserError, located
+from distillery.evaluation.evaluate import measure_for_later
 from distillery.experiment.schema.objective import TERMS
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.models.normalize import resolve_statistics
@@ -103,7 +105,25 @@ def _train(job: Job, recipe: Recipe, lock: RunLock | None, stop: StopSignal) -> 
         lock.check()
         _write_results(job, recipe, training)
         training.metric_logger.trackers.end()
+        # Snakemake removes the results of a job that was killed, and Slurm may start one again that was preempted: it
+        # then continues from its checkpoint.
+        if not job.machine.measure or fabric.world_size > 1 or _measure(job, training, stop):
+            training.checkpoints.remove()
     fabric.barrier()
+
+
+def _measure(job: Job, training: Training, stop: StopSignal) -> bool:
+    """Measure the finished network for its evaluation, which does it if this fails; False if a signal has ended it."""
+    workers = 0 if loader_name(training.train_loader) == "memory" else job.machine.workers
+    try:
+        with stop.interrupting():
+            measure_for_later(job.experiment, job.run, job.seed, job.results, workers, training.fabric.device)
+    except Interrupted:
+        end_children()
+        return False
+    except Exception as error:
+        print(f"{job.name}: not measured: {' '.join(str(error).split())}", file=sys.stderr)
+    return True
 
 
 def start(job: Job, recipe: Recipe) -> Fabric:
@@ -194,7 +214,6 @@ def _write_results(job: Job, recipe: Recipe, training: Training) -> None:
         }
         | ({"skipped": train_state.skipped} if recipe.on_nan == "skip" else {}),
     )
-    training.checkpoints.remove()
 
 
 def _chooses(recipe: Recipe) -> bool:
