@@ -81,7 +81,7 @@ format: .venv/.installed  ## rewrite files in the house style
 	snakefmt workflow
 
 lock: $(UV)  ## refresh requirements.txt from pyproject.toml
-	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --extra workflow --extra dvc --extra dev --extra dali --upgrade \
+	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --extra workflow --extra dvc --extra dev --extra dali --extra export --upgrade \
 		--no-emit-index-url --no-header --quiet --output-file requirements.txt pyproject.toml
 	sed -n '/^docs = \[/,/^\]/s/^ *"\(.*\)",/\1/p' pyproject.toml | $(UV) pip compile --universal --python-version 3.11 --generate-hashes --upgrade \
 		--no-emit-index-url --no-header --quiet --output-file docs/requirements.txt -

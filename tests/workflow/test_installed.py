@@ -20,6 +20,44 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 UV = shutil.which("uv") or shutil.which("uv", path=ROOT / ".uv" / "bin")
 STATUS = ("distillery", "status", "config/thesis.yaml", "--json")
+EXPORT = ("distillery", "export")
+EXPECT = """
+import json
+import sys
+from pathlib import Path
+
+import torch
+from distillery.evaluation.restore import restore_folder
+from distillery.experiment.plugins import use_project
+
+use_project(Path.cwd())
+images = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+runs = [restore_folder(Path("results/thesis", run, "seed0")) for run in ("student", "teacher")]
+for name, kept in ("images", images), *((run.record["run"], run.predict(images)) for run in runs):
+    Path(f"{name}.json").write_text(json.dumps(kept.tolist()))
+"""
+WITHOUT = """
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import timm
+import torch
+
+paths = map(Path, ("images.json", "student.json", "teacher.json"))
+images, student, teacher = (np.float32(json.loads(path.read_text())) for path in paths)
+session = onnxruntime.InferenceSession("exports/thesis/student-seed0/onnx/model.onnx")
+np.testing.assert_allclose(session.run(["logits"], {"images": images})[0], student, rtol=1e-4, atol=1e-4)
+network = timm.create_model("local-dir:exports/thesis/teacher-seed0/timm", pretrained=True).eval()
+config = timm.data.resolve_model_data_config(network)
+assert config["input_size"] == (3, 8, 8)
+assert network.pretrained_cfg["label_names"] == ["disc", "ring", "star"]
+mean, std = (np.float32(config[key])[:, None, None] for key in ("mean", "std"))
+found = network(torch.from_numpy((images - mean) / std)).detach().numpy()
+np.testing.assert_allclose(found, teacher, rtol=1e-4, atol=1e-4)
+print("both agree")
+"""
 SNAKEMAKE = "#!{python}\nimport sys\n\nfrom snakemake.cli import main\n\nsys.exit(main())\n"
 
 
@@ -28,13 +66,15 @@ class Installed:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.bin = folder, folder / "venv" / "bin"
-        self.call(UV, "venv", "--quiet", "--offline", "--python", sys.executable, "venv")
+        # `bare` is an environment of somebody who has timm and ONNX, but not Distillery.
+        for name in ("venv", "bare"):
+            self.call(UV, "venv", "--quiet", "--offline", "--python", sys.executable, name)
+            (site,) = folder.glob(f"{name}/lib/python*/site-packages")
+            # Of the other environment, its packages, but not the path to this checkout.
+            (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
         self.call(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder / "dist"), cwd=ROOT)
         (wheel,) = (folder / "dist").glob("*.whl")
         self.call(UV, "pip", "install", "--quiet", "--offline", "--no-deps", "--python", "venv", str(wheel))
-        site = next(folder.glob("venv/lib/python*/site-packages"))
-        # Of the other environment, its packages, but not the path to this checkout.
-        (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
         (self.bin / "snakemake").write_text(SNAKEMAKE.format(python=self.bin / "python"))
         (self.bin / "snakemake").chmod(0o755)
 
@@ -97,7 +137,7 @@ def watch(installed, project, until):
         time.sleep(1)
 
 
-def test_a_project_of_ones_own_from_an_empty_folder_to_its_table(installed):
+def test_a_project_of_ones_own_from_an_empty_folder_to_networks_that_need_no_distillery(installed):
     assert "site-packages/distillery" in installed.call("python", "-c", "import distillery; print(distillery.__file__)")
     installed.call("distillery", "init", "my-thesis")
     project = installed.folder / "my-thesis"
@@ -120,6 +160,14 @@ def test_a_project_of_ones_own_from_an_empty_folder_to_its_table(installed):
     assert watch(installed, project, until=lambda: True) == {"done"}
     assert "<table>" in (project / "results" / "tables" / "thesis.html").read_text()
     assert re.search(r"\| student +\| teacher +\|", (project / "results" / "tables" / "thesis.md").read_text())
+
+    for run, to in (("thesis/student", "onnx"), ("thesis/teacher", "timm")):
+        assert "logits of 4 images differ by" in installed.call(*EXPORT, run, "--to", to, cwd=project)
+    installed.call("python", "-c", EXPECT, cwd=project)
+    bare = str(installed.folder / "bare" / "bin" / "python")
+    spec = "from importlib.util import find_spec; print(find_spec('distillery'))"
+    assert installed.call(bare, "-c", spec, cwd=project) == "None\n"
+    assert "both agree" in installed.call(bare, "-c", WITHOUT, cwd=project)
 
     # Another comment retrains nothing, another loss retrains the run that has it.
     term = project / "plugins" / "gap.py"
