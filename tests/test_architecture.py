@@ -14,7 +14,9 @@ from distillery.experiment.schema.objective import TERMS
 SOURCE = Path(__file__).parents[1] / "src" / "distillery"
 
 # Each room may use what stands after the colon; every room may use itself and the ground.
-GROUND = {"errors", "randomness", "paths", "process", "results", "atomic", "provenance", "tracking", "imports"}
+GROUND = {
+    "accelerator", "errors", "randomness", "paths", "process", "results", "atomic", "provenance", "tracking", "imports",
+}  # fmt: skip
 MAY_USE = {
     "experiment": set(),
     "cluster": set(),

@@ -6,6 +6,7 @@ B batch, K draws for each image.
 import torch
 from torch import Tensor
 
+from distillery.accelerator import wide
 from distillery.randomness import address_key
 
 # Odd factors of the hash.
@@ -27,6 +28,6 @@ def hashed_bits(keys_B: Tensor, value: Tensor, turn: int) -> Tensor:
 
 
 def uniform(keys_B: Tensor, count: int) -> Tensor:
-    """``count`` numbers in [0, 1) for each key, float64 (B, K)."""
+    """``count`` numbers in [0, 1) for each key, float64 (B, K); on the CPU for keys on a device without it."""
     counter = torch.arange(count, device=keys_B.device).expand(len(keys_B), count)
-    return hashed_bits(keys_B, counter, 0).double() / 2**31
+    return wide(hashed_bits(keys_B, counter, 0)) / 2**31

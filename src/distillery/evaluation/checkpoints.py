@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from distillery.accelerator import default_device
 from distillery.data.arrow import ArrowImages
 from distillery.data.manifest import Manifest, load_manifest
 from distillery.data.weights import fetched
@@ -19,7 +20,6 @@ from distillery.evaluation.record import read_record
 from distillery.evaluation.restore import (
     ReadyNetwork,
     check_classes,
-    default_device,
     record_beside,
     restore_folder,
 )

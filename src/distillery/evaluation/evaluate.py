@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
+from distillery.accelerator import default_device
 from distillery.data.arrow import ArrowImages
 from distillery.data.manifest import load_manifest
 from distillery.errors import UserError
 from distillery.evaluation.measured import decides, keep_measured
 from distillery.evaluation.metrics import METRICS
 from distillery.evaluation.predict import SPLIT, answer, keep_classes, teachers_classes
-from distillery.evaluation.restore import default_device, restore_run
+from distillery.evaluation.restore import restore_run
 from distillery.experiment import Experiment
 from distillery.experiment.ledger import MEASURED
 from distillery.models import has_classifier

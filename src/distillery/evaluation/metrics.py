@@ -1,8 +1,9 @@
 """Accuracy, calibration and agreement over a whole split, each image counted once.
 
-All of it is sums over images, kept in float64 on the device and added over processes once, at the end: nothing waits in
-between, and the order of images, batches and processes cannot matter. A metrics library would do as well but takes
-longer to import than a small network takes to evaluate; the tests hold these numbers against one.
+All of it is sums over images, kept in float64 on the device (on the CPU for one without) and added over processes
+once, at the end: nothing waits in between, and the order of images, batches and processes cannot matter. A metrics
+library would do as well but takes longer to import than a small network takes to evaluate; the tests hold these numbers
+against one.
 
 An entry of ``METRICS`` is all that a metric is; with a column of its name it may stand in tables.
 
@@ -16,6 +17,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+from distillery.accelerator import float64_device
 
 TOP = 5
 BINS = 15
@@ -110,17 +113,20 @@ class Tally:
         self.metrics = {name: metric for name, metric in METRICS.items() if with_teacher or not metric.needs_teacher}
         self.sums = {name: _zeros(metric.shape, device) for name, metric in self.metrics.items()}
         self.images = _zeros((), device)
+        self.device = float64_device(device)
         self.best = min(TOP, num_classes)
 
     def add(self, logits_BC: Tensor, labels_B: Tensor, teacher_best_B: Tensor | None = None) -> Tensor:
         """Count a batch, and return the most probable class of each image (B,)."""
-        logits_BC = logits_BC.float()
+        asked = logits_BC.device
+        logits_BC, labels_B = logits_BC.float().to(self.device), labels_B.to(self.device)
+        teacher_best_B = None if teacher_best_B is None else teacher_best_B.to(self.device)
         best_BK = logits_BC.topk(self.best, dim=1).indices
         predictions = Predictions(logits_BC, labels_B, best_BK, teacher_best_B)
         self.images += len(best_BK)
         for name, metric in self.metrics.items():
             metric.add(self.sums[name], predictions)
-        return best_BK[:, 0]
+        return best_BK[:, 0].to(asked)
 
     def result(self) -> dict[str, float]:
         """The metrics over the images of all processes; ``images`` says how many."""
@@ -160,7 +166,7 @@ def evaluate_model(
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float64, device=device)
+    return torch.zeros(shape, dtype=torch.float64, device=float64_device(device))
 
 
 def _over_processes(sums: list[Tensor]) -> list[Tensor]:

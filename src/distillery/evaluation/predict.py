@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from distillery.accelerator import default_device
 from distillery.data.arrow import ArrowImages
 from distillery.data.loader import Batch, eval_loader
 from distillery.data.manifest import Manifest
@@ -23,7 +24,7 @@ from distillery.data.transforms import eval_transform
 from distillery.errors import UserError
 from distillery.evaluation.metrics import Tally, on
 from distillery.evaluation.record import checked_record
-from distillery.evaluation.restore import ReadyNetwork, default_device, restore_run
+from distillery.evaluation.restore import ReadyNetwork, restore_run
 from distillery.experiment import Experiment
 from distillery.experiment.ledger import EVALUATION
 from distillery.experiment.schema.recipe import Preprocess

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from distillery.accelerator import default_device, float64_device
 from distillery.data.arrow import ArrowImages
 from distillery.data.manifest import load_manifest
 from distillery.errors import UserError
 from distillery.evaluation.metrics import on
 from distillery.evaluation.predict import SPLIT, batches
-from distillery.evaluation.restore import FinishedRun, default_device, restore_run
+from distillery.evaluation.restore import FinishedRun, restore_run
 from distillery.experiment import Experiment
 from distillery.experiment.ledger import PROBING
 from distillery.experiment.schema.columns import PROBES
@@ -67,7 +68,7 @@ def measure_probes(
     training, validation = ArrowImages(folder, manifest, TRAINING), ArrowImages(folder, manifest, SPLIT)
     label = f"{run}/seed{seed}"
     bank_ND, queries_MD = (_embeddings(finished, images, workers, device, label) for images in (training, validation))
-    labels_N, truth_M = (torch.from_numpy(images.labels).to(device) for images in (training, validation))
+    labels_N, truth_M = (torch.from_numpy(images.labels).to(bank_ND.device) for images in (training, validation))
     classes = len(manifest.classes)
     predicted = {
         "knn": nearest_neighbours(bank_ND, labels_N, queries_MD, classes),
@@ -108,6 +109,7 @@ def _embeddings(finished: FinishedRun, images: ArrowImages, workers: int, device
             embedding_ND[on(batch.indices, device)] = features.embedding.float()
     finally:
         taps.remove()
+    embedding_ND = embedding_ND.to(float64_device(device))
     if not embedding_ND.isfinite().all():
         raise UserError(f"{finished.weights}: the network's embeddings are NaN or infinite; train it again")
     return embedding_ND

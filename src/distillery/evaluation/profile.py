@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from distillery.evaluation.restore import default_device, restore_run
+from distillery.accelerator import default_device, gpu_name
+from distillery.evaluation.restore import restore_run
 from distillery.experiment import Experiment
 from distillery.experiment.ledger import PROFILING
 from distillery.imports import uncompiled
@@ -21,7 +22,7 @@ from distillery.provenance import cpu_name
 from distillery.results import write_sealed
 
 # The batch for throughput: these, or fewer where a pass would take longer than PASS_SECONDS or not fit the memory.
-LARGEST_BATCH = {"cpu": 32, "cuda": 256}
+LARGEST_BATCH = {"cpu": 32, "cuda": 256, "mps": 256}
 PASS_SECONDS = 2.0
 
 # Each measurement lasts this long, in so many passes at least and at most, after some that do not count.
@@ -60,7 +61,7 @@ def profile_run(experiment: Experiment, run: str, results: Path, device: torch.d
         "throughput_batch": batch,
         "device": device_name(device),
         "threads": torch.get_num_threads() if device.type == "cpu" else None,
-        "gpu_throughput": round(throughput, 1) if device.type == "cuda" else None,
+        "gpu_throughput": round(throughput, 1) if device.type != "cpu" else None,
         "cpu_throughput": round(cpu_throughput, 1),
         "cpu": cpu_name(),
         "cpu_threads": torch.get_num_threads(),
@@ -120,13 +121,14 @@ def _cpu_throughput(network: nn.Module, size: int) -> float:
 
 def device_name(device: torch.device) -> str:
     """The product name of a GPU or CPU."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    return cpu_name() if device.type == "cpu" else gpu_name(device)
 
 
 def _median_seconds(network: nn.Module, images: Tensor, device: torch.device) -> float:
     """Median time of a forward pass, each one waited for."""
     # CPU kernels are done when they return.
-    synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    waits: dict[str, Callable[[], None]] = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}
+    synchronize = waits.get(device.type, lambda: None)
     # ``flags`` switches cuDNN off unless told otherwise.
     fast_convolutions = (
         torch.backends.cudnn.flags(enabled=True, benchmark=True) if device.type == "cuda" else nullcontext()

@@ -110,11 +110,6 @@ def check_classes(record: Mapping[str, Any], manifest: Manifest, source: str, cu
     raise UserError(f"{source}: {reason}{first}{cure}")
 
 
-def default_device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def record_beside(weights: str) -> dict[str, Any]:
     """The run.json beside a file that is a run's weights; empty if it is another file.
 

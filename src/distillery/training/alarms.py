@@ -13,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from distillery.accelerator import wide
 from distillery.distill.step import Outputs
 from distillery.distill.student import Learner
 from distillery.models.pretrained.load import classifier_modules
@@ -158,7 +159,7 @@ class Alarms:
             value = value if scaler is None else scaler.scale(value)
             gradients = [] if not value.requires_grad else _gradients(value, parameters)
             norms = torch._foreach_norm(gradients) if gradients else [value.new_zeros(())]
-            squares.append(torch.stack([norm.double().square() for norm in norms]).sum())
+            squares.append(torch.stack([wide(norm).square() for norm in norms]).sum())
         norms_T = self._summed(torch.stack(squares)).sqrt()
         shares_T = (norms_T / norms_T.sum()).tolist()
         for (name, weight), share in zip(weights.items(), shares_T, strict=True):
@@ -225,7 +226,7 @@ class Alarms:
                 "the teacher's outputs or layers",
             )
         counts = torch.stack([torch.as_tensor(count, device=self.fabric.device) for count in self._counts()])
-        agreeing, judged, seen = self._summed(counts.double()).tolist()
+        agreeing, judged, seen = self._summed(wide(counts)).tolist()
         if judged >= SAMPLED_IMAGES:
             self._judge_teacher(step, int(agreeing), int(judged))
         if seen >= SAMPLED_IMAGES:
@@ -246,7 +247,7 @@ class Alarms:
 
     def _count_dead(self, step: int, seen: int) -> None:
         assert self.alive_D is not None
-        alive_D = self._summed(self.alive_D.double()) > 0
+        alive_D = self._summed(wide(self.alive_D)) > 0
         self.alive_D, self.seen_images = None, 0
         dead, features = int((~alive_D).sum()), len(alive_D)
         if dead > MOST_DEAD * features:
@@ -261,6 +262,8 @@ class Alarms:
 
     def _summed(self, tensor: Tensor) -> Tensor:
         """The sum over all processes."""
+        if self.fabric.world_size == 1:
+            return tensor
         total = self.fabric.all_reduce(tensor, reduce_op="sum")
         assert isinstance(total, Tensor)
         return total

@@ -11,6 +11,7 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 from lightning_fabric.strategies.strategy import Strategy
 
+from distillery.accelerator import default_device
 from distillery.cluster.signals import die_with_parent
 from distillery.errors import UserError
 from distillery.experiment.schema.recipe import Recipe
@@ -18,10 +19,11 @@ from distillery.training.job import Job
 
 
 def start_devices(recipe: Recipe, threads: int | None, *, unused_parameters: bool = False) -> Fabric:
-    """Join the processes that torchrun started, or be the only one; GPUs when there are any.
+    """Join the processes that torchrun started, or be the only one; on GPUs when there are any.
 
     Raises:
-        UserError: there are GPUs, but fewer than processes.
+        UserError: there are GPUs, but fewer than processes, or an Apple GPU and several processes; or as by
+            ``default_device``.
     """
     if threads is not None:
         torch.set_num_threads(threads)
@@ -32,7 +34,7 @@ def start_devices(recipe: Recipe, threads: int | None, *, unused_parameters: boo
         # Nothing here reads memory that it has not written, and writing it twice takes 6 % of a step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not recipe.deterministic
-    accelerator = "cuda" if torch.cuda.is_available() else "cpu"
+    accelerator = default_device().type
     meant = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if accelerator == "cpu" and meant not in ("", "-1") and os.environ.get("RANK", "0") == "0":
         print(
@@ -49,6 +51,8 @@ def start_devices(recipe: Recipe, threads: int | None, *, unused_parameters: boo
         die_with_parent()
         environment, strategy = TorchElasticEnvironment(), DDPStrategy(find_unused_parameters=unused_parameters)
         world, local = int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"])
+        if accelerator == "mps":
+            raise UserError(f"--nproc-per-node: {local} processes cannot share an Apple GPU; train without torchrun")
         if accelerator == "cuda" and local > torch.cuda.device_count():
             raise UserError(
                 f"--nproc-per-node: {local} is more than the GPUs that torch finds here "
@@ -62,13 +66,15 @@ def start_devices(recipe: Recipe, threads: int | None, *, unused_parameters: boo
         strategy=strategy,
         devices=local,
         num_nodes=world // local,
-        precision=recipe.precision,
+        # What autocast does on Apple's GPU was never seen.
+        precision="32-true" if accelerator == "mps" else recipe.precision,
         plugins=[environment],
     )
     fabric.launch()
     used = fabric.strategy.precision.precision
     if used != recipe.precision:
-        fabric.print(f"warning: precision: {recipe.precision} is not to be had on a {accelerator}; training in {used}")
+        where = "an Apple GPU" if accelerator == "mps" else f"a {accelerator}"
+        fabric.print(f"warning: precision: {recipe.precision} is not to be had on {where}; training in {used}")
     return fabric
 
 

@@ -10,6 +10,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from distillery.accelerator import float64_device, wide
+
 
 class StepValues(NamedTuple):
     """What a micro-batch gave: its step, the terms' values, the images' sample ids (B,)."""
@@ -26,9 +28,9 @@ class Recent:
         self.seen = seen
 
     def values(self) -> Tensor:
-        """What each micro-batch gave: float64 (micro-batches, names), on the device."""
+        """What each micro-batch gave: float64 (micro-batches, names)."""
         flat = torch.stack([value.float() for each in self.seen for value in each.values.values()])
-        return flat.double().view(len(self.seen), -1)
+        return wide(flat).view(len(self.seen), -1)
 
     def first_broken(self) -> str:
         """The first step with a value that is no finite number, in words; "" if all are."""
@@ -79,11 +81,11 @@ class EpochSums:
     def sums(self) -> dict[str, float]:
         """Of each value times its images, and of the images that were told rightly, in float64 and in their order."""
         if self._waiting:
-            parts = {"correct": torch.stack([correct for _, correct, _ in self._waiting]).double()}
+            parts = {"correct": wide(torch.stack([correct for _, correct, _ in self._waiting]))}
             for name in self._waiting[0][0]:
                 values = torch.stack([values[name] for values, _, _ in self._waiting])
                 images = torch.tensor([images for _, _, images in self._waiting], dtype=values.dtype)
-                parts[name] = (values * images.to(values.device)).double()
+                parts[name] = wide(values * images.to(values.device))
             # One transfer for all.
             for name, numbers in zip(parts, torch.stack(list(parts.values())).tolist(), strict=True):
                 for number in numbers:
@@ -109,7 +111,7 @@ class EpochSums:
 def totals_of_ranks(fabric: Fabric, totals: dict[str, float]) -> list[dict[str, float]]:
     """The totals of every rank, in their order, on all ranks."""
     names = sorted(totals)
-    local = torch.tensor([totals[name] for name in names], dtype=torch.float64, device=fabric.device)
+    local = torch.tensor([totals[name] for name in names], dtype=torch.float64, device=float64_device(fabric.device))
     gathered = fabric.all_gather(local) if fabric.world_size > 1 else local[None]
     assert isinstance(gathered, Tensor)
     return [dict(zip(names, values, strict=True)) for values in gathered.tolist()]

@@ -163,6 +163,8 @@ def build_train_loader(
     view = _second_view(job, recipe, images, job.spec.objective.needs(), viewer)
     seed = view_seed(job, recipe)
     if job.machine.loader == "dali":
+        if fabric.device.type == "mps":
+            raise UserError("--loader: 'dali' is NVIDIA's, and does nothing for an Apple GPU; use torch")
         if view is not None:
             raise UserError("--loader: 'dali' gives one view of an image, but the objective needs two; use torch")
         if teacher is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
+from distillery.accelerator import gpu_name
 from distillery.cluster.run_lock import RunLock, locked
 from distillery.cluster.signals import Interrupted, StopSignal, end_children
 from distillery.errors import UserError, located
@@ -166,7 +167,7 @@ def session_of(job: Job, training: Training, fabric: Fabric) -> dict[str, Any]:
     return {
         "from_epoch": training.train_state.epoch,
         "from_step": training.train_state.step,
-        "device": torch.cuda.get_device_name() if fabric.device.type == "cuda" else "cpu",
+        "device": "cpu" if fabric.device.type == "cpu" else gpu_name(fabric.device),
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
         "precision": fabric.strategy.precision.precision,

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distillery.accelerator import wide
 from distillery.distill.collective import last_rows
 from distillery.distill.draws import hashed_bits, image_keys
 from distillery.distill.precision import full_precision
@@ -80,7 +81,7 @@ def draw_distinct(keys_B: Tensor, below_B: Tensor, count: int) -> Tensor:
         int64 (B, K).
     """
     limit = below_B[:, None]
-    side = limit.double().sqrt().ceil().long()
+    side = wide(limit).sqrt().ceil().long().to(limit.device)
     other = (limit + side - 1) // side
     counter = torch.arange(count, device=keys_B.device).expand(len(keys_B), count)
     enough = limit >= count

@@ -55,7 +55,8 @@ class MaskedGenerative(Term):
 
     def draw_kept(self, epoch: int, indices_B: Tensor, channels: int) -> Tensor:
         """Which channels each image keeps, bool (B, T)."""
-        return uniform(image_keys(self.seed, "mask", epoch, indices_B), channels) >= self.masked_share
+        drawn_BT = uniform(image_keys(self.seed, "mask", epoch, indices_B), channels)
+        return (drawn_BT >= self.masked_share).to(indices_B.device)
 
     def distance(self, student: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
         """The loss of two maps, given the mask (B, T, 1, 1): 1 where a channel is kept."""

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from distillery.accelerator import float64_device, wide
 from distillery.distill.losses.assignment import assign
 from distillery.distill.losses.partial_l2 import partial_l2
 from distillery.distill.losses.stages import MarginStages, check_normalizable
@@ -47,7 +48,7 @@ def matching_cost(student_feature: Tensor, teacher_feature: Tensor) -> Tensor:
     assert student_feature.shape[0] == teacher_feature.shape[0], "one batch"
     assert student_feature.shape[2:] == teacher_feature.shape[2:], "one map size"
     products = _unit_maps(student_feature) @ _unit_maps(teacher_feature).T
-    return products.double().neg_().add_(len(student_feature)).mul_(2)
+    return wide(products).neg_().add_(len(student_feature)).mul_(2)
 
 
 def _unit_maps(feature_BCHW: Tensor) -> Tensor:
@@ -85,7 +86,7 @@ def match_channels(mean_cost: Tensor, reducer: Reducer, columns: int | None = No
     """
     students, teachers = mean_cost.shape
     group = 1 if reducer == "sm" else max(teachers // students, 1)
-    cost_ST = mean_cost[:, :columns].detach().double().cpu().numpy()
+    cost_ST = wide(mean_cost[:, :columns].detach()).cpu().numpy()
     if not np.isfinite(cost_ST).all():
         raise UserError(
             "objective.mgd: the matching cost of student and teacher features is nan or infinite, it should lie in "
@@ -233,8 +234,9 @@ class MGD(MarginStages):
                 costs[stage] += matching_cost(inputs.student.stages[stage], inputs.teacher.stages[stage])
         for stage in self.stages:
             flow = self.get_buffer(f"flow{stage}")
-            total = self.collective.all_reduce(torch.tensor(float(images), dtype=torch.float64, device=flow.device))
-            mean_cost = self.collective.all_reduce(costs[stage]) / total
+            cost = costs[stage]
+            total = self.collective.all_reduce(torch.tensor(float(images), dtype=torch.float64, device=cost.device))
+            mean_cost = self.collective.all_reduce(cost) / total
             students, teachers = mean_cost.shape
             cut = self.compat == "reference" and self.shave and self.reducer != "sm" and teachers >= students
             columns = teachers // students * students if cut else None
@@ -242,7 +244,7 @@ class MGD(MarginStages):
 
     def _no_cost(self, stage: int) -> Tensor:
         flow, margin = self.get_buffer(f"flow{stage}"), self.get_buffer(f"margin{stage}")
-        return torch.zeros(len(flow), margin.numel(), dtype=torch.float64, device=flow.device)
+        return torch.zeros(len(flow), margin.numel(), dtype=torch.float64, device=float64_device(flow.device))
 
     def forward(self, inputs: StepInputs) -> Tensor:
         """Return the weighted sum over the stages."""

@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from distillery.accelerator import wide
 from distillery.distill.precision import full_precision
 
 # A channel whose pre-activations are negative with a probability below this has no usable mean of them.
@@ -31,15 +32,15 @@ def bn_margin(weight: Tensor, bias: Tensor) -> Tensor:
     Returns:
         (1, C, 1, 1) float32, computed in float64. Never above zero.
     """
-    sigma = weight.detach().double().abs()
-    mu = bias.detach().double()
+    sigma = wide(weight.detach()).abs()
+    mu = wide(bias.detach())
     ratio = mu / sigma.where(sigma > 0, 1)
     negative = torch.special.ndtr(-ratio)
     density = torch.exp(-ratio.square() / 2) / math.sqrt(2 * math.pi)
     mean = mu - sigma * density / negative.clamp_min(RARELY_NEGATIVE)
     margin = torch.where(negative > RARELY_NEGATIVE, mean, -3 * sigma)
     margin = torch.where(sigma > 0, margin, mu.clamp_max(0))
-    return margin.float().reshape(1, -1, 1, 1)
+    return margin.float().reshape(1, -1, 1, 1).to(weight.device)
 
 
 def margin_relu(feature: Tensor, margin: Tensor) -> Tensor:
