@@ -121,6 +121,7 @@ def to_latex(sheet: Sheet, label: str, setting: Latex = Latex()) -> str:  # noqa
             r"\centering",
             rf"\caption{{{escape_latex(caption)}}}",
             rf"\label{{{label}}}",
+            r"\smallskip",  # article.cls has no space below a caption
             r"\fittoline{%",
             rf"\begin{{tabular}}{{{''.join(kinds)}}}",
             r"\toprule",
@@ -148,17 +149,17 @@ def _key(sheet: Sheet, place: int) -> str:
 def _chosen(sheet: Sheet, setting: Latex) -> tuple[list[int], list[str]]:
     """The places of the columns that are printed, and what the caption says of those that say the same in all rows."""
     places = range(len(sheet.headings))
-    if setting.columns:
-        return [place for key in setting.columns for place in places if _key(sheet, place) == key], []
     shown, constants = [], []
     for place in places:
-        texts = {row[place].text for row in sheet.rows}
-        if len(sheet.rows) > 1 and len(texts) == 1 and _key(sheet, place) in ("n", "selection", "labels"):
+        key, texts = _key(sheet, place), {row[place].text for row in sheet.rows}
+        constant = len(sheet.rows) > 1 and len(texts) == 1 and key in ("n", "selection", "labels")
+        if constant and key not in setting.columns:
             heading, (text,) = sheet.headings[place], texts
             constants.append(f"{heading} = {text}" if heading == "n" else f"{heading}: {text}")
-        else:
+        elif not setting.columns:
             shown.append(place)
-    return shown, constants
+    chosen = [place for key in setting.columns for place in places if _key(sheet, place) == key]
+    return chosen or shown, constants
 
 
 def _si_format(cells: Iterable[Cell]) -> str:
