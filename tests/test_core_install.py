@@ -1,5 +1,7 @@
 """What `pip install distillery` brings, without any extra, is enough to train, evaluate and tabulate."""
 
+import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -67,6 +69,31 @@ def test_the_workflow_and_dvc_are_extras_of_a_light_core():
     assert {"snakemake", "dvc", "dvc_data", "pulp", "boto3", "pytest"} <= hidden()
     cuda = {name for name in brought(PROJECT["dependencies"]) if name.startswith(("nvidia-", "cuda-"))}
     assert len(brought(PROJECT["dependencies"]) - cuda) <= 90
+
+
+def test_the_lock_for_cpus_is_the_lock_without_cuda_and_torch_of_the_same_version(tmp_path):
+    root = Path(__file__).parents[1]
+    plan = ["make", "--dry-run", "--always-make", "--file", str(root / "Makefile"), "TORCH=cpu", "UV=.uv/bin/uv"]
+    shutil.copy(root / "requirements.txt", tmp_path)
+    shutil.copy(root / "pyproject.toml", tmp_path)
+    steps = subprocess.run(
+        [*plan, ".venv/.installed"], cwd=tmp_path, capture_output=True, text=True
+    ).stdout.splitlines()
+    (select,) = (step for step in steps if step.endswith("> .requirements-cpu.txt"))
+    (torch,) = (step for step in steps if "--torch-backend cpu" in step)
+    subprocess.run(select, shell=True, cwd=tmp_path, check=True)
+    whole, left = (
+        dict(re.findall(r"^([a-z][\w.\[\],-]*)(==.*(?:\n +\S.*)*)", (tmp_path / name).read_text(), flags=re.MULTILINE))
+        for name in ("requirements.txt", ".requirements-cpu.txt")
+    )
+    gone = whole.keys() - left.keys()
+    assert {"torch", "torchvision", "triton"} < gone
+    assert all(name.startswith(("torch", "triton", "nvidia-", "cuda-")) for name in gone)
+    assert "torchmetrics" in left
+    assert all(left[name].startswith(whole[name].partition("    # via")[0].rstrip()) for name in left)
+    said = subprocess.run(f"echo {torch}", shell=True, cwd=tmp_path, capture_output=True, text=True).stdout
+    versions = {name: whole[name].split()[0] for name in ("torch", "torchvision")}
+    assert said.split()[-2:] == [f"{name}{version}" for name, version in versions.items()]
 
 
 @pytest.mark.slow
