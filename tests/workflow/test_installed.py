@@ -137,7 +137,7 @@ def watch(installed, project, until):
         seen |= {run["state"] for run in json.loads(installed.call(*STATUS, cwd=project))["runs"]}
         if last:
             return seen
-        time.sleep(1)
+        time.sleep(2)
 
 
 def test_a_project_of_ones_own_from_an_empty_folder_to_networks_that_need_no_distillery(installed):
