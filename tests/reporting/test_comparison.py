@@ -138,6 +138,7 @@ def test_the_command_counts_what_evaluation_counts(place, capsys):
     experiment = load_experiment(place / "config" / "tiny.yaml")
     code, out, _ = compare(place, capsys, str(experiment.path), "taught", "big")
     assert code == 0
+    assert "\n  teacher: none -> big\n" in out
     (seed,) = [row for row in rows(out) if row[0] == "0"]
     both, ours, theirs, neither = map(int, seed[2:])
     top1 = {

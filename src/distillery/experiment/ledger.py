@@ -8,7 +8,7 @@ an augmentation or a network, or one of those below); ``tests/test_numerics.py``
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,12 @@ def differences(before: Any, now: Any, key: str = "") -> list[str]:  # noqa: ANN
     else:
         return [f"{key}: {_shown(before)} -> {_shown(now)}"]
     return [line for name, pair in parts.items() for line in differences(*pair, f"{key}.{name}".lstrip("."))]
+
+
+def with_names(lines: Iterable[str], before: str | None, now: str | None) -> list[str]:
+    """Lines of ``differences`` with a teacher that only one of both has by its run's name, not by all of its spec."""
+    named = f"teacher: {before or 'none'} -> {now or 'none'}"
+    return [named if line.startswith("teacher: ") else line for line in lines]
 
 
 class _Absent:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from distillery.errors import UserError
 from distillery.experiment import Experiment
-from distillery.experiment.ledger import differences
+from distillery.experiment.ledger import differences, with_names
 from distillery.experiment.schema.columns import COLUMNS, METRICS, summarize
 from distillery.reporting.measurements import Measured, read_run
 from distillery.reporting.statistics import Gain, paired_gain
@@ -121,7 +121,7 @@ class Comparison:
 def compare_specs(run: Side, baseline: Side, seed: int) -> list[str]:
     """What differs between two runs' specs, key by key."""
     ours, theirs = (side.experiment.spec(side.run, seed).ledger for side in (run, baseline))
-    return list(differences(theirs, ours))
+    return with_names(differences(theirs, ours), *(side.experiment.teacher(side.run) for side in (baseline, run)))
 
 
 def read_both(run: Side, baseline: Side, seeds: Sequence[int], results: Path) -> tuple[Measured, Measured]:

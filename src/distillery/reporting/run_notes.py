@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distillery.errors import UserError
 from distillery.experiment import Experiment
-from distillery.experiment.ledger import differences
+from distillery.experiment.ledger import differences, with_names
 from distillery.paths import run_folder
 from distillery.reporting.content import Content
 from distillery.reporting.history import read_history
@@ -55,9 +55,7 @@ def _note(experiment: Experiment, run: str, neighbour: str | None, measured: Mea
     spec, *above = (experiment.spec(each, min(experiment.seeds(each))) for each in (run, neighbour) if each is not None)
     # Which seeds a run has is no difference of what it does.
     differing = [line for other in above for line in differences(other.ledger | {"seed": spec.seed}, spec.ledger)]
-    # A teacher that only one of both has is all of its own spec.
-    teachers = " -> ".join(experiment.teacher(each) or "none" for each in (neighbour or run, run))
-    differing = [f"teacher: {teachers}" if line.startswith("teacher: ") else line for line in differing]
+    differing = with_names(differing, *(experiment.teacher(each) for each in (neighbour or run, run)))
     seeds = sorted(experiment.seeds(run))
     facts = {
         "Model": spec.model,
