@@ -99,13 +99,18 @@ def blind(teacher):
     write_sealed(teacher / "run.json", record | {"weights_sha256": file_hash(teacher / "weights.safetensors")})
 
 
-def test_a_teacher_that_guesses_is_refused(workplace):
+def more_validation_images(workplace):
+    """As many as it takes to refuse one that guesses."""
     folder = workplace.folder / "more"
     shutil.copytree(workplace.folder / "data" / "tiny", folder)
     for path in list(folder.glob("val/*/*.png")):
         shutil.copy(path, path.with_name(f"again-{path.name}"))
     dataset = Dataset(path=str(folder))
     prepare_dataset("tiny", dataset, workplace.results / "datasets/tiny", workers=1)
+
+
+def test_a_teacher_that_guesses_is_refused(workplace):
+    more_validation_images(workplace)
     blind(workplace.make("big"))
     with pytest.raises(UserError, match=r"runs\.taught\.teacher: big scores 33\.33 % top-1 on the 24 .* classes in"):
         workplace.make("taught")
@@ -309,6 +314,11 @@ def test_classes_in_the_wrong_order_are_at_chance(workplace, other_classes, caps
     taught_by(workplace, f"{other_classes}, classes: {workplace.folder}/five.txt")
     # As many images as here are only warned of.
     assert "are the classes in the order of the weights" in capsys.readouterr().out
+    more_validation_images(workplace)
+    shutil.rmtree(workplace.results / "tiny" / "by-five")
+    workplace.make("five")
+    with pytest.raises(UserError, match=r"runs\.by-five\.teacher: five scores .* classes in"):
+        workplace.make("by-five")
 
 
 def test_a_teacher_that_lacks_a_class_teaches_the_others(workplace, other_classes, capsys):
@@ -321,6 +331,20 @@ def test_a_teacher_that_lacks_a_class_teaches_the_others(workplace, other_classe
     workplace.edit("objective: {ce: {}, kd: {}}", "objective: {ce: {}, srrl: {}}")
     with pytest.raises(UserError, match=r"by-five\.objective\.srrl: five does not know 1 of the classes, as 'cow'"):
         workplace.make("by-five")
+
+
+@pytest.mark.parametrize("keys", ["", ", classes: names", ", preprocess: {size: 8}"])
+def test_what_weights_do_not_know_they_do_not_know_as_another_run(workplace, other_classes, keys, capsys):
+    (workplace.folder / "five.txt").write_text("bee\nzebra\ngnu\ncat\nape\n")
+    workplace.edit(
+        "  tables:",
+        f"    five: {{model: cifar_resnet14, {other_classes}, classes: {workplace.folder}/five.txt}}\n"
+        f"    again: {{model: cifar_resnet14, weights: 'run:five'{keys}}}\n  tables:",
+    )
+    workplace.make("five")
+    record = json.loads((workplace.make("again") / "run.json").read_text())
+    assert record["unknown_classes"] == ["cow"]
+    assert capsys.readouterr().err.count("they do not know 1: cow") == 2
 
 
 def test_weights_of_other_classes_may_be_trained_further(workplace, other_classes):
@@ -338,6 +362,20 @@ def test_a_run_elsewhere_says_its_own_classes(workplace, elsewhere):
         make_elsewhere(elsewhere, workplace.results, "weights: 'run:tiny/big', classes: imagenet-1k")
     record = make_elsewhere(elsewhere, workplace.results, "weights: 'run:tiny/big', classes: names")
     assert record["unknown_classes"] == ["bye"]
+    # With the mean and deviation that it was trained with, not those of the brighter images.
+    big = json.loads((workplace.results / "tiny/big/seed0/run.json").read_text())
+    assert record["statistics"] == big["statistics"]
+
+
+@pytest.mark.parametrize("file", [False, True])
+def test_a_list_that_contradicts_the_run_of_the_weights_is_refused(workplace, elsewhere, file):
+    (workplace.folder / "three.txt").write_text("bee\nape\ncow\n")
+    weights = str(workplace.results / "tiny/big/seed0/weights.safetensors") if file else "run:tiny/big"
+    line = f"weights: '{weights}', classes: {workplace.folder}/three.txt, preprocess: {{size: 8}}"
+    with pytest.raises(UserError, match=r"classes: number 0 is 'bee', but 'ape' in the run that made the weights"):
+        make_elsewhere(elsewhere, workplace.results, line)
+    (workplace.folder / "three.txt").write_text("Ape, monkey\nbee\ncow\n")
+    assert make_elsewhere(elsewhere, workplace.results, line)["unknown_classes"] == ["bye"]
 
 
 HEADLESS = "weights: {folder}/vit.pth, preprocess: {{size: 32}}, classes: none"
@@ -373,6 +411,22 @@ def test_a_teacher_without_classifier_teaches_by_features(workplace, shown, caps
     measured = evaluate_run(experiment, "by-giant", 0, workplace.results)
     assert measured["agreement"] is None
     assert measured["top1"] >= 0
+
+
+def test_weights_without_a_classifier_are_trained_further_with_a_new_one_alone(workplace):
+    line = vit_beside(workplace)
+    arguments = line.partition("model_args")[2]
+    workplace.edit(
+        "  tables:",
+        f"    giant: {{model: vit_tiny_patch16_224, {line}}}\n"
+        "    more: {model: vit_tiny_patch16_224, recipe: tiny, preprocess: {size: 32}, weights: 'run:giant', "
+        f"new_classifier: false, model_args{arguments}}}\n  tables:",
+    )
+    workplace.make("giant")
+    with pytest.raises(UserError, match=r"weights\.safetensors: .*head\."):
+        workplace.make("more")
+    workplace.edit("new_classifier: false", "new_classifier: true")
+    workplace.make("more")
 
 
 @pytest.mark.parametrize(

@@ -194,3 +194,33 @@ def test_a_chain_of_assistants_is_a_chain_of_runs(workplace):
         assert (workplace.make(run) / "weights.safetensors").exists()
     files = Plan(workplace.experiment.parent).teacher_files("tiny", "both")
     assert [path.split("/")[2] for path in files[::2]] == ["big", "assistant"]
+
+
+def test_each_is_measured_on_the_squares_that_it_teaches_by(workplace, capsys):
+    add(workplace, "s: {model: cifar_resnet8, recipe: tiny, teacher: [big, tall], objective: {ce: {}, kd: {}}}")
+    for run in ("big", "tall"):
+        workplace.make(run)
+    record = json.loads((workplace.make("s") / "run.json").read_text())
+    assert all({"run", "top1", "top1_as_it_teaches"} == set(teacher) for teacher in record["teacher"])
+    big, tall = (line for line in capsys.readouterr().out.splitlines() if " scores " in line)
+    assert "teacher big" in big
+    assert "on those it teaches by (the student's squares of 8 pixels)" in big
+    assert "teacher tall" in tall
+    assert "on those it teaches by (its own squares of 16 pixels)" in tall
+
+
+@pytest.mark.parametrize("answers", ["live", "bank"])
+def test_one_that_guesses_is_refused_among_others(workplace, answers):
+    from tests.training.test_initial import blind, more_validation_images
+
+    more_validation_images(workplace)
+    one = f"{{run: big, answers: {answers}}}"
+    add(
+        workplace,
+        f"s: {{model: cifar_resnet8, recipe: tiny, teacher: [tall, {one}], objective: {{ce: {{}}, kd: {{}}}}}}",
+    )
+    workplace.make("tall")
+    blind(workplace.make("big"))
+    job = workplace.job("s").by_teacher()[1]
+    with pytest.raises(UserError, match=r"runs\.s\.teacher: big scores 33\.33 % top-1 on the 24 .* classes in"):
+        record_answers(job, stop_nothing()) if answers == "bank" else workplace.make("s")

@@ -13,6 +13,7 @@ from distillery.errors import UserError, located
 from distillery.evaluation.record import checked_record
 from distillery.evaluation.restore import FinishedRun, check_classes, record_beside, restore_run
 from distillery.experiment.schema.block import Statistics
+from distillery.experiment.schema.experiment import OWN_CLASSES
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.models import create_model, has_classifier
 from distillery.models.initialisation import draw_classifier
@@ -88,9 +89,12 @@ def network_of_weights(job: Job, source: InitialWeights) -> tuple[nn.Module, Tak
         UserError: the weights do not fit, or none of their classes is one of the data set's.
     """
     spec, ours = job.spec, job.manifest.classes
+    # Weights that an import filled up lack these classes wherever they go.
+    unknown = () if spec.new_classifier else source.record.get("unknown_classes", ())
+    classes = OWN_CLASSES if spec.classes is None and unknown else spec.classes
     with located(job.where):
-        theirs = None if spec.classes is None else weights_classes(spec.classes, source.record)
-        found = None if theirs is None else match_classes(ours, theirs)
+        theirs = None if classes is None else weights_classes(classes, source.record)
+        found = None if theirs is None else match_classes(ours, theirs, unknown)
     network = create_model(spec.model, len(ours) if spec.has_classifier else 0, **spec.model_args)
     if spec.classes is None and not spec.new_classifier:
         source.check_classes(job)

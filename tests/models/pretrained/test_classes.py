@@ -20,6 +20,7 @@ from distillery.models.pretrained.load import take_weights
         ("crane", None),  # the bird and the machine
         ("fish", None),
         ("n99999999", None),
+        ("n99999999-goldfinch", None),  # another synset of that name
     ],
 )
 def test_a_class_is_found_by_its_wnid_or_by_a_name_that_no_other_has(ours, row):
@@ -34,6 +35,11 @@ def test_the_same_text_goes_before_names(tmp_path):
     (tmp_path / "classes.txt").write_text("crane\nCrane, machine\nbee\n")
     theirs = weights_classes(str(tmp_path / "classes.txt"), {})
     assert match_classes(["bee", "crane"], theirs).rows == (2, 0)
+
+
+def test_of_names_alone_a_class_is_found_behind_its_wnid(tmp_path):
+    (tmp_path / "classes.txt").write_text("goldfinch\nbee\n")
+    assert match_classes(["n01531178-goldfinch"], weights_classes(str(tmp_path / "classes.txt"), {})).rows == (0,)
 
 
 def test_every_list_of_timm_is_known():

@@ -6,7 +6,7 @@ C classes of the data set, N classes of the weights.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,19 +61,22 @@ def weights_classes(classes: str, record: dict[str, Any]) -> tuple[str, ...] | N
         record: run.json of the run that made the weights; empty where none did.
 
     Raises:
-        UserError: the file cannot be read or has gaps, or no run made the weights; the line begins with ``classes``.
+        UserError: the file cannot be read or has gaps, the list has the run's own names in another order, or no run
+            made the weights; the line begins with ``classes``.
     """
+    known = tuple(record.get("class_names") or ())
     if classes == NO_CLASSES:
         return None
     if classes in WORDNET_LISTS:
         from timm.data.imagenet_info import ImageNetInfo
 
         info = ImageNetInfo(classes)
-        return tuple(f"{wnid} {info.label_name_to_description(wnid)}" for wnid in info.label_names())  # type: ignore[no-untyped-call]
+        names = tuple(f"{wnid} {info.label_name_to_description(wnid)}" for wnid in info.label_names())  # type: ignore[no-untyped-call]
+        return _not_contradicted(names, known)
     if classes == OWN_CLASSES:
-        if not record.get("class_names"):
+        if not known:
             raise UserError("classes: names are known of a run's weights only; write a file with a class a line")
-        return tuple(record["class_names"])
+        return known
     path = Path(classes).expanduser()
     try:
         names = tuple(regular(path).read_text(encoding="utf-8").rstrip().splitlines())
@@ -85,24 +88,30 @@ def weights_classes(classes: str, record: dict[str, Any]) -> tuple[str, ...] | N
             raise UserError(f"classes: {path}:{number}: is empty; write a class a line, in the order of the weights")
     if not names:
         raise UserError(f"classes: {path} is empty; write a class a line, in the order of the weights")
-    return tuple(name.strip() for name in names)
+    return _not_contradicted(tuple(name.strip() for name in names), known)
 
 
-def match_classes(ours: Sequence[str], theirs: Sequence[str]) -> ClassMap:
+def _not_contradicted(names: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, ...]:
+    """A list of classes, of which none may be what the run that made the weights calls another number."""
+    for number, row in enumerate(_find(known, names) if len(known) == len(names) else ()):
+        if row not in (None, number):
+            raise UserError(
+                f"classes: number {number} is {names[number]!r}, but {known[number]!r} in the run that made the "
+                "weights; write names, and they are those of that run"
+            )
+    return names
+
+
+def match_classes(ours: Sequence[str], theirs: Sequence[str], unknown: Collection[str] = ()) -> ClassMap:
     """Find each class of a data set among those of weights: by the same text, else by its wnid, else by a name.
 
     A name is what lies between commas, without case, punctuation and a leading number or wnid: ``laysan albatross`` in
-    ``002.Laysan_Albatross``.
+    ``002.Laysan_Albatross``. Those of theirs that are ``unknown`` to the weights all the same are not found.
 
     Raises:
         UserError: none is found, or two are the same class of the weights; the line begins with ``classes``.
     """
-    kinds = (lambda text: [text], _wnids, _names)
-    tables = [_unique([keys(text) for text in theirs]) for keys in kinds]
-    rows: list[int | None] = []
-    for text in ours:
-        found = (table.get(key) for table, keys in zip(tables, kinds, strict=True) for key in keys(text))
-        rows.append(next((row for row in found if row is not None), None))
+    rows = [None if row is None or theirs[row] in unknown else row for row in _find(ours, theirs)]
     first: dict[int, str] = {}
     for name, row in zip(ours, rows, strict=True):
         if row is not None and first.setdefault(row, name) != name:
@@ -117,6 +126,19 @@ def match_classes(ours: Sequence[str], theirs: Sequence[str]) -> ClassMap:
             "the weights a line"
         )
     return ClassMap(tuple(ours), tuple(rows), len(theirs))
+
+
+def _find(ours: Sequence[str], theirs: Sequence[str]) -> list[int | None]:
+    kinds = (lambda text: [text], _wnids, _names)
+    tables = [_unique([keys(text) for text in theirs]) for keys in kinds]
+    rows: list[int | None] = []
+    for text in ours:
+        # Another synset of the same name is another class.
+        known_by = 2 if tables[1] and _wnids(text) else 3
+        pairs = list(zip(tables, kinds, strict=True))[:known_by]
+        found = (table.get(key) for table, keys in pairs for key in keys(text))
+        rows.append(next((row for row in found if row is not None), None))
+    return rows
 
 
 def _unique(keys_of: Sequence[Sequence[str]]) -> dict[str, int]:
