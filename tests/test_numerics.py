@@ -27,6 +27,7 @@ from distillery.distill.objective import build_objective
 from distillery.distill.step import Maps, Outputs, StepInputs, View
 from distillery.distill.term import OwnStage, StagePair, TermContext
 from distillery.evaluation.metrics import evaluate_model
+from distillery.evaluation.probe import linear_probe, nearest_neighbours
 from distillery.evaluation.profile import count_macs, count_parameters
 from distillery.experiment import ledger
 from distillery.experiment.schema.augmentation import Augmentation
@@ -384,6 +385,18 @@ def test_evaluation():
     measured = evaluate_model(predict, batches, 12, torch.device("cpu"), lambda images: predict(images).flip(1))
     for name, value in measured.items():
         check(f"metric {name}", ledger.EVALUATION, [value])
+
+
+def test_probing():
+    """The classes that neighbours and the linear probe give to images of classes that overlap."""
+    generator = np.random.Generator(np.random.Philox(key=7))
+    labels = torch.arange(720) % 6
+    rows = torch.from_numpy(generator.standard_normal((720, 8))).float() + 3 * torch.eye(8)[labels]
+    rows[:, 7] = 2.0
+    known, asked = slice(0, 240), slice(240, None)
+    for measure in (nearest_neighbours, linear_probe):
+        given = measure(rows[known], labels[known], rows[asked] * 1.5, 6)
+        check(f"probing {measure.__name__}", ledger.PROBING, given, [(given == labels[asked]).sum().item()])
 
 
 def test_training(workplace):
