@@ -132,17 +132,21 @@ def test_a_name_has_a_family(model, expected):
     assert family(model) == expected
 
 
-def test_giants_keep_the_size_that_they_were_built_for_and_get_a_classifier_to_train(experiment):
+def test_giants_see_a_few_whole_patches_and_get_a_classifier_to_train(experiment):
     text = experiment.path.read_text().replace(
         "  tables:",
         '    giant: {model: vit_small_patch14_dinov2, weights: "timm:lvd142m", classes: none, '
         "model_args: {img_size: 224}, preprocess: {size: 224}}\n"
+        '    again: {model: vit_small_patch14_dinov2, weights: "run:giant", model_args: {img_size: 224}, '
+        "preprocess: {size: 224, resize: 256}}\n"
         '    known: {model: resnet18, weights: "run:plain", classes: names}\n'
         "    by: {model: resnet18, recipe: usual, teacher: giant, labels: {list: nowhere.txt}, "
         "objective: {ce: {}, rkd: {}}}\n  tables:",
     )
     experiment.path.write_text(text)
     small = load_experiment(experiment.path, rehearsal=True)
-    assert small.recipes["giant"].preprocess.size == 224
+    assert small.recipes["giant"].preprocess.size == 56
+    assert (small.preprocesses["again"].size, small.preprocesses["again"].resize) == (56, 64)
+    assert small.config.runs["giant"].model_args == small.config.runs["again"].model_args == {"img_size": 56}
     assert (small.config.runs["giant"].classes, small.config.runs["known"].classes) == (None, "names")
     assert small.labels("by").labels == BATCH

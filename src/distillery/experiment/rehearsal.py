@@ -24,6 +24,8 @@ TRAINING_IMAGES = 2 * BATCH
 EPOCHS = 2
 # Networks for larger images see them at this size; the smallest at which all known ones still have pixels at the end.
 SIZE = 64
+# Of a network with `img_size`, how many pixels a side one of its patches has.
+PATCH = re.compile(r"patch(\d+)")
 # Names that end in a number of pixels, and LeViT's, whose number is a width: these networks take one size only.
 FIXED_SIZE = re.compile(r"_[2-9]\d\d$")
 # Networks that were hardly trained answer wildly; at the recipes' rates their students would not stay finite.
@@ -39,7 +41,7 @@ def rehearsed(experiment: Experiment) -> Experiment:
     """
     runs: dict[str, RunConfig] = {}
     recipes: dict[str, Recipe] = {}
-    for run, config in experiment.config.runs.items():
+    for run, config in ((run, _of_few_patches(config)) for run, config in experiment.config.runs.items()):
         elsewhere = config.weights is not None and not config.weights.startswith(RUN_PREFIX)
         few = experiment.labels(run)
         labels = {} if few is None else {"labels": few.labels and TRAINING_IMAGES // 2}
@@ -66,7 +68,11 @@ def rehearsed(experiment: Experiment) -> Experiment:
         config=experiment.config.model_copy(update={"runs": runs, "seeds": (0,)}),
         dataset=rehearsed_dataset(experiment.config.dataset, experiment.dataset),
         recipes=recipes,
-        preprocesses={run: kept for run, kept in experiment.preprocesses.items() if run not in recipes},
+        preprocesses={
+            run: Preprocess.model_validate(_small_preprocess(kept, _told_size(runs[run])))
+            for run, kept in experiment.preprocesses.items()
+            if run not in recipes
+        },
         rehearsal=True,
         _specs={},
     )
@@ -87,8 +93,8 @@ def rehearsed_recipe(recipe: Recipe, objective: Objective, config: RunConfig) ->
     body |= {"epochs": EPOCHS, "batch": batch}
     body["optimizer"]["lr"] = LEARNING_RATE
     body["schedule"] = _short_schedule(body["schedule"])
-    if not FIXED_SIZE.search(config.model) and "img_size" not in config.model_args:
-        body["preprocess"] = _small_preprocess(recipe.preprocess)
+    fixed = FIXED_SIZE.search(config.model) or "img_size" in config.model_args
+    body["preprocess"] = _small_preprocess(recipe.preprocess, _told_size(config) or (None if fixed else SIZE))
     # Half precision needs a GPU; bfloat16 takes the same paths on a CPU.
     if recipe.precision == "16-mixed":
         body["precision"] = "bf16-mixed"
@@ -106,8 +112,21 @@ def _short_schedule(schedule: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
-def _small_preprocess(preprocess: Preprocess) -> dict[str, Any]:
-    body, size = preprocess.model_dump(exclude_unset=True), min(preprocess.size, SIZE)
+def _of_few_patches(config: RunConfig) -> RunConfig:
+    """A network that is told its size, for as many whole patches as the small images have."""
+    size, patch = _told_size(config), PATCH.search(config.model)
+    if patch is None or size is None or not int(patch[1]) <= SIZE < size:
+        return config
+    return config.model_copy(update={"model_args": {**config.model_args, "img_size": SIZE - SIZE % int(patch[1])}})
+
+
+def _told_size(config: RunConfig) -> int | None:
+    size = config.model_args.get("img_size")
+    return size if isinstance(size, int) else None
+
+
+def _small_preprocess(preprocess: Preprocess, size: int | None) -> dict[str, Any]:
+    body, size = preprocess.model_dump(exclude_unset=True), min(preprocess.size, size or preprocess.size)
     if preprocess.resize is not None:
         body["resize"] = round(preprocess.resize * size / preprocess.size)
     return body | {"size": size}
