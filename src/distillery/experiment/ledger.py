@@ -45,7 +45,9 @@ METRIC_KEYS = sorted({column.key for column in COLUMNS.values() if column.file =
 MEASURED = f"{EVALUATION} of {', '.join(METRIC_KEYS)}"
 
 # Which keys of a data set's line decide its images; the others say where they lie, or check them.
-IMAGE_KEYS = ("layout", "bundled", "generated", "val_folder", "holdout", "label", "split", "orientation", "on_corrupt")
+IMAGE_KEYS = (
+    *("layout", "bundled", "generated", "val_folder", "part", "holdout", "label", "split", "orientation", "on_corrupt"),
+)
 
 
 def images_entry(dataset: Dataset) -> dict[str, Any]:

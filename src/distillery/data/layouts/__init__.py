@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 from distillery.data.hub import find_hub
+from distillery.data.part import take_part
 from distillery.data.raw import counted, shown
 from distillery.data.sources import Layout, RawImages, check_counts, to_splits
 from distillery.errors import UserError
@@ -41,6 +42,8 @@ def find_images(name: str, dataset: Dataset, scratch: Path) -> RawImages:
             )
         raise missing_images(name, dataset)
     images = to_splits(found, dataset.path)
+    if dataset.part is not None:
+        images = take_part(images, dataset.part, dataset.path)
     check_counts(images, name, dataset)
     return images
 

@@ -41,6 +41,13 @@ class Generated(Block):
     size: Pixels = Field(description="height in pixels")
 
 
+class Part(Block):
+    """A small part of a data set, to try things on."""
+
+    classes: Classes = Field(description="so many of its classes, the first ones")
+    images: Count = Field(description="of each of them so many training images, the first ones by name")
+
+
 class Dataset(Block):
     """One line of datasets.yaml: where the raw images lie and how they become Arrow shards."""
 
@@ -65,6 +72,9 @@ class Dataset(Block):
     )
     split: Annotated[Literal["evaluation"] | None, Neutral(None)] = Field(
         None, description="evaluation: there are validation images only, to measure imported networks on"
+    )
+    part: Annotated[Part | None, Neutral(None)] = Field(
+        None, description="the first classes alone, and of each the first training images"
     )
     holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="share of each class's training images to choose epochs by, instead of the validation images"
