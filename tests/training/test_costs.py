@@ -150,6 +150,9 @@ def test_a_bank_takes_disk_and_a_job(workplace):
     found = planned(workplace)
     assert next(task.of for task in found.tasks if task.job == "answer").startswith("big, bank ")
     assert found.bank_bytes > 0
+    # Rows of three logits, and of these beside the 64 numbers of an embedding.
+    workplace.edit("kd: {weight", "rkd: {}, kd: {weight")
+    assert planned(workplace).bank_bytes * 3 == found.bank_bytes * 67
 
 
 def test_images_that_nobody_has_counted_are_named(workplace):

@@ -6,14 +6,14 @@ from typing import Any
 
 from distillery.data.manifest import TRAINING, load_manifest
 from distillery.errors import located
-from distillery.experiment import Experiment, RunSpec
-from distillery.experiment.bank import banks_of, describe_bank, holds_embedding, spec_by
+from distillery.experiment import Experiment
+from distillery.experiment.bank import banks_of, describe_bank, spec_by
 from distillery.experiment.checks import large_memories, names_stages
 from distillery.experiment.plugins import is_plugin
 from distillery.experiment.schema.recipe import AdamW, Optimizer, Sgd
 from distillery.models.pretrained.files import check_file
 from distillery.paths import dataset_folder
-from distillery.training.forecast import Forecast
+from distillery.training.forecast import Forecast, banked_features
 
 
 def check_experiment(experiment: Experiment, forecast: Forecast) -> None:
@@ -79,14 +79,8 @@ def forecast_banks(experiment: Experiment, results: Path) -> Iterator[str]:
     """Forecast each bank of answers: who shares it, how large it is, and what it saves the teacher."""
     for teacher in sorted(experiment.teachers()):
         for address, members in banks_of(experiment, teacher).items():
-            features, spec = 0, spec_by(experiment, *members[0], teacher)
+            spec = spec_by(experiment, *members[0], teacher)
             assert spec.teacher is not None
-            if holds_embedding(spec):
-                from distillery.models import create_model
-                from distillery.models.taps import plan_taps
-
-                network = create_model(spec.teacher.model, 10, **spec.teacher.model_args)
-                features = plan_taps(network, _size_of(spec.teacher, network), spec.teacher.model).features
             folder = dataset_folder(results, spec.dataset)
             known = experiment.dataset.images.get("train"), experiment.dataset.classes
             size = (known[0], known[1] * spec.teacher.has_classifier) if known[0] and known[1] else None
@@ -94,11 +88,4 @@ def forecast_banks(experiment: Experiment, results: Path) -> Iterator[str]:
                 manifest = load_manifest(folder)
                 images = sum(manifest.splits[split].images for split in TRAINING if split in manifest.splits)
                 size = images, len(manifest.classes) * spec.teacher.has_classifier
-            yield describe_bank(experiment, teacher, address, members, size, features)
-
-
-def _size_of(teacher: RunSpec, network: object) -> int:
-    """Of a teacher's images; those of a library's tag are of the size that its network was built for."""
-    if teacher.prepared_for is not None:
-        return teacher.prepared_for.size
-    return int((getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1])
+            yield describe_bank(experiment, teacher, address, members, size, banked_features(spec))

@@ -18,7 +18,7 @@ from distillery.paths import log_folder, profile_path, run_folder
 from distillery.reporting.measurements import needed_files
 from distillery.reporting.status import Line, read_status
 from distillery.results import try_json
-from distillery.training.forecast import Forecast
+from distillery.training.forecast import Forecast, banked_features
 from distillery.training.timings import (
     PASSES,
     Finished,
@@ -239,9 +239,11 @@ class _Planner:
                 assert spec.recipe is not None
                 answered = bank_parts(spec) * forecast.images
                 self.costs.jobs += 1
-                self.costs.bank_bytes += answered * row_bytes(spec.answers, forecast.classes)
-                size = spec.recipe.preprocess.size
-                network = Network.of(spec.teacher.model, spec.teacher.model_args, size)
+                classes = forecast.classes * spec.teacher.has_classifier
+                self.costs.bank_bytes += answered * row_bytes(spec.answers, classes, banked_features(spec))
+                own = spec.teacher.prepared_for
+                shown = spec.recipe.preprocess if own is None or not spec.recipe.trains_apart(own) else own
+                network = Network.of(spec.teacher.model, spec.teacher.model_args, shown.size)
                 rates = [rate for run in self.finished if (rate := run.rate()) is not None]
                 rate = fmean(rates) if rates else ASSUMED[self.kind]
                 source = "guessed by operations" + ("" if rates else ": nothing was measured")

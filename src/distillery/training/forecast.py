@@ -8,6 +8,7 @@ from pathlib import Path
 from distillery.data.manifest import FILE_NAME, TRAINING, Manifest, load_manifest
 from distillery.errors import located
 from distillery.experiment import Experiment, RunSpec
+from distillery.experiment.bank import holds_embedding
 from distillery.models.facts import network_bytes
 from distillery.paths import SHARED_MEMORY, dataset_folder
 
@@ -146,6 +147,25 @@ class Forecast:
                     f"{self.experiment.where(run)}.{most}: the run has {_shown(wanted)} beside what its images take, "
                     f"but this machine {_shown(there)}; use a larger one, or a smaller network or term"
                 )
+
+
+def banked_features(spec: RunSpec) -> int:
+    """The width of the embedding that a row of a run's bank holds; 0 where it holds none."""
+    if not holds_embedding(spec):
+        return 0
+    from distillery.models import create_model
+    from distillery.models.taps import plan_taps
+
+    assert spec.teacher is not None
+    network = create_model(spec.teacher.model, 10, **spec.teacher.model_args)
+    return plan_taps(network, _size_of(spec.teacher, network), spec.teacher.model).features
+
+
+def _size_of(teacher: RunSpec, network: object) -> int:
+    """Of a teacher's images; those of a library's tag are of the size that its network was built for."""
+    if teacher.prepared_for is not None:
+        return teacher.prepared_for.size
+    return int((getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1])
 
 
 def _copies(manifest: Manifest, path: Path) -> Iterator[str]:
