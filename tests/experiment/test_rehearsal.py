@@ -139,13 +139,15 @@ def test_giants_see_a_few_whole_patches_and_get_a_classifier_to_train(experiment
         "model_args: {img_size: 224}, preprocess: {size: 224}}\n"
         '    again: {model: vit_small_patch14_dinov2, weights: "run:giant", model_args: {img_size: 224}, '
         "preprocess: {size: 224, resize: 256}}\n"
+        '    clip: {model: vit_base_patch16_clip_224, weights: "timm:openai", classes: none}\n'
+        '    levit: {model: "timm:levit_384", weights: "timm:fb_dist_in1k"}\n'
         '    known: {model: resnet18, weights: "run:plain", classes: names}\n'
         "    by: {model: resnet18, recipe: usual, teacher: giant, labels: {list: nowhere.txt}, "
         "objective: {ce: {}, rkd: {}}}\n  tables:",
     )
     experiment.path.write_text(text)
     small = load_experiment(experiment.path, rehearsal=True)
-    assert small.recipes["giant"].preprocess.size == 56
+    assert [small.recipes[run].preprocess.size for run in ("giant", "clip", "levit")] == [56, 224, 224]
     assert (small.preprocesses["again"].size, small.preprocesses["again"].resize) == (56, 64)
     assert small.config.runs["giant"].model_args == small.config.runs["again"].model_args == {"img_size": 56}
     assert (small.config.runs["giant"].classes, small.config.runs["known"].classes) == (None, "names")

@@ -27,7 +27,8 @@ SIZE = 64
 # Of a network with `img_size`, how many pixels a side one of its patches has.
 PATCH = re.compile(r"patch(\d+)")
 # Names that end in a number of pixels, and LeViT's, whose number is a width: these networks take one size only.
-FIXED_SIZE = re.compile(r"_[2-9]\d\d$")
+FIXED_SIZE = re.compile(r"_([2-9]\d\d)$")
+LEVITS_SIZE = 224
 # Networks that were hardly trained answer wildly; at the recipes' rates their students would not stay finite.
 LEARNING_RATE = 1e-3
 # Where datasets.yaml does not say how many classes a data set has.
@@ -52,12 +53,12 @@ def rehearsed(experiment: Experiment) -> Experiment:
         if config.recipe is not None:
             recipes[run] = rehearsed_recipe(experiment.recipes[run], config.objective, config)
         elif elsewhere:
-            plain = _plain_recipe(experiment.preprocesses.get(run))
+            plain = _plain_recipe(experiment.preprocesses.get(run), config.model)
             runs[run] = runs[run].model_copy(update={"weights": None, "recipe": "stand-in"})
             recipes[run] = rehearsed_recipe(plain, config.objective, config)
         if elsewhere and config.recipe is not None:
             name = _stand_in(config)
-            plain = _plain_recipe(experiment.recipes[run].preprocess)
+            plain = _plain_recipe(experiment.recipes[run].preprocess, config.model)
             runs[name] = RunConfig.model_validate(
                 {"model": config.model, "model_args": config.model_args, "recipe": "stand-in"}
             )
@@ -132,15 +133,17 @@ def _small_preprocess(preprocess: Preprocess, size: int | None) -> dict[str, Any
     return body | {"size": size}
 
 
-def _plain_recipe(preprocess: Preprocess | None) -> Recipe:
-    """A recipe for a network that stands in for published weights."""
+def _plain_recipe(preprocess: Preprocess | None, model: str) -> Recipe:
+    """A recipe for a network that stands in for published weights, which may say themselves how images are prepared."""
+    fixed = FIXED_SIZE.search(model)
+    size = SIZE if fixed is None else LEVITS_SIZE if family(model) == "levit" else int(fixed[1])
     return Recipe.model_validate(
         {
             "epochs": EPOCHS,
             "batch": BATCH,
             "optimizer": {"name": "sgd", "lr": LEARNING_RATE},
             "schedule": {"name": "constant"},
-            "preprocess": {"size": SIZE} if preprocess is None else preprocess.model_dump(),
+            "preprocess": {"size": size} if preprocess is None else preprocess.model_dump(),
         }
     )
 
