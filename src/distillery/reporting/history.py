@@ -3,7 +3,6 @@
 import csv
 import io
 import math
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,7 +34,7 @@ def read_histories(
         if partial and not _has_epochs(path):
             continue
         if not partial:
-            _check_record(path, lambda seed=seed: experiment.spec(run, seed).digest, made_by)
+            _check_record(path, experiment, run, seed, made_by)
         history = read_history(path, made_by)
         ahead = len(history["epoch"]) - len(histories[0]["epoch"]) if histories else 0
         if partial and ahead:
@@ -49,12 +48,12 @@ def read_histories(
     return histories
 
 
-def _check_record(path: Path, digest_now: Callable[[], str], made_by: str) -> None:
+def _check_record(path: Path, experiment: Experiment, run: str, seed: int, made_by: str) -> None:
     """See that a history is the one that the finished run beside it is about, as far as its run.json says."""
     record = try_json(path.with_name("run.json")) or {}
     # It may be of weights that lie elsewhere, and is needed only where there is something to compare.
-    if "digest" in record and record["digest"] != digest_now():
-        raise unusable(path, f"of another configuration of the run ({record['digest']}, now {digest_now()})", made_by)
+    if "digest" in record and record["digest"] != (digest := experiment.spec(run, seed).digest):
+        raise unusable(path, f"of another configuration of the run ({record['digest']}, now {digest})", made_by)
     if "history_sha256" in record and path.is_file() and file_hash(path) != record["history_sha256"]:
         raise unusable(path, "not the history that its run.json is about", made_by)
 
