@@ -48,7 +48,7 @@ def origin_of(provenance: dict[str, Any]) -> Origin:
     return Origin(
         f"{code} with uncommitted changes" if dirty else code,
         dirty,
-        tuple(f"{name} {versions.get(name)}" for name in PACKAGES),
+        tuple(f"{name} {versions.get(name) or '(not installed)'}" for name in PACKAGES),
     )
 
 
