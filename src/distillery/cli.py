@@ -31,6 +31,7 @@ from distillery.options import (
     Results,
     Run,
     Seed,
+    Speed,
     Threads,
     Track,
     Workers,
@@ -196,6 +197,7 @@ def train(
     requeue: Annotated[bool, Option("--requeue", help="Have Slurm start this job again after a warning.")] = False,
     track: Track = "",
     measure: Annotated[bool, Option("--measure", help="Measure it, too, for `evaluate --measured`.")] = False,
+    speed: Speed = "",
     rehearsal: Rehearsal = False,
 ) -> int:
     """Train a run, or import its weights; continue where it was stopped."""
@@ -220,6 +222,7 @@ def train(
     from distillery.cluster.requeue import requeue_this_job
     from distillery.training.job import Job, Machine
     from distillery.training.run import make_run
+    from distillery.training.speed import chosen_speed
 
     machine = Machine(
         workers,
@@ -230,6 +233,7 @@ def train(
         chosen_trackers(track),
         measure,
         Path(cache) if cache else None,
+        chosen_speed(speed),
     )
     try:
         make_run(Job(experiment, run, seed, results, machine), stop)
@@ -252,6 +256,7 @@ def answer(
     workers: Workers = 2,
     threads: Threads = None,
     device_batch: Annotated[int | None, Option(min=1, help="Most images on the device at once.")] = None,
+    speed: Speed = "",
     rehearsal: Rehearsal = False,
 ) -> int:
     """Let a teacher answer once for all runs that learn from its bank; continue where it was stopped."""
@@ -269,8 +274,9 @@ def answer(
     import_fabric()
     from distillery.training.answers import record_answers
     from distillery.training.job import Job, Machine
+    from distillery.training.speed import chosen_speed
 
-    machine = Machine(workers, threads, device_batch)
+    machine = Machine(workers, threads, device_batch, speed=chosen_speed(speed))
     try:
         for run, seed in (banks[each][0] for each in (banks if address is None else [address])):
             jobs = Job(experiment, run, seed, results, machine).by_teacher()

@@ -50,6 +50,12 @@ ConfigDir = Annotated[Path, Option(help="Holds datasets.yaml, experiments and re
 Results = Annotated[Path, Option(help="Results folder.")]
 Workers = Annotated[int, Option(min=0, max=1024, help="Processes that read images.")]
 Threads = Annotated[int | None, Option(min=1, max=4096, help="CPU threads for the network; by default torch's choice.")]
+Speed = Annotated[
+    str,
+    Option(
+        help="The machine's choices, as fused=off,compile=teacher; by default $DISTILLERY_SPEED. See docs/speed.md."
+    ),
+]
 Rehearsal = Annotated[bool, Option("--rehearsal", help="A few steps on generated images instead.")]
 AsJson = Annotated[bool, Option("--json", help="For programs.")]
 Track = Annotated[str, Option(help="Trackers that watch: wandb, mlflow, trackio; by default $DISTILLERY_TRACK.")]

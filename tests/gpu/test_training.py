@@ -4,15 +4,18 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from hashlib import sha256
 
 import pytest
 import torch
-from tests.gpu.conftest import OBJECTIVES, distance, only_cpu, tf32
+from tests.gpu.conftest import OBJECTIVES, distance, only_cpu
 
 from distillery.cluster.signals import Stopped
+from distillery.training.speed import Speed
 
 every_objective = pytest.mark.parametrize("run", OBJECTIVES)
 
@@ -25,10 +28,8 @@ def on_cpu(arena, run, **machine):
 @every_objective
 def test_float32_is_that_of_the_cpu(arena, run, report, device):
     expected, expected_rows = on_cpu(arena, run)
-    with tf32(False):
-        exact, rows = arena.weights(run, "on-gpu")
-    with tf32(True):
-        rounded, _ = arena.weights(run, "on-gpu-tf32")
+    exact, rows = arena.weights(run, "on-gpu", speed=Speed(tf32="off"))
+    rounded, _ = arena.weights(run, "on-gpu-tf32", speed=Speed(tf32="on"))
     record = json.loads((arena.results.with_name("on-gpu") / f"tiny/{run}/seed0/run.json").read_text())
     assert (record["sessions"][0]["device"] == "cpu") == (device.type == "cpu")
     off = abs(rows[0]["train_loss"] - expected_rows[0]["train_loss"]) / abs(expected_rows[0]["train_loss"])
@@ -89,21 +90,70 @@ def test_stopped_and_continued_ends_with_the_same_bytes(arena, run, precision, s
 def test_a_batch_in_parts_is_that_of_the_cpu(arena, run, report):
     arena.recipe(batch=32)
     expected, _ = on_cpu(arena, run, device_batch=4)
-    with tf32(False):
-        found, _ = arena.weights(run, "on-gpu", device_batch=4)
+    found, _ = arena.weights(run, "on-gpu", device_batch=4, speed=Speed(tf32="off"))
     report(weights_differ=distance(found, expected))
     assert distance(found, expected) < 1e-3
 
 
-@pytest.mark.parametrize("keys", [{"channels_last": True}, {"channels_last": True, "precision": "bf16-mixed"}])
-def test_channels_last_changes_no_more_than_rounding(arena, keys, report):
-    plain = dict(keys, channels_last=False)
-    arena.recipe(**plain)
-    expected, _ = arena.weights("kd", "plain")
-    arena.recipe(**keys)
-    found, _ = arena.weights("kd", "last")
-    report(weights_differ=distance(found, expected))
+# What a GPU takes by default, or may be told to take; each beside the same run without any.
+PLAIN = Speed(channels_last="off", fused="off", tf32="off", teacher="plain")
+CHOICES = {
+    "default": Speed(),
+    "channels_last": replace(PLAIN, channels_last="on"),
+    "fused": replace(PLAIN, fused="on"),
+    "tf32": replace(PLAIN, tf32="on"),
+    "half": replace(PLAIN, teacher="half"),
+    "folded": replace(PLAIN, teacher="folded"),
+    "together": Speed(channels_last="on", fused="on", tf32="on", teacher="folded"),
+    "compiled": replace(PLAIN, compile="both"),
+}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_each_choice_of_the_machine_changes_no_more_than_rounding(arena, choice, precision, report, device):
+    if choice == "compiled" and device.type == "cpu" and shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on CPUs")
+    arena.recipe(epochs=2, precision=precision)
+    expected, before = arena.weights("kd", "plain", speed=PLAIN)
+    found, rows = arena.weights("kd", choice, speed=CHOICES[choice])
+    taken = json.loads((arena.results.with_name(choice) / "tiny/kd/seed0/run.json").read_text())["sessions"][0]["speed"]
+    off = max(abs(one["train_loss"] / other["train_loss"] - 1) for one, other in zip(rows, before, strict=True))
+    report(weights_differ=distance(found, expected), loss_differs=off, **taken)
+    on_gpu, mixed = device.type == "cuda", precision != "32-true"
+    assert taken["compile"] == ("both" if choice == "compiled" else "off")
+    assert (taken["fused"] == "on") == (choice in ("fused", "together") or (choice == "default" and on_gpu))
+    kinds = {"together": "folded", "folded": "folded", "half": "half" if mixed else "plain"}
+    assert taken["teacher"] == kinds.get(choice, "half" if choice == "default" and on_gpu and mixed else "plain")
+    if choice == "half":
+        assert bytes_of(arena.results.with_name(choice) / "tiny/kd/seed0") == bytes_of(
+            arena.results.with_name("plain") / "tiny/kd/seed0"
+        )
+    assert off < (3e-2 if mixed else 1e-2)
     assert distance(found, expected) < 5e-2
+
+
+@pytest.mark.parametrize("choice", ["default", "together"])
+def test_stopped_and_continued_with_the_same_choices_ends_with_the_same_bytes(arena, choice, stop_after, monkeypatch):
+    arena.recipe(epochs=2, precision="bf16-mixed")
+    speed = CHOICES[choice]
+    straight = bytes_of(arena.make("kd", results="straight", speed=speed))
+    stop_after(5)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        arena.make("kd", results="stopped", speed=speed)
+    monkeypatch.undo()
+    assert bytes_of(arena.make("kd", results="stopped", speed=speed)) == straight
+
+
+@pytest.mark.parametrize("optimizer", ["sgd, momentum: 0.9", "adamw"])
+def test_a_fused_optimizer_scales_float16_back_itself(arena, optimizer, report):
+    name, _, rest = optimizer.partition(", ")
+    block = {"name": name, "lr": 0.01, "weight_decay": 1e-4} | ({"momentum": 0.9} if rest else {})
+    arena.recipe(precision="16-mixed", optimizer=block)
+    expected, _ = arena.weights("kd", "plain", speed=PLAIN)
+    found, _ = arena.weights("kd", "fused", speed=CHOICES["fused"])
+    report(weights_differ=distance(found, expected))
+    assert distance(found, expected) < 1e-2
 
 
 @pytest.mark.parametrize("mode", ["constant", "reflect"])

@@ -54,6 +54,13 @@ def test_a_profile_may_name_trackers(pristine, given, told):
     assert f" {told} --requeue" in said
 
 
+def test_a_profile_may_choose_what_makes_a_machine_fast(pristine):
+    names = ("--set-resources", "train_teacher:speed=fused=off,compile=teacher")
+    target = "results/digits/resnet20/seed0/run.json"
+    said = pristine.run("snakemake", "--dry-run", "--printshellcmds", target, *names).stdout
+    assert " --speed=fused=off,compile=teacher --track= --requeue" in said
+
+
 def test_without_a_profile_gpus_that_all_jobs_would_share_are_pointed_out(unmade):
     said = give_gpus(unmade, 2).run("snakemake", "--cores", "1", "results/datasets/tiny/manifest.json").stdout
     assert "note: of 2 GPUs, all jobs use the first, together; with --profile local each has one of its own" in said

@@ -45,6 +45,7 @@ rule train_student:
         loader="auto",
         track="",
         cache="",
+        speed="",
     params:
         digest=lambda w: plan.digest(w.experiment, w.run, w.seed),
     message:
@@ -54,7 +55,8 @@ rule train_student:
         ' bash "$LAUNCH" {resources.nodes} {resources.gpus_per_node} {resources.cpus_per_task}'
         ' train "$CONFIG"/{wildcards.experiment:q}.yaml {wildcards.run:q} --seed {wildcards.seed:q} $SHRUNK'
         " --expect-digest {params.digest:q} --threads {threads} --workers {resources.workers} --measure"
-        " --loader {resources.loader:q} --cache={resources.cache:q} --track={resources.track:q} --requeue > {log:q} 2>&1"
+        " --loader {resources.loader:q} --cache={resources.cache:q} --speed={resources.speed:q}"
+        " --track={resources.track:q} --requeue > {log:q} 2>&1"
 
 
 use rule train_student as train_teacher with:
@@ -87,12 +89,13 @@ rule answer_teacher:
         gpu=0,
         jobs_per_gpu=1,
         workers=1,
+        speed="",
     message:
         "store the answers of {wildcards.experiment}/{wildcards.run} (bank {wildcards.address})"
     shell:
         "exec $WITH_GPUS {resources.gpu} {resources.jobs_per_gpu}"
         ' distillery answer "$CONFIG"/{wildcards.experiment:q}.yaml {wildcards.run:q} --address {wildcards.address:q}'
-        " $SHRUNK --threads {threads} --workers {resources.workers} > {log:q} 2>&1"
+        " $SHRUNK --threads {threads} --workers {resources.workers} --speed={resources.speed:q} > {log:q} 2>&1"
 
 
 # Local: the machine that starts jobs has the network that a download needs, and computing nodes often have not.

@@ -141,6 +141,9 @@ class Alarms:
         alive_D = (features_BD != 0).any(dim=0)
         self.alive_D = alive_D if self.alive_D is None else self.alive_D | alive_D
 
+    # A compiled network calls it as it is: what it looks at changes from step to step.
+    _take_features._torchdynamo_disable = True  # type: ignore[attr-defined]
+
     def _take_shares(self, module: nn.Module, args: Any, values: dict[str, Tensor]) -> None:  # noqa: ANN401
         """Look at the gradient of each term, in a step's first micro-batch.
 

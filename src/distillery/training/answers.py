@@ -29,7 +29,7 @@ from distillery.paths import RESULTS, bank_folder, work_folder
 from distillery.provenance import provenance
 from distillery.randomness import addressed_bits
 from distillery.results import read_json, try_json, write_sealed
-from distillery.training.devices import accumulation_steps, start_devices
+from distillery.training.devices import accumulation_steps, settle, start_devices
 from distillery.training.initial import MeasuredTeacher, finished_teacher, restored_teacher
 from distillery.training.inputs import (
     bank_order,
@@ -76,11 +76,10 @@ def record_answers(job: Job, stop: StopSignal) -> None:
         UserError: something it needs is missing, the disk is too small, or an answer does not fit its row.
         Stopped: a signal asked it to stop.
     """
-    recipe = job.spec.recipe
-    assert recipe is not None
+    job, recipe = settle(job)
     stop.install()
     try:
-        _record_alone(job, recipe, start_devices(recipe, job.machine.threads), stop)
+        _record_alone(job, recipe, start_devices(recipe, job.machine.threads, speed=job.machine.speed), stop)
     finally:
         stop.remove()
 

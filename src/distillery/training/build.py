@@ -1,8 +1,10 @@
 """Build all that a training needs from what its spec names."""
 
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
+import torch
 from lightning_fabric import Fabric
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import nn
@@ -13,13 +15,15 @@ from distillery.data.arrow import ArrowImages
 from distillery.distill.assembly import Assembled, Side, TeacherSide, assemble
 from distillery.distill.bank import Bank
 from distillery.distill.collective import Collective, ProcessGroup
+from distillery.distill.frozen import KINDS, Kind, hastened
+from distillery.distill.student import Learner
 from distillery.distill.teacher import Several, Source, Teacher
 from distillery.distill.term import TermContext
 from distillery.errors import located
 from distillery.evaluation.restore import FinishedRun
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.models import check_input, check_training, weights_without_gradient
-from distillery.models.composite import with_head
+from distillery.models.composite import Composite, with_head
 from distillery.models.normalize import Normalize, resolve_statistics
 from distillery.models.sync_batchnorm import convert_sync_batchnorm
 from distillery.randomness import seed_generators
@@ -42,6 +46,7 @@ from distillery.training.job import Job
 from distillery.training.loop import Training
 from distillery.training.metric_logger import MetricLogger
 from distillery.training.optim import build_optimizer, total_epochs
+from distillery.training.speed import Compiled, Speed
 
 
 def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, began: float) -> Training:
@@ -59,11 +64,14 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
     reported = validate if job.manifest.selection_split == "val" else build_validate(job, fabric, "val")
     measured = [found for each in job.by_teacher() if (found := _measured(each, recipe, fabric, stop, reported))]
     parties = _parties(job, recipe, fabric, images, measured, batches.smallest)
-    learner = parties.learner
+    learner, speed = parties.learner, job.machine.speed
+    kinds: list[Kind] = ["plain"]
     answering: list[Teacher | Bank] = []
-    for each, one, found in zip(job.by_teacher(), parties.teachers, measured, strict=False):
+    for place, (each, one, found) in enumerate(zip(job.by_teacher(), parties.teachers, measured, strict=False)):
         if each.spec.answers is None:
-            answering.append(one)
+            parties.teachers[place], kind = _hastened(one, speed.teacher, recipe, fabric, found.viewer)
+            kinds.append(kind)
+            answering.append(parties.teachers[place])
             continue
         # Its answers are on disk: the device needs no room for it, nor the loader its squares.
         bank = open_bank(each, recipe, images)
@@ -74,7 +82,9 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
     teacher, stored, several = _arranged(job, answering, [viewers.index(one) + 1 if one else 0 for one in shown])
     exempt: set[str] = getattr(learner.student, "no_weight_decay", set)()
     with located(job.where):
-        optimizer = build_optimizer(recipe.optimizer, learner, (f"student.{name}" for name in exempt))
+        exempt_names = (f"student.{name}" for name in exempt)
+        optimizer = build_optimizer(recipe.optimizer, learner, exempt_names, fused=speed.fused == "on")
+    fused = any(group.get("fused") for group in optimizer.param_groups)
     ema = _ema(recipe, learner.student)
     own = [f"objective.{name}" for name in learner.objective.own_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
@@ -95,6 +105,9 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         knows_labels=not job.experiment.rehearsal,
         rehearsed=f"{job.where}.objective" if job.experiment.rehearsal else None,
     )
+    compiled = _compile(speed, learner, [one for one in answering if isinstance(one, Teacher)])
+    # As far as one of several allowed it.
+    speed = replace(speed, fused="on" if fused else "off", teacher=max(kinds, key=KINDS.index), compile=compiled)
     wrapped, optimizer = fabric.setup(learner, optimizer)
     return Training(
         name=job.name,
@@ -124,7 +137,40 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         alarms=alarms,
         stop=stop,
         began=began,
+        speed=speed,
     )
+
+
+def _hastened(
+    teacher: Teacher, kind: str, recipe: Recipe, fabric: Fabric, viewer: Preprocess | None
+) -> tuple[Teacher, Kind]:
+    """A live teacher as the machine has chosen, and as far as its network allows it."""
+    if kind not in ("half", "folded"):
+        return teacher, "plain"
+    size = (viewer or recipe.preprocess).size
+    noise = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8, generator=noise).to(fabric.device)
+    with fabric.autocast():
+        mixed = torch.is_autocast_enabled(fabric.device.type)
+        dtype = torch.get_autocast_dtype(fabric.device.type) if mixed else torch.float32
+    return hastened(teacher, cast(Kind, kind), dtype, images)
+
+
+def _compile(speed: Speed, learner: Learner, teachers: list[Teacher]) -> Compiled:
+    """Compile, in place, what was chosen of the networks that only logits are asked of; and say which these were.
+
+    Features are taken by hooks that are open for a while, which compiled code does not see.
+    """
+    students = [learner.extractor] if speed.compile in ("student", "both") else []
+    others = [one.extractor for one in teachers] if speed.compile in ("teacher", "both") else []
+    made = [
+        [each.network for each in side if each.taps is None and not isinstance(each.network, Composite)]
+        for side in (others, students)
+    ]
+    for network in (*made[0], *made[1]):
+        network.compile()
+    found: Compiled = "teacher" if made[0] else "off"
+    return ("both" if made[0] else "student") if made[1] else found
 
 
 def _measured(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, reported: Validate) -> MeasuredTeacher | None:

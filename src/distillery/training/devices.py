@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 
 import torch
 from lightning_fabric import Fabric
@@ -16,10 +17,59 @@ from distillery.cluster.signals import die_with_parent
 from distillery.errors import UserError
 from distillery.experiment.schema.recipe import Recipe
 from distillery.training.job import Job
+from distillery.training.speed import Speed
 
 
-def start_devices(recipe: Recipe, threads: int | None, *, unused_parameters: bool = False) -> Fabric:
+def settle(job: Job) -> tuple[Job, Recipe]:
+    """Decide what the machine's choices leave to ``auto``: the job with them, and the recipe as it is trained here.
+
+    Raises:
+        UserError: a choice cannot be had together with the recipe.
+    """
+    recipe, chosen = job.spec.recipe, job.machine.speed
+    assert recipe is not None
+    cuda = torch.cuda.is_available()
+    precision = chosen.precision
+    if precision == "auto":
+        precision = "native" if cuda else "recipe"
+    emulated = recipe.precision == "bf16-mixed" if cuda else recipe.precision != "32-true"
+    if precision == "recipe" or (precision == "native" and not (emulated and not _has_bfloat16(cuda))):
+        taken = recipe.precision
+    else:
+        taken = "32-true"
+    mixed = taken != "32-true"
+    unscales = cuda and taken == "16-mixed" and recipe.clip_norm is not None
+    if unscales and chosen.fused == "on":
+        raise UserError(
+            f"{job.where}: fused=on does not go with precision 16-mixed and clip_norm: a fused optimizer scales "
+            "gradients back in its own step, after they were to be clipped; leave it to fused=auto"
+        )
+    last, tf32, teacher = chosen.channels_last, chosen.tf32, chosen.teacher
+    if last == "auto":
+        last = "on" if recipe.channels_last or (cuda and mixed) else "off"
+    if tf32 == "auto":
+        tf32 = "convolutions"
+    if teacher == "auto":
+        teacher = "half" if cuda and mixed else "plain"
+    fused = ("on" if cuda and not unscales else "off") if chosen.fused == "auto" else chosen.fused
+    speed = Speed(precision, last, fused, tf32 if cuda else "off", teacher, chosen.compile)
+    trained = recipe.model_copy(update={"precision": taken, "channels_last": last == "on"})
+    return replace(job, machine=replace(job.machine, speed=speed)), trained
+
+
+def _has_bfloat16(cuda: bool) -> bool:
+    """Whether the device itself computes in bfloat16; else it is emulated, some times slower than float32."""
+    if cuda:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def start_devices(
+    recipe: Recipe, threads: int | None, *, unused_parameters: bool = False, speed: Speed | None = None
+) -> Fabric:
     """Join the processes that torchrun started, or be the only one; on GPUs when there are any.
+
+    ``speed`` has the machine's choices, decided; without any, torch stays as it is.
 
     Raises:
         UserError: there are GPUs, but fewer than processes, or an Apple GPU and several processes; or as by
@@ -31,9 +81,14 @@ def start_devices(recipe: Recipe, threads: int | None, *, unused_parameters: boo
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         # Less `use_deterministic_algorithms`, which also tells the compiler and imports it for that.
         torch.set_deterministic_debug_mode("warn")
+        if speed is not None and speed.compile != "off":
+            torch.use_deterministic_algorithms(True, warn_only=True)
         # Nothing here reads memory that it has not written, and writing it twice takes 6 % of a step.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not recipe.deterministic
+    if speed is not None and torch.cuda.is_available():
+        torch.backends.cudnn.allow_tf32 = speed.tf32 != "off"
+        torch.backends.cuda.matmul.allow_tf32 = speed.tf32 == "on"
     accelerator = default_device().type
     meant = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if accelerator == "cpu" and meant not in ("", "-1") and os.environ.get("RANK", "0") == "0":

@@ -11,6 +11,7 @@ from distillery.data.manifest import Manifest, load_manifest
 from distillery.experiment import Experiment, RunSpec
 from distillery.paths import dataset_folder, lock_path, run_folder
 from distillery.tracking import Scalar, Tracked
+from distillery.training.speed import Speed
 
 # Of a ledger: all that descends from other runs, and what no one compares runs by.
 UNTOLD = ("images", "network", "teacher", "teachers", "initial", "engine", "importing", "decay_patterns")
@@ -31,6 +32,7 @@ class Machine:
     track: tuple[str, ...] = ()  # trackers that watch
     measure: bool = False  # the finished network, for the evaluation that follows
     cache: Path | None = None  # a folder on a local disk, where `torch` keeps decoded images for the session
+    speed: Speed = field(default_factory=Speed)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from distillery.training.epoch_sums import EpochSums, Recent, StepValues, added,
 from distillery.training.inputs import Mix, mixed_alike
 from distillery.training.metric_logger import MetricLogger
 from distillery.training.optim import learning_rate, total_epochs
+from distillery.training.speed import Speed
 
 # Every look waits for the device.
 STEPS_BETWEEN_LOOKS = 50
@@ -77,6 +78,7 @@ class Training:
     alarms: Alarms
     stop: StopSignal
     began: float  # time.monotonic() when this session began
+    speed: Speed  # what was taken of the machine's choices
 
 
 def fit(training: Training) -> None:
@@ -436,10 +438,19 @@ def restore(training: Training, state: dict[str, Any], path: Path) -> None:
 
 def _restore(training: Training, state: dict[str, Any]) -> None:
     training.bare.load_state_dict(state["learner"])
+    for group, saved in zip(training.optimizer.param_groups, state["optimizer"]["param_groups"], strict=True):
+        # The machine's choice, and no part of the state.
+        saved |= {"fused": group["fused"]} if "fused" in group else {}
     training.optimizer.load_state_dict(state["optimizer"])
+    for parameter, kept in training.optimizer.state.items():
+        for name, value in kept.items():
+            # Fused steps want the memory format of the weights, which is the machine's choice, too.
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
     if training.ema is not None:
         training.ema.module.load_state_dict(state["ema"])
     scaler = getattr(training.fabric.strategy.precision, "scaler", None)
-    if scaler is not None:
+    # There is none after a session in another precision.
+    if scaler is not None and state["scaler"] is not None:
         scaler.load_state_dict(state["scaler"])
     vars(training.train_state).update(state["train_state"])

@@ -26,8 +26,12 @@ from distillery.training.schedules import (
 SHARES = frozenset({"momentum", "betas", "betas_1d", "beta2_cap", "alpha", "rho", "dampening"})
 
 
-def build_optimizer(config: Optimizer, module: nn.Module, exempt: Iterable[str] = ()) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: Optimizer, module: nn.Module, exempt: Iterable[str] = (), *, fused: bool = False
+) -> torch.optim.Optimizer:
     """Build the recipe's optimizer over every trainable parameter of ``module``, by its name in timm.
+
+    ``fused`` takes its steps in one kernel, where torch has one of it.
 
     SGD decays all weights, as the reference systems do. The others do not decay vectors (biases, norms) nor the
     parameters whose names fit one of ``exempt`` (a model's own ``no_weight_decay()``, with wildcards as in timm).
@@ -46,15 +50,20 @@ def build_optimizer(config: Optimizer, module: nn.Module, exempt: Iterable[str] 
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     arguments = config.model_dump(exclude={"name"})
+    fast = {"fused": True} if fused else {}
     # What timm would make of these names too, without the second that its import takes.
     if isinstance(config, Sgd):
-        return uncompiled_optimizer(torch.optim.SGD)(groups, **arguments)
+        return uncompiled_optimizer(torch.optim.SGD)(groups, **arguments, **fast)
     if isinstance(config, AdamW):
-        return uncompiled_optimizer(torch.optim.AdamW)(groups, **arguments)
+        return uncompiled_optimizer(torch.optim.AdamW)(groups, **arguments, **fast)
     from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
 
     # What an optimizer itself draws (Kron) is then in its state, and the same on all processes.
-    arguments |= {"deterministic": True} if "deterministic" in _known_arguments(config) else {}
+    known = _known_arguments(config)
+    arguments |= {"deterministic": True} if "deterministic" in known else {}
+    # The recipe's own choice between torch's ways of stepping goes first.
+    own = {"fused", "foreach", "differentiable"} & arguments.keys()
+    arguments |= fast if "fused" in known and not own else {}
     try:
         return create_optimizer_v2(groups, opt=config.name, **arguments)
     except Exception as error:  # optimizers raise anything at arguments that they do not like

@@ -17,9 +17,11 @@ from distillery.experiment.schema.recipe import Recipe
 from distillery.paths import run_folder
 from distillery.results import command, read_json
 from distillery.training.build import build_training
+from distillery.training.devices import settle
 from distillery.training.job import Job, Machine
 from distillery.training.loop import take_first_steps
 from distillery.training.run import make_run, session_of, start
+from distillery.training.speed import Speed
 
 # What of a session, of the machine and of its packages may round sums or decode images in another way.
 SESSION_KEYS = ("device", "processes", "threads", "precision", "loader", "accumulation")
@@ -66,16 +68,15 @@ def _replay_training(
     noted = next((session for session in record["sessions"] if "first_steps" in session), None)
     if noted is None:
         return f"{run}/seed{seed}: not replayed: its record does not say what its first steps gave"
-    job = _Again(
-        experiment,
-        run,
-        seed,
-        results,
-        Machine(workers, noted["threads"], noted["device_batch"], float("inf"), noted["loader"]),
-        into=folder,
-    )
-    assert job.spec.recipe is not None
-    now = _first_session(job, job.spec.recipe)
+    recipe = experiment.spec(run, seed).recipe
+    assert recipe is not None
+    last = "on" if recipe.channels_last else "off"
+    # What was taken before a record said it.
+    before: dict[str, Any] = {"precision": "recipe", "channels_last": last, "fused": "off", "teacher": "plain"}
+    speed = Speed(**noted.get("speed", before))
+    machine = Machine(workers, noted["threads"], noted["device_batch"], float("inf"), noted["loader"], speed=speed)
+    job = _Again(experiment, run, seed, results, machine, into=folder)
+    now = _first_session(*settle(job))
     then, steps = noted["first_steps"]["weights_sha256"], noted["first_steps"]["steps"]
     if now["first_steps"]["weights_sha256"] == then:
         return f"{job.name}: its first {steps} steps taken again: the same weights"

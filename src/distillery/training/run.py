@@ -4,6 +4,7 @@ import shutil
 import sys
 import time
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from distillery.paths import diverged_folder
 from distillery.provenance import provenance
 from distillery.results import file_hash, try_json, write_sealed
 from distillery.training.build import build_training
-from distillery.training.devices import start_devices
+from distillery.training.devices import settle, start_devices
 from distillery.training.initial import initial_weights, network_of_weights
 from distillery.training.inputs import loader_name
 from distillery.training.job import Job
@@ -43,7 +44,7 @@ def make_run(job: Job, stop: StopSignal | None = None) -> None:
     own = StopSignal()
     try:
         with locked(job.lock) as lock:
-            _train(job, job.spec.recipe, lock, stop or own)
+            _train(*settle(job), lock, stop or own)
     finally:
         own.remove()
 
@@ -136,7 +137,7 @@ def start(job: Job, recipe: Recipe) -> Fabric:
     unused = (
         "logits" not in objective.needs().student or bool(objective.heads()) or not {*objective.terms()} <= {*TERMS}
     )
-    return start_devices(recipe, job.machine.threads, unused_parameters=unused)
+    return start_devices(recipe, job.machine.threads, unused_parameters=unused, speed=job.machine.speed)
 
 
 def _keep_curves(job: Job) -> str:
@@ -171,6 +172,7 @@ def session_of(job: Job, training: Training, fabric: Fabric) -> dict[str, Any]:
         "processes": fabric.world_size,
         "threads": torch.get_num_threads(),
         "precision": fabric.strategy.precision.precision,
+        "speed": asdict(training.speed),
         "loader": loader_name(training.train_loader),
         **({} if job.machine.cache is None else {"cache": str(job.machine.cache)}),
         "device_batch": training.recipe.batch // fabric.world_size // training.accumulation,
