@@ -39,10 +39,19 @@ class FeatureExtractor:
         self.network, self.normalize, self.taps, self.sizes = network, normalize, taps, sizes
         self.unpooled = unpooled
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.lender: FeatureExtractor | None = None
+        self._lends = False
+        self._lent: tuple[Tensor, Tensor, int] | None = None
+
+    def borrow(self, other: "FeatureExtractor") -> None:
+        """From now on, take the normalised images that another network was just shown, if it normalises alike."""
+        own, others = [*self.normalize.buffers()], [*other.normalize.buffers()]
+        if self.memory_format == other.memory_format and len(own) == len(others) and all(map(torch.equal, own, others)):
+            self.lender, other._lends = other, True
 
     def __call__(self, images: Tensor) -> Outputs:
         """Return logits, and the features that the taps give."""
-        pixels = self.normalize(images).contiguous(memory_format=self.memory_format)
+        pixels = self._pixels(images)
         if self.taps is None:
             logits_BC, head = self._run(pixels)
             return Outputs(logits_BC, head=head)
@@ -53,6 +62,17 @@ class FeatureExtractor:
         unpooled = maps if self.unpooled else Maps()
         once = tuple(features.tokens), unpooled, tuple(features.unpaired), features.averaged, head, features.last
         return Outputs(logits_BC, stages, features.embedding, activations, raw, *once)
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        if self.lender is not None and self.lender._lent is not None:
+            (shown, pixels, version), self.lender._lent = self.lender._lent, None
+            # A network may have written into what it was shown.
+            if shown is images and pixels._version == version:
+                return pixels
+        pixels: Tensor = self.normalize(images).contiguous(memory_format=self.memory_format)
+        if self._lends:
+            self._lent = images, pixels, pixels._version
+        return pixels
 
     def _run(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         if isinstance(self.network, Composite):

@@ -79,6 +79,8 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         answering.append(bank)
     shown = [None if isinstance(one, Bank) else found.viewer for one, found in zip(answering, measured, strict=True)]
     viewers = list(dict.fromkeys(viewer for viewer in shown if viewer is not None))
+    if len(answering) == 1 and isinstance(answering[0], Teacher):
+        learner.extractor.borrow(answering[0].extractor)
     teacher, stored, several = _arranged(job, answering, [viewers.index(one) + 1 if one else 0 for one in shown])
     exempt: set[str] = getattr(learner.student, "no_weight_decay", set)()
     with located(job.where):
