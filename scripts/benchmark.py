@@ -78,9 +78,9 @@ def make(experiment: str) -> None:
 def held_out(tuning: Experiment, results: Path) -> dict[str, float]:
     """Of each student of the tuning, its last top-1 of the held-out images, in %."""
     scores = {}
-    for name in tuning.config.runs:
+    for name, run in tuning.config.runs.items():
         path = run_folder(results, tuning.name, name, 0) / "history.csv"
-        if name in tuning.recipes and path.is_file():
+        if run.teacher is not None and path.is_file():
             with path.open(encoding="utf-8", newline="") as file:
                 scores[name] = float(list(csv.DictReader(file))[-1]["val_top1"])
     return scores

@@ -65,10 +65,10 @@ class FeatureExtractor:
 
     def _pixels(self, images: Tensor) -> Tensor:
         if self.lender is not None and self.lender._lent is not None:
-            (shown, pixels, version), self.lender._lent = self.lender._lent, None
+            (shown, lent, version), self.lender._lent = self.lender._lent, None
             # A network may have written into what it was shown.
-            if shown is images and pixels._version == version:
-                return pixels
+            if shown is images and lent._version == version:
+                return lent
         pixels: Tensor = self.normalize(images).contiguous(memory_format=self.memory_format)
         if self._lends:
             self._lent = images, pixels, pixels._version

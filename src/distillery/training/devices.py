@@ -37,7 +37,6 @@ def settle(job: Job) -> tuple[Job, Recipe]:
         taken = recipe.precision
     else:
         taken = "32-true"
-    mixed = taken != "32-true"
     unscales = cuda and taken == "16-mixed" and recipe.clip_norm is not None
     if unscales and chosen.fused == "on":
         raise UserError(
@@ -46,12 +45,12 @@ def settle(job: Job) -> tuple[Job, Recipe]:
         )
     last, tf32, teacher = chosen.channels_last, chosen.tf32, chosen.teacher
     if last == "auto":
-        last = "on" if recipe.channels_last or (cuda and mixed) else "off"
+        last = "on" if recipe.channels_last else "off"
     if tf32 == "auto":
         tf32 = "convolutions"
     if teacher == "auto":
-        teacher = "half" if cuda and mixed else "plain"
-    fused = ("on" if cuda and not unscales else "off") if chosen.fused == "auto" else chosen.fused
+        teacher = "plain"
+    fused = "off" if chosen.fused == "auto" else chosen.fused
     speed = Speed(precision, last, fused, tf32 if cuda else "off", teacher, chosen.compile)
     trained = recipe.model_copy(update={"precision": taken, "channels_last": last == "on"})
     return replace(job, machine=replace(job.machine, speed=speed)), trained
@@ -60,8 +59,8 @@ def settle(job: Job) -> tuple[Job, Recipe]:
 def _has_bfloat16(cuda: bool) -> bool:
     """Whether the device itself computes in bfloat16; else it is emulated, some times slower than float32."""
     if cuda:
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def start_devices(

@@ -50,7 +50,7 @@ def build_optimizer(
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": spared, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     arguments = config.model_dump(exclude={"name"})
-    fast = {"fused": True} if fused else {}
+    fast: dict[str, Any] = {"fused": True} if fused else {}
     # What timm would make of these names too, without the second that its import takes.
     if isinstance(config, Sgd):
         return uncompiled_optimizer(torch.optim.SGD)(groups, **arguments, **fast)

@@ -82,7 +82,7 @@ def _replay_training(
         return f"{job.name}: its first {steps} steps taken again: the same weights"
     what = f"its first {steps} steps, taken again, give other weights"
     others = [f"{key} {before}, now {after}" for key, before, after in _circumstances(noted, now) if before != after]
-    if now["device"] != "cpu" and not job.spec.recipe.deterministic:
+    if now["device"] != "cpu" and not recipe.deterministic:
         others.append("a GPU, and a recipe without deterministic: true")
     if others:
         return f"{job.name}: {what}, which proves nothing here ({'; '.join(others)})"

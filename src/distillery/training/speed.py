@@ -22,13 +22,13 @@ class Speed:
     Attributes:
         precision: the recipe's; ``native`` takes float32 where the device does not itself compute in half precision,
             and so does ``auto`` on GPUs.
-        channels_last: the memory format; ``auto`` is the recipe's, and on a GPU ``on`` in mixed precision.
-        fused: one kernel for all of an optimizer's step, where it has one; ``auto`` is ``on`` on a GPU.
+        channels_last: the memory format; ``auto`` is the recipe's.
+        fused: one kernel for all of an optimizer's step, where it has one; ``auto`` is ``off``.
         tf32: on a GPU, round what float32 products take to 10 bits: of ``convolutions`` (``auto``, and torch's
             default), of matrices too (``on``), or of none.
-        teacher: a live one's network: ``half`` keeps its weights in the step's half precision, to the bit what is
-            rounded anew in each step otherwise, and is ``auto`` on a GPU in mixed precision; ``folded`` multiplies its
-            batch norms into its convolutions, too, which rounds otherwise.
+        teacher: a live one's network, ``plain`` by default: ``half`` keeps its weights in the step's half precision, to
+            the bit what is rounded anew in each step otherwise; ``folded`` multiplies its batch norms into its
+            convolutions, too, which rounds otherwise.
         compile: which networks torch.compile compiles, of those that only logits are asked of.
     """
 
