@@ -258,3 +258,10 @@ def test_only_the_first_process_of_a_run_holds_its_lock(path, monkeypatch):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     with pytest.raises(UserError, match="lock: cannot be written: File name too long"):
         lock(tmp_path / ("long" * 100) / "lock").acquire()
+
+
+@pytest.mark.parametrize("where", ["/proc/nowhere/lock", "link/lock", "lock"])
+def test_a_place_that_takes_no_lock_is_no_endless_wait(tmp_path, where):
+    (tmp_path / where.partition("/")[0]).symlink_to(tmp_path / "nowhere" / "at all") if where[0] != "/" else None
+    with pytest.raises(UserError, match="lock: cannot be written"):
+        lock(tmp_path / where).acquire(0)

@@ -27,6 +27,8 @@ HEARTBEAT_SECONDS = 5.0
 DEATH_SECONDS = 60.0
 # A job that was asked to stop may go on saving for as long as Slurm lets it (KillWait, 30 seconds by default).
 HANDOVER_SECONDS = 45.0
+# So often nobody releases a lock between two looks.
+MOST_RELEASES = 1000
 
 
 @dataclass(frozen=True)
@@ -64,11 +66,14 @@ class RunLock:
         Raises:
             UserError: another process works on the run.
         """
-        deadline = time.monotonic() + patience_seconds
+        deadline, released = time.monotonic() + patience_seconds, 0
         while not self._create():
             owner = _read(self.path)
             if owner is None:
-                continue  # released meanwhile
+                released += 1
+                if released > MOST_RELEASES:
+                    raise UserError(f"{self.path}: cannot be written: a folder that takes none, or a link to nowhere")
+                continue
             if self._is_dead(owner, death_seconds):
                 if not self._replace(owner):
                     continue
