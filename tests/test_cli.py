@@ -74,7 +74,7 @@ def test_bad_input_gets_one_line_and_exit_code_2(workplace, monkeypatch, capsys,
         (("check", "a", "--sed", "4"), "distillery: No such option: --sed; see distillery check --help"),
         (
             ("train", "a", "b", "--sed", "4"),
-            "distillery: No such option: --sed (Possible options: --seed); see distillery train --help",
+            "distillery: No such option: --sed (Possible options: --seed, --speed); see distillery train --help",
         ),
         (
             ("train", "a", "b", "--workers", "-1"),

@@ -14,7 +14,7 @@ from typer import Argument, Option
 
 from distillery import __version__, commands
 from distillery.adopt.command import adopt
-from distillery.errors import UserError, machine_at_fault
+from distillery.errors import UserError, machine_at_fault, printable
 from distillery.experiment import load_experiment
 from distillery.export.command import export
 from distillery.imports import import_fabric
@@ -86,9 +86,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(line: str) -> int:
-    # Names of files and keys may hold line ends, and more that moves a terminal's cursor.
-    shown = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line)
-    print(f"distillery: {shown}", file=sys.stderr)
+    in_one = line.replace("\n", "\\n").replace("\t", "\\t")
+    print(f"distillery: {printable(in_one)}", file=sys.stderr)
     return 2
 
 
@@ -130,9 +129,9 @@ def check(config: Config, results: Results = RESULTS, workers: Workers = 2, as_j
     if as_json:
         print_json({"runs": runs, "notes": said, "warnings": warnings})
         return
-    print("\n".join([tabulate(runs, headers="keys", tablefmt="github"), "", *said]))
+    print(printable("\n".join([tabulate(runs, headers="keys", tablefmt="github"), "", *said])))
     for warning in warnings:
-        print(f"warning: {warning}", file=sys.stderr)
+        print(printable(f"warning: {warning}"), file=sys.stderr)
 
 
 @app.command()
@@ -173,7 +172,7 @@ def data(
     from distillery.data.show import show_dataset
 
     for part in show_dataset(dataset, recipe, output, config_dir, results):
-        print(part)
+        print(printable(part))
 
 
 @app.command()
@@ -356,7 +355,7 @@ def evaluate(
     if as_json:
         print_json(rows)
     else:
-        print(table_of(rows))
+        print(printable(table_of(rows)))
 
 
 @app.command()

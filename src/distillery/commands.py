@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 from typer import Argument, Option
 
-from distillery.errors import UserError
+from distillery.errors import UserError, printable
 from distillery.experiment import load_experiment
 from distillery.options import (
     CONFIG_DIR,
@@ -60,7 +60,7 @@ def compare(
     if as_json:
         print_json(compared.as_data())
     else:
-        print(compared.as_text())
+        print(printable(compared.as_text()))
 
 
 def why(
@@ -78,7 +78,7 @@ def why(
         print_json([asdict(finding) for finding in found])
     else:
         for line in describe(found, target, results):
-            print(line)
+            print(printable(line))
 
 
 def status(
@@ -103,7 +103,7 @@ def status(
         except UserError as error:
             if config is not None:
                 raise
-            print(f"distillery: {error}", file=sys.stderr)  # of the others there is still something to say
+            print(printable(f"distillery: {error}"), file=sys.stderr)  # of the others there is still something to say
 
     look = partial(read_status, experiments, results)
 
@@ -135,10 +135,10 @@ def plan(
         except UserError as error:
             if config is not None:
                 raise
-            print(f"distillery: {error}", file=sys.stderr)  # of the others there is still something to say
+            print(printable(f"distillery: {error}"), file=sys.stderr)  # of the others there is still something to say
             continue
         if not as_json:
-            print(describe_costs(found[-1]) if config else summary(found[-1]), flush=True)
+            print(printable(describe_costs(found[-1]) if config else summary(found[-1])), flush=True)
     if as_json:
         print_json({"experiments": [costs_data(costs) for costs in found]})
 
@@ -161,7 +161,7 @@ def logs(
     if not found:
         raise UserError(f"{run}: no job of the workflow has logged anything; a command by hand says it on its terminal")
     for line in describe_logs(found):
-        print(line)
+        print(printable(line))
 
 
 def show(
@@ -176,4 +176,4 @@ def show(
 
     experiment, name, seeds = find_run(run, config_dir, results, rehearsal=rehearsal)
     facts: dict[str, Any] = read_run_facts(experiment, name, seeds[0], results)
-    print(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else describe_run(facts))
+    print(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else printable(describe_run(facts)))

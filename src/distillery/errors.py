@@ -48,3 +48,8 @@ def machine_at_fault(error: RuntimeError) -> str | None:
             "what is saved"
         )
     return None
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: names of files and keys may hold what moves its cursor, or does more; it is spelt out."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else repr(letter)[1:-1] for letter in text)

@@ -133,7 +133,7 @@ def test_a_nan_in_one_process_ends_all_of_them_in_their_line(workplace, monkeypa
             (tmp_path / os.environ["RANK"]).write_text(str(error))
 
     monkeypatch.setattr(CrossEntropy, "forward", broken)
-    monkeypatch.setitem(globals(), "make_run", noted)
+    monkeypatch.setattr("tests.training.processes.make_run", noted)
     make_in_processes(workplace.job(), 2)
     first, second = ((tmp_path / rank).read_text() for rank in "01")
     assert "the loss is NaN or infinite (step 4 or before, in another process) in epoch 2" in first

@@ -1,0 +1,19 @@
+"""What errors and output may hold."""
+
+import pytest
+
+from distillery.errors import printable
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("a\x1b[2Jb", "a\\x1b[2Jb"),
+        ("z\x1b]0;title\x07", "z\\x1b]0;title\\x07"),
+        ("over\rwritten", "over\\rwritten"),
+        ("right to left \u202egnp", "right to left \\u202egnp"),
+        ("café, 猫\tand\nmore", "café, 猫\tand\nmore"),
+    ],
+)
+def test_what_moves_a_terminals_cursor_is_spelt_out(name, shown):
+    assert printable(name) == shown
