@@ -2,6 +2,7 @@
 
 import pytest
 
+from distillery.cli import main
 from distillery.errors import printable
 
 
@@ -17,3 +18,10 @@ from distillery.errors import printable
 )
 def test_what_moves_a_terminals_cursor_is_spelt_out(name, shown):
     assert printable(name) == shown
+
+
+def test_commands_spell_it_out_on_the_screen(monkeypatch, capsys):
+    monkeypatch.setattr("distillery.data.show.show_dataset", lambda *_: ["a\x1b[2Jb"])
+    with pytest.raises(SystemExit):
+        main(["data", "tiny"])
+    assert capsys.readouterr().out == "a\\x1b[2Jb\n"
