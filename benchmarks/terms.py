@@ -19,7 +19,7 @@ from itertools import repeat
 from pathlib import Path
 
 import torch
-from gpu_step import DEVICE, Case, take
+from gpu_step import DEVICE, Case, synchronize
 from tabulate import tabulate
 
 from distillery.cluster.signals import StopSignal
@@ -92,14 +92,25 @@ def state_bytes(training: Training) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def take(step: Callable[[], object], steps: int) -> float:
+    """Seconds a step; on a CPU with one thread of the processor, which other work disturbs least."""
+    clock = time.process_time if DEVICE.type == "cpu" else time.perf_counter
+    synchronize()
+    began = clock()
+    for _ in range(steps):
+        step()
+    synchronize()
+    return (clock() - began) / steps
+
+
 def peak_bytes(step: Callable[[], object]) -> int | None:
     """What a step needs above what lies on the GPU between steps; None without a GPU."""
-    take((step, False), 2)
+    take(step, 2)
     if DEVICE.type != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats()
     resident = torch.cuda.memory_allocated()
-    take((step, False), 1)
+    take(step, 1)
     return torch.cuda.max_memory_allocated() - resident
 
 
@@ -108,7 +119,7 @@ def measure(case: Case, term: str, steps: int, rounds: int) -> list[object]:
     with quiet():
         base, (training, step) = build(case, "base")[1], build(case, term)
     without, with_it = peak_bytes(base), peak_bytes(step)
-    taken = [[take((way, False), steps) / steps for way in (base, step)] for _ in range(rounds)]
+    taken = [[take(way, steps) for way in (base, step)] for _ in range(rounds)]
     extra = statistics.median(100 * (own / plain - 1) for plain, own in taken)
     memory = None if without is None or with_it is None else (with_it - without) / 2**20
     return [term, 1e3 * statistics.median(own for _, own in taken), extra, state_bytes(training) / 2**20, memory]
