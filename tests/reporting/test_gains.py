@@ -8,7 +8,7 @@ import pytest
 from distillery.errors import UserError
 from distillery.paths import run_folder, table_folder
 from distillery.reporting.statistics import paired_gain, seeds_needed
-from distillery.reporting.tables import tabulate_experiment, tabulate_table
+from distillery.reporting.tables import show_p, tabulate_experiment, tabulate_table
 
 SEEDS = "seeds: [0, 1, 2]"
 TABLE = """  tables:
@@ -234,3 +234,20 @@ def test_a_gain_of_our_own_cannot_be_published(compared):
     desk.write_ledger("small,gain,0.6,,,,here")
     with pytest.raises(UserError, match=r"row 2, metric: 'gain' is not valid; .* gain_over_published"):
         tabulate(desk)
+
+
+@pytest.mark.parametrize(
+    ("p", "shown"),
+    [
+        (0.0004, "p < 0.001"),
+        (0.003944, "p 0.004"),
+        (0.0159, "p 0.016"),
+        (0.04991, "p 0.049"),
+        (0.05, "p 0.050"),
+        (0.0996, "p 0.100"),
+        (0.101, "p 0.10"),
+        (1.0, "p 1.00"),
+    ],
+)
+def test_a_p_value_is_rounded_but_never_to_the_other_side_of_significance(p, shown):
+    assert show_p(p) == shown

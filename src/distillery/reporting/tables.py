@@ -1,7 +1,6 @@
 """The tables of an experiment: what each cell says, and the files under results/tables/."""
 
 from collections.abc import Iterable, Mapping
-from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +227,9 @@ def show_p(p: float) -> str:
     """A p-value as papers print it; what is significant does not print as 0.050."""
     if p < 0.001:
         return "p < 0.001"
-    return f"p {p:.2f}" if p >= 0.1 else f"p {floor(1000 * p + 1e-9) / 1000:.3f}"
+    if p >= 0.1:
+        return f"p {p:.2f}"
+    return f"p {p if p >= 0.05 else min(p, 0.049):.3f}"
 
 
 def _more_seeds(gain: Gain) -> str:
