@@ -86,16 +86,21 @@ def draw_distinct(keys_B: Tensor, below_B: Tensor, count: int) -> Tensor:
     counter = torch.arange(count, device=keys_B.device).expand(len(keys_B), count)
     enough = limit >= count
 
-    def permuted(place: Tensor) -> Tensor:
-        left, right = place // other, place % other
+    def permuted(place: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        keys, a, b = keys_B[rows], side[rows], other[rows]
+        left, right = place // b, place % b
         for turn in range(0, ROUNDS, 2):
-            left = (left + hashed_bits(keys_B, right, turn)) % side
-            right = (right + hashed_bits(keys_B, left, turn + 1)) % other
-        return left * other + right
+            left = (left + hashed_bits(keys, right, turn)) % a
+            right = (right + hashed_bits(keys, left, turn + 1)) % b
+        return left * b + right
 
     drawn = permuted(torch.where(enough, counter, 0))
-    while (outside := drawn >= limit).any():
-        drawn = torch.where(outside, permuted(drawn), drawn)
+    rows, columns = (drawn >= limit).nonzero(as_tuple=True)
+    while len(rows):  # few: the grid has hardly more places than there are numbers
+        again = permuted(drawn[rows, columns][:, None], rows)
+        drawn[rows, columns] = again[:, 0]
+        outside = (again >= limit[rows])[:, 0]
+        rows, columns = rows[outside], columns[outside]
     return torch.where(enough, drawn, hashed_bits(keys_B, counter, ROUNDS) % limit)
 
 
