@@ -15,7 +15,7 @@ export CHOOSE_PYTHON
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-methods rehearse rehearse-families save restore docs test test-slurm test-gpu test-faults test-sweep bench benchmark benchmark-table quick lint format lock clean
+.PHONY: help demo demo-methods rehearse rehearse-recipes save restore docs test test-slurm test-gpu test-faults test-sweep bench benchmark benchmark-table quick lint format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,8 +31,8 @@ REHEARSE := snakemake --cores all --keep-going --config rehearsal=true
 rehearse: .venv/.installed  ## every experiment with its real networks, on a few generated images
 	$(REHEARSE) experiments=all
 
-rehearse-families: .venv/.installed  ## one run of each method and of each family of networks, rehearsed
-	$(REHEARSE) -- rehearse_families
+rehearse-recipes: .venv/.installed  ## one run of each recipe and kind of teacher, rehearsed
+	$(REHEARSE) -- rehearse_recipes
 
 save: .venv/.installed  ## record, and send results to DVC's remote
 	@python scripts/versions.py save $(EXPERIMENT)

@@ -358,11 +358,10 @@ class Plan:
         return list(dict.fromkeys(files))
 
     def representatives(self) -> list[str]:
-        """The measurements of one run of each method and of each family of networks."""
-        experiments = [self.experiment(name) for name in self.names()]
+        """One run of each recipe and kind of teacher; training measures it."""
         files: list[str] = []
-        for name, run in representatives(experiments):
-            files += self._files(self.experiment(name), {run: {"metrics.json", "profile.json"}})
+        for name, run in representatives([self.experiment(name) for name in self.names()]):
+            files += self._seed_files(self.experiment(name), [run], "weights.safetensors")
         return files
 
     def unless_partial(self, files: list[str]) -> list[str]:

@@ -162,16 +162,19 @@ def family(model: str) -> str:
 
 
 def representatives(experiments: Iterable[Experiment]) -> list[tuple[str, str]]:
-    """Runs (experiment, run) with every method, every family of networks and both ways to start, the first of each."""
+    """Runs (experiment, run) of every recipe, without and with a teacher, live and stored, and of both ways to start.
+
+    Those that need the fewest other networks. Terms and families of networks are tried without a rehearsal.
+    """
+    runs = [(experiment, run) for experiment in experiments for run in experiment.trained()]
     chosen: dict[tuple[str, str], None] = {}
     seen: set[object] = set()
-    for experiment in experiments:
-        for run in experiment.trained():
-            config = experiment.config.runs[run]
-            method = frozenset((name, term.variant()) for name, term in config.objective.terms().items())
-            start = "from weights" if config.weights is not None else "from scratch"
-            new = {method, family(config.model), start} - seen
-            if new:
-                seen |= new
-                chosen[experiment.name, run] = None
+    for experiment, run in sorted(runs, key=lambda pair: len(pair[0].family([pair[1]]))):
+        config = experiment.config.runs[run]
+        start = "from weights" if config.weights is not None else "from scratch"
+        stored = any(one.answers is not None for one in experiment.spec(run).by_teacher())
+        new = {(config.recipe, config.teacher is not None, stored), start} - seen
+        if new:
+            seen |= new
+            chosen[experiment.name, run] = None
     return list(chosen)

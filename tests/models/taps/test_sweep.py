@@ -7,6 +7,8 @@ from torch import nn
 from distillery.distill.assembly import Side, TeacherSide, assemble
 from distillery.distill.step import StepInputs
 from distillery.distill.term import TermContext
+from distillery.experiment import load_experiments
+from distillery.experiment.rehearsal import family
 from distillery.experiment.schema.objective import Objective
 from distillery.models import create_model
 from distillery.models.taps import Taps, describe_pair, plan_taps
@@ -18,11 +20,11 @@ TIMM = {
     # plain and residual convolutions
     "test_resnet": {}, "resnet10t": {}, "resnest14d": {}, "res2net50_14w_8s": {}, "skresnet18": {},
     "legacy_seresnet18": {}, "resnetv2_18": {}, "test_byobnet": {}, "test_nfnet": {}, "nf_regnet_b0": {},
-    "regnetx_002": {}, "regnety_002": {}, "regnetz_005": {}, "tresnet_m": {}, "dla46x_c": {}, "dpn48b": {},
-    "densenet121": {}, "ese_vovnet19b_slim_dw": {}, "cs3darknet_focus_s": {}, "cspnext_tiny": {}, "selecsls42": {},
-    "hrnet_w18_small": {}, "hgnetv2_b0": {}, "rdnet_tiny": {}, "vgg11_bn": {}, "gernet_s": {}, "repvgg_a0": {},
-    "legacy_xception": {"size": 96}, "xception41p": {"size": 96}, "inception_v3": {"size": 128, "aux_logits": False},
-    "inception_v4": {"size": 128}, "mobileone_s0": {},
+    "regnetx_002": {}, "regnety_002": {}, "regnetz_005": {}, "tresnet_m": {}, "tresnet_v2_l": {}, "dla46x_c": {},
+    "dpn48b": {}, "densenet121": {}, "ese_vovnet19b_slim_dw": {}, "cs3darknet_focus_s": {}, "cspnext_tiny": {},
+    "selecsls42": {}, "hrnet_w18_small": {}, "hgnetv2_b0": {}, "rdnet_tiny": {}, "vgg11_bn": {}, "gernet_s": {},
+    "repvgg_a0": {}, "legacy_xception": {"size": 96}, "xception41p": {"size": 96},
+    "inception_v3": {"size": 128, "aux_logits": False}, "inception_v4": {"size": 128}, "mobileone_s0": {},
     # mobile convolutions
     "mobilenetv1_100": {}, "mobilenetv2_100": {}, "mobilenetv3_small_050": {}, "mobilenetv4_conv_small": {},
     "efficientnet_b0": {}, "efficientnet_lite0": {}, "test_efficientnet": {}, "mixnet_s": {}, "mnasnet_small": {},
@@ -63,6 +65,7 @@ ZOO = {
     "cifar_resnet18": {"size": 16}, "cifar_preact_resnet18": {"size": 16}, "cifar_bake_resnet18": {"size": 16},
     "cifar_resnext29_32x4d": {"size": 16}, "cifar_densenet40": {"size": 16}, "cifar_densenet121": {"size": 16},
     "cifar_efficientnet_b0": {"size": 32}, "cifar_mobilenet_v2": {"size": 16}, "cifar_shufflenet_v2": {"size": 16},
+    "cifar_pyramidnet110": {"size": 16}, "cifar_crd_mobilenet_v2": {"size": 32},
     "mobilenet_v1": {}, "mgd_mobilenet_v2": {}, "mgd_shufflenet_v2": {"inplace_relu_compat": True}, "ofa_595m": {},
 }  # fmt: skip
 
@@ -80,6 +83,13 @@ def build(library, name, arguments):
     import torchvision
 
     return torchvision.models.get_model(name, num_classes=5, **arguments), size
+
+
+def test_every_family_of_the_experiments_is_here(request):
+    """`make rehearse-recipes` does not try them all."""
+    experiments = load_experiments(request.config.rootpath / "config").values()
+    models = {line.model for experiment in experiments for line in experiment.config.runs.values()}
+    assert {family(model) for model in models} <= {family(name) for name in (*ZOO, *TIMM, *TORCHVISION)}
 
 
 @pytest.mark.sweep
