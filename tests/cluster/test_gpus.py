@@ -86,6 +86,7 @@ def end(*jobs):
         assert job.wait(timeout=60) == 0, job.stderr.read()
 
 
+@pytest.mark.slow
 def test_eight_jobs_on_four_devices_never_share_one(machine):
     machine.lists(FOUR)
     end(*[machine.job(seconds=0.2) for _ in range(8)])

@@ -230,6 +230,7 @@ def contend(path: Path, gate, owners) -> None:
     time.sleep(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stale", [False, True])
 def test_of_many_that_come_at_once_one_remains(path, stale):
     if stale:

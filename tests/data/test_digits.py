@@ -3,6 +3,7 @@
 import hashlib
 
 import numpy as np
+import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -13,6 +14,7 @@ from distillery.data.png import encode_png
 TREE_SHA256 = "cdfa86d39efba537f5566a2672c11dd17d53f05a0d2251f61b0f2380d0e0cb07"
 
 
+@pytest.mark.slow
 def test_the_tree_has_the_same_bytes_everywhere(tmp_path):
     write_digits(tmp_path / "digits")
     files = sorted(path for path in (tmp_path / "digits").rglob("*") if path.is_file())
@@ -24,6 +26,7 @@ def test_the_tree_has_the_same_bytes_everywhere(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]
 
 
+@pytest.mark.slow
 def test_every_scan_is_there_once_with_its_label_and_the_split_is_stratified(tmp_path):
     write_digits(tmp_path / "digits")
     scans = load_digits()

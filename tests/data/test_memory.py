@@ -95,6 +95,7 @@ def test_every_image_is_that_of_the_workers(images, augment, preprocess):
     same(epochs(workers), epochs(kept))
 
 
+@pytest.mark.slow
 def test_a_second_view_and_a_teachers_squares_are_those_of_the_workers(images):
     for viewer in (None, Preprocess(size=15), Preprocess(size=4, resize=8)):
         for again in (None, (REFLECT, FLIP), (FLIP,), (CROP, FLIP, CROP)):

@@ -20,6 +20,7 @@ from distillery.errors import UserError
 LABELS = st.lists(st.integers(0, 5), min_size=1, max_size=60).map(np.array)
 
 
+@pytest.mark.slow
 @given(LABELS, st.integers(0, 99), st.integers(1, 4), st.integers(0, 5))
 def test_every_image_is_an_anchor_once_and_partners_are_of_its_class(labels, seed, partners, epoch):
     order = partner_order(labels, seed, partners)(epoch)

@@ -123,6 +123,7 @@ def test_shards_keep_the_files_bytes_in_order_and_their_labels(place, small_shar
         ]
 
 
+@pytest.mark.slow
 def test_the_process_that_prepares_works_with_the_others(place, small_shards, monkeypatch):
     here, original = [], parallel.write_shard
     monkeypatch.setattr(parallel, "write_shard", lambda task, report: here.append(task) or original(task, report))
@@ -190,6 +191,7 @@ def test_a_broken_image_stops_with_its_path_and_leaves_everything_else(place, ki
     assert not listing.exists()
 
 
+@pytest.mark.slow
 def test_all_broken_images_are_listed(place, small_shards):
     place.fill(train=9)
     for index in range(1, 9):
@@ -201,6 +203,7 @@ def test_all_broken_images_are_listed(place, small_shards):
     assert len((place.output.parent / "toy.corrupt.txt").read_text().splitlines()) == 8
 
 
+@pytest.mark.slow
 def test_broken_images_are_skipped_when_asked(place, small_shards, capsys):
     place.fill(train=9).prepare()
     expected = load_manifest(place.output)
@@ -271,6 +274,7 @@ def test_missing_raw_images_are_asked_for(place):
     assert not place.output.parent.exists()
 
 
+@pytest.mark.slow
 def test_the_bundled_digits_write_themselves(place):
     manifest = place.prepare(bundled="digits")
     assert (place.raw / "train" / "0").is_dir()

@@ -286,6 +286,7 @@ def test_a_compressed_tar_is_refused_at_the_header_that_is_wrong(tmp_path):
         assert sum(file.stat().st_size for file in scratch.iterdir()) < 2**20
 
 
+@pytest.mark.slow
 def test_what_follows_the_end_of_a_compressed_tar_is_not_unpacked_without_end(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.addfile(tarfile.TarInfo("x.txt"), io.BytesIO(b""))

@@ -77,6 +77,7 @@ def planned_once(monkeypatch):
     return plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("student", "teacher"), [pytest.param(*pair, marks=[pytest.mark.sweep] * (pair not in PAIRS[:2])) for pair in PAIRS]
 )

@@ -65,6 +65,7 @@ def test_every_term_trains_and_goes_on_from_its_state(term):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective",
     [

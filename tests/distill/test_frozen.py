@@ -39,6 +39,7 @@ def batch_norms(teacher):
     return sum(isinstance(module, nn.BatchNorm2d) for module in teacher.extractor.network.modules())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "left"),
     [
@@ -110,6 +111,7 @@ def test_batch_norms_stay_where_their_statistics_or_features_are_asked_for(optio
     assert batch_norms(fast) == batch_norms(teacher)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("taps", [False, True])
 @pytest.mark.parametrize("norm", ["eval", "batch"])
 @pytest.mark.parametrize(

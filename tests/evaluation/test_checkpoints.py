@@ -45,6 +45,7 @@ def external(place):
     return f"cifar_resnet14={place.folder / 'big.pth'}"
 
 
+@pytest.mark.slow
 def test_files_and_runs_are_measured_as_the_runs_themselves(place):
     expected = {run: evaluate_run(place.experiment, run, 0, place.results) for run in ("big", "taught")}
     items = [external(place), run_folder(place, "taught")]

@@ -67,6 +67,7 @@ def trained(prepared_tiny, tmp_path_factory):
     return place
 
 
+@pytest.mark.slow
 def test_a_trained_run_is_measured_as_its_last_epoch_was(trained):
     metrics = evaluate(trained, "big")
     last = list(csv.DictReader((folder(trained, "big") / "history.csv").open()))[-1]
@@ -116,6 +117,7 @@ def test_imported_weights_are_measured_by_their_own_preparation(workplace, tmp_p
     assert (metrics["selection"], metrics["epoch"]) == ("imported", None)
 
 
+@pytest.mark.slow
 def test_a_teacher_that_wants_another_size_sees_it(workplace, tmp_path):
     """The teacher cuts the middle out of enlarged images; the student does not."""
     pixels, _, statistics = validation_images(workplace)
@@ -161,6 +163,7 @@ def teachers_images(monkeypatch):
     return shown
 
 
+@pytest.mark.slow
 def test_a_teacher_is_asked_once_for_all_its_students(workplace, teachers_images):
     make(workplace, "big")
     for seed in (0, 1):
@@ -180,6 +183,7 @@ def test_a_teacher_is_asked_once_for_all_its_students(workplace, teachers_images
     assert predictions.is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", ["edited", "of other weights", "of other images"])
 def test_what_is_kept_of_a_teacher_is_used_only_where_it_fits(workplace, teachers_images, spoil):
     make(workplace, "big")

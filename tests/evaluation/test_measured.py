@@ -62,6 +62,7 @@ def made(made_once, tmp_path):
     return Workplace(tmp_path / "work")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_what_an_evaluation_writes_to_the_byte(workplace, kind):
     add(workplace, KINDS[kind])
@@ -162,6 +163,7 @@ def test_what_was_measured_in_another_way_is_not_believed(made, monkeypatch):
 # --- what the commands do --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_evaluation_takes_it_without_torch_and_one_by_hand_measures(made, monkeypatch, capsys):
     from distillery.cli import main
 
@@ -205,6 +207,7 @@ def test_a_failure_leaves_a_finished_training(workplace, monkeypatch, capsys):
     assert evaluate_run(load_experiment(workplace.experiment), "small", 0, workplace.results)["epoch"] == 2
 
 
+@pytest.mark.slow
 def test_a_signal_ends_it_at_once_and_the_training_is_finished(workplace, monkeypatch):
     def wait(*_, **__):
         signal.raise_signal(signal.SIGTERM)

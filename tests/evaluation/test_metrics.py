@@ -79,6 +79,7 @@ def test_the_ends_of_the_bins_are_bins():
     assert apart["ece"] == pytest.approx(100 * (0.94 + 0.1) / 2, rel=1e-5)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.randoms(use_true_random=False))
 def test_neither_order_nor_batches_matter(sizes, shuffler):

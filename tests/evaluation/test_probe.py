@@ -79,6 +79,7 @@ def make(place, run):
     make_run(Job(load_experiment(place.experiment), run, 0, place.results, Machine(workers=0, threads=1)))
 
 
+@pytest.mark.slow
 def test_a_run_is_probed_to_the_same_bytes_each_time(trained):
     experiment, path = load_experiment(trained.experiment), trained.results / "tiny" / "big" / "seed0" / "probes.json"
     probes = probe_run(experiment, "big", 0, trained.results, device=CPU)
@@ -107,6 +108,7 @@ def test_a_run_that_was_not_made_is_named(trained):
         probe_run(load_experiment(trained.experiment), "taught", 0, trained.results, device=CPU)
 
 
+@pytest.mark.slow
 def test_a_network_without_a_classifier_is_probed(workplace, tmp_path):
     from distillery.models import create_model
 

@@ -137,6 +137,7 @@ def test_a_batch_too_large_for_the_gpu_is_halved(monkeypatch):
     assert set(network.batches) == {8}
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_profiled(workplace):
     make_run(Job(load_experiment(workplace.experiment), "small", 0, workplace.results, Machine(workers=0, threads=1)))
     torch.set_num_threads(1)

@@ -25,6 +25,7 @@ def verify(place, capsys, *more):
     return ended.value.code, said.out.splitlines()[-1], said.err.splitlines()
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_of_any_file_is_named(place, capsys):
     assert verify(place, capsys, "--rerun")[:2] == (
         0,
@@ -86,6 +87,7 @@ def tabulated(place):
     return place
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_of_a_table_or_profile_is_named(tabulated, capsys):
     place, tables = tabulated, tabulated.results / "tables"
     code, said, lines = verify(place, capsys)
@@ -105,6 +107,7 @@ def test_a_flipped_byte_of_a_table_or_profile_is_named(tabulated, capsys):
     assert "tiny.csv: cannot be read: No such file or directory" in verify(place, capsys)[2][0]
 
 
+@pytest.mark.slow
 def test_a_table_older_than_what_it_was_made_from_is_named(tabulated, capsys):
     metrics = tabulated.results / "tiny" / "small" / "seed0" / "metrics.json"
     write_sealed(metrics, read_json(metrics, "it") | {"top1": 12.5})
@@ -115,6 +118,7 @@ def test_a_table_older_than_what_it_was_made_from_is_named(tabulated, capsys):
     assert any(line in each for each in lines)
 
 
+@pytest.mark.slow
 def test_a_renamed_table_takes_its_seal_with_it(tabulated, capsys):
     tabulated.edit("times:", "speed:")
     experiment = load_experiment(tabulated.experiment)

@@ -53,6 +53,7 @@ def digests(experiment):
     return {(run, seed): experiment.spec(run, seed).digest for run, seed in experiment.members()}
 
 
+@pytest.mark.slow
 def test_every_experiment_of_the_repository_loads_and_has_distinct_digests():
     for experiment in load_experiments(ROOT / "config").values():
         found = digests(experiment)

@@ -16,6 +16,7 @@ FILES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "path"), FILES, ids=lambda value: getattr(value, "name", value))
 def test_the_files_of_the_repository_fit_and_name_their_schema(kind, path):
     jsonschema.validate(yaml.safe_load(path.read_text()), schemas()[kind])

@@ -96,6 +96,7 @@ HOLDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("run", "to"),
     [

@@ -52,6 +52,7 @@ def disk(workplace, tmp_path):
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full_is_said_and_the_run_goes_on_when_there_is_room(workplace, disk, refused):
     place, _ = disk
     (place / "filler").write_bytes(bytes(2**20 - 2**17))
@@ -173,6 +174,7 @@ def test_a_run_that_another_user_keeps_to_himself_is_not_called_one_that_has_not
     assert "results/tiny/small/seed0/run.json: Permission denied" in board
 
 
+@pytest.mark.slow
 def test_standard_output_that_is_full_or_closed_is_said_or_left(workplace):
     words = [
         sys.executable,
@@ -191,6 +193,7 @@ def test_standard_output_that_is_full_or_closed_is_said_or_left(workplace):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_worker_that_the_kernel_kills_ends_the_run_in_one_line(workplace, refused, monkeypatch):
     original = MetricLogger.step
 

@@ -9,6 +9,7 @@ from distillery.models.composite import Composite
 from distillery.models.taps import plan_taps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [("cifar_resnet8", 32), ("torchvision:squeezenet1_1", 64), ("timm:levit_128s", 224), ("torchvision:vgg11", 32)],

@@ -75,6 +75,7 @@ def test_other_code_damaged_files_and_folders_without_permission_forget_all(proc
     assert len(built) == 6
 
 
+@pytest.mark.slow
 def test_what_is_refused_is_refused_again(process):
     for _ in range(2):
         with pytest.raises(UserError, match=r"^model: no model 'cifar_resnet9'"):

@@ -107,6 +107,7 @@ def test_checking_the_input_changes_nothing():
     assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
 
+@pytest.mark.slow
 def test_names_and_their_check_agree():
     names = model_names()
     assert len(names) > 1000

@@ -120,6 +120,7 @@ def compare(place, capsys, *arguments):
     return ended.value.code, output.out, output.err
 
 
+@pytest.mark.slow
 def test_the_command_compares_runs_of_two_experiments(place, capsys):
     config = str(place / "config" / "tiny.yaml")
     code, out, _ = compare(place, capsys, config, "big", "other/big")

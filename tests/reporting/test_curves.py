@@ -46,6 +46,7 @@ def snapshot(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_an_experiment_gets_both_figures_in_both_formats(desk):
     write_histories(desk)
     files = plot_experiment(desk.experiment, desk.results, desk.ledger)
@@ -153,6 +154,7 @@ def test_each_of_many_runs_has_a_panel_with_its_teacher():
     assert (envelope[:, 1].min(), envelope[:, 1].max()) == (50, 84)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [8, 25])
 def test_the_legend_of_panels_is_not_cut_off(count):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -185,6 +187,7 @@ def test_the_scale_of_the_loss_is_logarithmic_where_it_can_be():
     assert draw([curve("one", [2.0, 0.0])], LOSS).axes[0].get_yscale() == "linear"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantity", QUANTITIES, ids=lambda quantity: quantity.name)
 @pytest.mark.parametrize("values", [[5.0], [5.0, 5.0], [5.0, np.nan], [5.0] + 9 * [np.nan], [np.nan, np.nan]], ids=str)
 @pytest.mark.parametrize("count", [1, 8])

@@ -33,10 +33,12 @@ def names(desk, **options):
     return {path.stem for path in files}
 
 
+@pytest.mark.slow
 def test_tables_are_drawn_as_they_ask(drawn):
     assert names(drawn) == {"validation_top1", "training_loss", "grid_heat_map", "speeds_pareto"}
 
 
+@pytest.mark.slow
 def test_gains_are_drawn_where_there_is_a_baseline(drawn):
     text = drawn.experiment.path.read_text()
     drawn.write_experiment(text.replace("[error1, throughput]", "[error1, throughput, gain]\n      baseline: small"))
@@ -47,12 +49,14 @@ def test_gains_are_drawn_where_there_is_a_baseline(drawn):
     assert "speeds_gains" in names(drawn, partial=True)
 
 
+@pytest.mark.slow
 def test_only_what_is_drawn_has_to_be_measured(drawn):
     drawn.write_experiment(drawn.text.partition("    grid:")[0])
     (run_folder(drawn.results, "toy", "small", 1) / "metrics.json").unlink()
     assert names(drawn) == {"validation_top1", "training_loss"}
 
 
+@pytest.mark.slow
 def test_a_partial_experiment_draws_what_there_is(drawn):
     (run_folder(drawn.results, "toy", "small", 1) / "history.csv").unlink()
     (run_folder(drawn.results, "toy", "small", 1) / "metrics.json").unlink()

@@ -20,6 +20,7 @@ def test_nothing_is_said_of_one_clean_commit(desk):
     assert "made by" not in text_of(desk)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sessions", "sentence"),
     [

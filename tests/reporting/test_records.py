@@ -66,6 +66,7 @@ def verify(place, capsys):
     return ended.value.code, said.out.splitlines(), said.err.splitlines()
 
 
+@pytest.mark.slow
 def test_records_are_small_and_name_no_machine(made):
     kept = files_of(made / "kept")
     names = {Path(name).name for name in kept if name.startswith("tiny/")}
@@ -78,6 +79,7 @@ def test_records_are_small_and_name_no_machine(made):
         assert word not in said
 
 
+@pytest.mark.slow
 def test_tables_and_figures_are_those_of_the_results(made, tmp_path):
     experiment = page_of(made)
     shutil.copytree(made / "results", tmp_path / "results")
@@ -116,6 +118,7 @@ def test_runs_are_shown_as_done(made):
     assert {(line.run, line.seed): line.state for line in lines} == dict.fromkeys(RUNS, "done")
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_of_any_record_is_named(place, capsys):
     kept = place / "kept"
     for path in [*(kept / "tiny").rglob("*.*"), kept / "datasets" / "tiny" / "manifest.json"]:

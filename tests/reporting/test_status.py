@@ -252,6 +252,7 @@ def test_watching_ends_with_ctrl_c_and_leaves_out_what_is_not_remarkable(monkeyp
     assert shown.count("seed") < 30
 
 
+@pytest.mark.slow
 def test_the_board_imports_no_library_that_takes_a_second(desk):
     script = (
         "import sys\nfrom distillery.cli import main\n"

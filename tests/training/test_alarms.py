@@ -20,6 +20,8 @@ from distillery.training.alarms import Alarms
 from distillery.training.job import Job, Machine
 from distillery.training.run import make_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def taught(workplace, capsys):

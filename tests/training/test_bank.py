@@ -16,6 +16,8 @@ from distillery.errors import UserError
 from distillery.training import answers, build
 from distillery.training.answers import folder_of, record_answers
 
+pytestmark = pytest.mark.slow
+
 KD = "objective: {ce: {weight: 0.5}, kd: {weight: 0.5, temperature: 2}}"
 
 

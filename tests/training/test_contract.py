@@ -22,6 +22,8 @@ from distillery.experiment import load_experiment
 from distillery.experiment.schema.objective import KDOptions, Needs
 from distillery.models.composite import Head
 
+pytestmark = pytest.mark.slow
+
 EVERY_KIND = {"logits", "stages", "activations", "raw", "embedding", "classifier"}
 
 

@@ -21,6 +21,8 @@ from distillery.training.initial import is_chance
 from distillery.training.job import Job, Machine
 from distillery.training.run import make_run
 
+pytestmark = pytest.mark.slow
+
 TALL = "{model: cifar_resnet14, recipe: tiny, seeds: [0], preprocess: {size: 16}}"
 
 

@@ -16,6 +16,8 @@ from distillery.errors import UserError
 from distillery.experiment import load_experiment
 from distillery.training import build
 
+pytestmark = pytest.mark.slow
+
 FEW = "taught: {model: cifar_resnet8, recipe: tiny, labels: 6, teacher: big,"
 
 
@@ -77,7 +79,6 @@ def test_micro_batches_add_up(few):
         assert float(parts[key]) == pytest.approx(float(value), rel=1e-3, abs=1e-3), key
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("more", ["", ", mlkd: {weight: 0.1}, pskd: {}", ", cskd: {}, tfkd: {}"])
 def test_two_processes_give_the_result_of_one(few, monkeypatch, more):
     few.edit("kd: {weight: 0.5, temperature: 2}", f"kd: {{weight: 0.5, temperature: 2}}{more}")

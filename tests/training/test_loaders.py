@@ -9,6 +9,8 @@ from distillery.data import memory
 from distillery.errors import UserError
 from distillery.training.run import make_run
 
+pytestmark = pytest.mark.slow
+
 # Looks at channels of both networks before an epoch, at hidden labels, and at everything else that images come for.
 MATCHED = """taught: {model: cifar_resnet8, recipe: tiny, teacher: big, labels: 6,
              objective: {ce: {}, kd: {temperature: 2}, mgd: {weight: 0.01, update_every: 1, update_images: 20}}}

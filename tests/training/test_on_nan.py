@@ -14,6 +14,8 @@ from distillery.distill.losses.cross_entropy import CrossEntropy
 from distillery.errors import UserError
 from distillery.training import build
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def nan_at(monkeypatch):

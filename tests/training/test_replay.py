@@ -7,6 +7,8 @@ from distillery.distill.losses.cross_entropy import CrossEntropy
 from distillery.results import read_json, write_sealed
 from distillery.training import replay
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def place(workplace):

@@ -53,18 +53,21 @@ def test_a_run_may_have_a_long_name(workplace):
     assert (workplace.make(name) / "run.json").exists()
 
 
+@pytest.mark.slow
 def test_any_number_of_loader_workers_gives_the_same_bytes(workplace):
     alone = written(workplace.make())
     for workers in (0, 1, 3):
         assert written(workplace.make(results=f"by-{workers}", loader="torch", workers=workers)) == alone
 
 
+@pytest.mark.slow
 def test_seeds_differ_and_repeat(workplace):
     first = written(workplace.make())
     assert written(workplace.make(results="again")) == first
     assert written(workplace.make(seed=1))["weights.safetensors"] != first["weights.safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 3, 4, 5, 7, 8])
 @pytest.mark.parametrize("extra", ["", "ema: {decay: 0.9}", "selection: best", "drop_last: false"])
 def test_stopped_at_any_step_and_continued_ends_with_the_same_bytes(workplace, stop_after, monkeypatch, steps, extra):
@@ -83,6 +86,7 @@ def test_stopped_at_any_step_and_continued_ends_with_the_same_bytes(workplace, s
     assert sessions[1]["from_epoch"] * (4 + (extra == "drop_last: false")) + sessions[1]["from_step"] == steps
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_before_an_epochs_first_step_ends_with_the_same_bytes(workplace, monkeypatch):
     """It has matched the epoch's channels by then, and matches them again."""
     objective = "{ce: {}, mgd: {loss_factor: 100, update_every: 1, update_images: 36}}"
@@ -109,10 +113,12 @@ def test_a_run_that_is_stopped_before_an_epochs_first_step_ends_with_the_same_by
     assert [(session["from_epoch"], session["from_step"]) for session in sessions] == [(0, 0), (1, 0)]
 
 
+@pytest.mark.slow
 def test_a_frequent_checkpoint_changes_nothing(workplace):
     assert written(workplace.make(checkpoint_seconds=0.0)) == written(workplace.make(results="plain"))
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_said_and_left(workplace, stop_after, monkeypatch, capsys):
     straight = written(workplace.make(results="straight"))
     stop_after(5)
@@ -135,6 +141,7 @@ def test_another_recipe_never_continues_from_an_old_checkpoint(workplace, stop_a
     assert len(json.loads((folder / "run.json").read_text())["sessions"]) == 1
 
 
+@pytest.mark.slow
 def test_a_student_learns_from_its_frozen_teacher(workplace):
     teacher = workplace.make("big")
     before = written(teacher)
@@ -147,6 +154,7 @@ def test_a_student_learns_from_its_frozen_teacher(workplace):
         assert float(row["train_loss"]) == pytest.approx(mixed, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_not_what_was_measured_stops_the_run(workplace):
     teacher = workplace.make("big")
     (teacher / "metrics.json").write_text(json.dumps({"top1": 101.0, "weights_sha256": "of other weights"}))
@@ -261,6 +269,7 @@ def test_what_was_finished_while_waiting_is_not_trained_again(workplace, predece
     assert (folder / "run.json").stat().st_mtime_ns > before["run.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", ["weights.safetensors", "history.csv", "run.json", "tensorboard"])
 def test_what_was_left_unfinished_is_trained_after_waiting(workplace, predecessor, missing):
     folder = workplace.make()
@@ -342,6 +351,7 @@ def test_training_starts_from_the_first_seed_of_another_run(workplace):
     assert any((origin[name] != tuned[name]).any() for name in origin)  # the batch norms' running statistics
 
 
+@pytest.mark.slow
 def test_training_may_begin_with_a_new_last_layer(workplace):
     tuned = f"{{model: cifar_resnet8, {STILL}, weights: 'run:small', new_classifier: true}}"
     workplace.edit("  tables:", f"    tuned: {tuned}\n    fresh: {{model: cifar_resnet8, {STILL}}}\n  tables:")
@@ -352,6 +362,7 @@ def test_training_may_begin_with_a_new_last_layer(workplace):
     assert (tuned["fc.weight"] == fresh["fc.weight"]).all()
 
 
+@pytest.mark.slow
 def test_a_recipe_may_say_how_the_last_layer_begins(workplace):
     line = f"{{model: cifar_resnet8, {STILL}}}"
     wide = line.replace("}}", "}, classifier_std: 0.5}")
@@ -380,6 +391,7 @@ def test_a_run_can_be_imported_from_another_experiment(workplace):
     assert (taken / "weights.safetensors").read_bytes() == original.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["teacher", "pretrained"])
 def test_margins_are_those_of_the_teacher_or_of_the_weights_it_began_with(workplace, monkeypatch, source):
     workplace.edit(

@@ -13,6 +13,8 @@ from distillery.experiment.plan import Plan
 from distillery.results import file_hash
 from distillery.training.answers import record_answers
 
+pytestmark = pytest.mark.slow
+
 RUNS = """
     tall:   {model: cifar_resnet8, recipe: tiny, preprocess: {size: 16}, seeds: [0]}
     taller: {model: cifar_resnet8, recipe: tiny, preprocess: {size: 12}, seeds: [0]}

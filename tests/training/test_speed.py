@@ -94,6 +94,7 @@ def test_the_environment_chooses_where_no_option_does(monkeypatch):
         chosen_speed("")
 
 
+@pytest.mark.slow
 def test_choices_are_on_record_and_in_no_digest(taught):
     chosen = Speed(channels_last="on", fused="on", teacher="folded")
     made = taught.make("kd", speed=chosen)
@@ -115,6 +116,7 @@ def test_by_default_a_cpu_computes_what_the_recipe_says(workplace):
     assert vars(job.machine.speed) == DEFAULTS_ON_CPUS | {"channels_last": "on"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("choice", "keys"),
     [
@@ -134,6 +136,7 @@ def test_each_choice_trains_to_the_same_weights_but_for_rounding(taught, choice,
     assert torch.allclose(weights_of(made), weights_of(plain), rtol=1e-2, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_teachers_weights_in_half_precision_teach_the_same_bytes(taught):
     taught.recipe("epochs: 1\nprecision: bf16-mixed")
     plain = taught.make("kd", results="plain")
@@ -153,12 +156,14 @@ def test_compiled_networks_train_to_the_same_weights_but_for_rounding(taught):
     assert sorted(load_file(made / "weights.safetensors")) == sorted(load_file(plain / "weights.safetensors"))
 
 
+@pytest.mark.slow
 def test_networks_whose_features_are_asked_for_are_not_compiled(taught):
     taught.edit("objective: {ce: {}, kd: {}}", "objective: {ce: {}, rkd: {}}")
     made = taught.make("kd", speed=Speed(compile="both", teacher="folded"))
     assert speed_of(made) == DEFAULTS_ON_CPUS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd, lr: 0.05, momentum: 0.9", "adamw, lr: 0.01"])
 def test_stopped_and_continued_with_the_same_choices_ends_with_the_same_bytes(
     taught, optimizer, stop_after, monkeypatch
@@ -173,6 +178,7 @@ def test_stopped_and_continued_with_the_same_choices_ends_with_the_same_bytes(
     assert bytes_of(taught.make("kd", speed=choice)) == straight
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd, lr: 0.05, momentum: 0.9", "adamw, lr: 0.01"])
 @pytest.mark.parametrize(
     "choices",
@@ -255,6 +261,7 @@ def test_a_fused_optimizer_that_cannot_clip_is_refused(workplace, monkeypatch):
         make_run(workplace.job(speed=Speed(fused="on")))
 
 
+@pytest.mark.slow
 def test_the_choices_import_no_compiler_unless_one_compiles():
     import subprocess
 

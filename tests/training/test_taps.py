@@ -181,6 +181,7 @@ STUDENTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize(("builder", "line"), STUDENTS, ids=lambda value: getattr(value, "__name__", ""))
@@ -196,6 +197,7 @@ def test_a_student_that_is_not_as_planned_stops_its_run(workplace, register, tra
     assert (folder / "run.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_teacher_that_is_not_as_planned_stops_the_run(workplace, register, train, objective):
     folder = pair(workplace, "ours", "cifar_resnet8", objective)

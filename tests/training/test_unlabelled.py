@@ -14,6 +14,8 @@ from distillery.experiment.ledger import images_entry
 from distillery.experiment.loading import load_dataset
 from distillery.training.inputs import training_images
 
+pytestmark = pytest.mark.slow
+
 
 def prepare(workplace, keys="unlabelled: more"):
     """The tiny data set with some of its training images in no class folder, prepared anew; its teacher is made."""

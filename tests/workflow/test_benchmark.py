@@ -53,6 +53,7 @@ def files_of(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_the_committed_page_is_what_its_records_say(script, tmp_path, monkeypatch):
     for folder in ("config", DOCS):
         shutil.copytree(ROOT / folder, tmp_path / folder)
@@ -109,6 +110,7 @@ def test_a_page_without_records_says_so(script, project):
     ).read_text() == f"# Before\n{script.BEGIN}\n{script.NOTHING}\n{script.END}after\n"
 
 
+@pytest.mark.slow
 def test_kept_records_fill_the_page(script, project):
     assert script.main(["keep"]) == 0
     before = files_of(project / DOCS)
@@ -136,6 +138,7 @@ def test_kept_records_fill_the_page(script, project):
     assert files_of(project / DOCS) == before
 
 
+@pytest.mark.slow
 def test_a_page_that_lost_its_marks_is_left_alone(script, project, capsys):
     (project / DOCS / "README.md").write_text(f"# Mine\n{script.BEGIN}")
     assert script.main(["keep"]) == 2

@@ -108,12 +108,14 @@ def train(workplace):
     return run
 
 
+@pytest.mark.slow
 def test_mixed_images_are_refused(workplace, train):
     workplace.edit_recipe("mix: {mixup: 0.8}\ndrop_last: true")
     with pytest.raises(UserError, match=r"student\.mix: crd looks at single images and cannot learn from mixed ones"):
         load_experiment(workplace.experiment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 4, 7])
 def test_stopped_at_any_step_and_continued_ends_with_the_same_bytes(train, stop_after, monkeypatch, steps):
     straight = train("straight")

@@ -72,6 +72,7 @@ def test_edges_stay_finite_in_half_precision(scale, compat):
     )
 
 
+@pytest.mark.slow
 def test_the_strong_view_is_augmented_as_the_recipe_says(workplace):
     line = "{model: cifar_resnet8, recipe: tiny, epochs: 1, teacher: big, objective: {mlkd: {}}}"
     strong = line.replace("epochs: 1", "epochs: 1, augment_view: [{name: horizontal_flip}, {name: fixmatch}]")

@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +27,7 @@ def test_distance_reproduces_the_original(vectors, precision):
     precision.close(source.grad, stored.exact("grad"))
 
 
+@pytest.mark.slow
 @given(weight=st.floats(0.01, 5), sign=st.sampled_from([-1, 1]), ratio=st.floats(-6, 3))
 def test_margin_is_the_mean_of_a_normal_variable_below_zero(weight, sign, ratio):
     mean, deviation = np.float32(weight * ratio), np.float32(weight)

@@ -93,6 +93,7 @@ def student(workplace):
     return workplace
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [3, 7])
 def test_stopped_at_any_step_and_continued_ends_with_the_same_bytes(student, stop_after, monkeypatch, steps):
     student.make("big")

@@ -45,6 +45,7 @@ def head_of(size=(3, 3), **options):
     return SimKDHead(**options).double()
 
 
+@pytest.mark.slow
 def test_the_gradient_is_the_derivative():
     teacher = draw(3, 6, 5, 7)
 

@@ -47,6 +47,7 @@ def train(workplace):
     return run
 
 
+@pytest.mark.slow
 def test_a_sum_of_all_stopped_and_continued_ends_with_the_same_bytes(train, stop_after, monkeypatch, workplace):
     straight = train("straight")
     stop_after(6)

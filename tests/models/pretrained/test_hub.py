@@ -53,6 +53,7 @@ def torchvision_cache(monkeypatch, tmp_path):
     return put
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "resnet18"])
 def test_torchvisions_weights_come_with_their_preparation(name, torchvision_cache):
     donor, network = create_model("torchvision:resnet18", 1000), create_model(name, 1000)

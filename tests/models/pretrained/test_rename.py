@@ -82,6 +82,7 @@ def test_weights_that_the_original_never_uses_are_passed_over(tmp_path):
     import_weights(create_model("cifar_efficientnet_b0", 10), str(tmp_path / "w.pth"), "cifar_efficientnet_b0")
 
 
+@pytest.mark.slow
 def test_timms_names_of_the_original_weights_are_used(tmp_path):
     """MIIL's file of TResNet-L V2: the bare names of its first version, and signs of in-place batch norms."""
     with torch.device("meta"):
@@ -160,6 +161,7 @@ def test_every_weight_of_efficientnet_pytorch_finds_its_place(name):
     assert [value.shape for value in found.values()] == [value.shape for value in own.values()]
 
 
+@pytest.mark.slow
 def test_blocks_that_the_network_does_not_have_keep_their_names():
     with torch.device("meta"):
         network = create_model("tf_efficientnet_b0", 7)

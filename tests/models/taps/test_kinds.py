@@ -122,6 +122,7 @@ def test_an_embedding_that_is_no_mean_is_a_map_of_one_pixel(name):
     assert map_BDHW.shape == (2, 64, 1, 1)
 
 
+@pytest.mark.slow
 def test_unpaired_stages_are_all_there_at_their_own_size():
     student, teacher = create_model("cifar_resnet50", 5), create_model("cifar_resnet8", 5)
     needs = Needs(student={"activations", "unpaired"}, teacher={"activations"})

@@ -38,6 +38,7 @@ def record(network, plan, images):
 # --- the table ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fact", "last_norm"),
     [
@@ -62,6 +63,7 @@ def test_taps_agree_with_the_reference_networks(facts, name, fact, last_norm):
         assert network.get_submodule(point.norms[-1]).num_features == channels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "first", "second"),
     [
@@ -82,6 +84,7 @@ def test_mobilenet_v2_is_tapped_after_its_depthwise_convolutions(facts, name, fi
         assert network.get_submodule(point.norms[0]).num_features == channels
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "channels", "sides", "activation", "features"),
     [
@@ -160,6 +163,7 @@ def test_a_pre_activation_network_is_tapped_after_the_norm_that_follows_the_stag
     torch.testing.assert_close(features.stages[0], by_hand)
 
 
+@pytest.mark.slow
 def test_a_dense_stage_is_tapped_after_the_norm_of_its_transition():
     network = create_model("torchvision:densenet121", 5).eval()
     plan = plan_taps(network, 64)
@@ -273,6 +277,7 @@ def test_the_trunk_is_what_every_path_leads_through(name):
     assert [value for value in trace.trunk if value != trace.logits] == every_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["timm:resnet50", "timm:mobilenetv1_100", "timm:densenet121", "timm:efficientnet_b0"])
 def test_tracing_alone_finds_what_the_table_says(name):
     network = on_meta(name)

@@ -34,6 +34,7 @@ def without_inplace(network):
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INPLACE)
 def test_recording_changes_neither_logits_nor_gradients(name):
     torch.manual_seed(0)
@@ -57,6 +58,7 @@ def test_recording_changes_neither_logits_nor_gradients(name):
     assert tapped.state_dict().keys() == plain.state_dict().keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INPLACE)
 def test_activations_in_place_do_not_reach_the_taps(name):
     torch.manual_seed(0)
@@ -190,6 +192,7 @@ def test_a_compiled_network_feeds_taps_that_came_first(name, backend):
         torch.testing.assert_close(tap, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_hooks_placed_after_the_first_compiled_call_stop_the_run():
     torch.manual_seed(0)

@@ -136,6 +136,7 @@ def test_bakes_networks_for_small_data(name, fact):
     assert plan_taps(network, ZOO[name].input_size if name in ZOO else 224).features == fact["feat_dim"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fact"),
     [
@@ -233,6 +234,7 @@ def test_every_network_of_the_zoo_is_tapped_by_the_table(name):
         assert all(point.norms for point in plan.points[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shapes"),
     [
