@@ -70,6 +70,7 @@ def imported_modules(path):
     return {name if name in FILES else name.rpartition(".")[0] for name in names} & set(FILES)
 
 
+@pytest.mark.slow
 def test_imports_go_in_no_circle():
     TopologicalSorter({name: imported_modules(path) for name, path in FILES.items()}).prepare()
 
@@ -104,6 +105,7 @@ def test_only_a_methods_own_files_know_it_by_name(path):
     assert not words & (set(TERMS) - {"ce", "kd", "at", "cat"})
 
 
+@pytest.mark.slow
 def test_the_public_face_is_there_and_costs_nothing_until_it_is_used():
     script = (
         "import sys, distillery\nassert not {'torch', 'pydantic'} & set(sys.modules)\n"

@@ -194,6 +194,7 @@ def test_other_errors_of_the_runtime_are_no_full_gpu(workplace, monkeypatch):
         main(["train", str(workplace.experiment), "big", "--results", str(workplace.results), "--workers", "0"])
 
 
+@pytest.mark.slow
 def test_schema_writes_a_file_for_each_kind_of_configuration(tmp_path, capsys):
     assert run(capsys, "schema", "--output", tmp_path)[0] == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -205,6 +206,7 @@ def test_schema_writes_a_file_for_each_kind_of_configuration(tmp_path, capsys):
         jsonschema.Draft202012Validator.check_schema(json.loads(path.read_text()))
 
 
+@pytest.mark.slow
 def test_the_configuration_and_the_command_line_need_no_torch():
     """Snakemake reads the configuration in every job of a cluster."""
     code = (
@@ -285,6 +287,7 @@ def test_the_end_of_a_worker_is_one_line(workplace, capsys, monkeypatch):
     assert "--shm-size" in line
 
 
+@pytest.mark.slow
 def test_check_forecasts_banks_and_answer_records_them(workplace, capsys, monkeypatch):
     monkeypatch.chdir(workplace.folder)
     workplace.edit("teacher: big,", "teacher: {run: big, answers: bank}, crops: 2,")
@@ -308,6 +311,7 @@ def test_check_forecasts_banks_and_answer_records_them(workplace, capsys, monkey
         assert message in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shell", "typed", "expected"),
     [

@@ -65,6 +65,7 @@ def hidden():
     }
 
 
+@pytest.mark.slow
 def test_the_workflow_and_dvc_are_extras_of_a_light_core():
     assert {"snakemake", "dvc", "dvc_data", "pulp", "boto3", "pytest"} <= hidden()
     cuda = {name for name in brought(PROJECT["dependencies"]) if name.startswith(("nvidia-", "cuda-"))}

@@ -60,6 +60,7 @@ def found(words):
     return name, command, rest, context
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_of_the_documentation_are_read_by_their_programs(page):
     for words in in_blocks(page):

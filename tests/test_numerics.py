@@ -188,6 +188,7 @@ SMALLEST = {
 }.values()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMALLEST)
 def test_network_in_training_mode(name):
     torch.manual_seed(0)
@@ -399,6 +400,7 @@ def test_probing():
         check(f"probing {measure.__name__}", ledger.PROBING, given, [(given == labels[asked]).sum().item()])
 
 
+@pytest.mark.slow
 def test_training(workplace):
     """A teacher and its student trained for two epochs: the loop, its optimizer and its measurements."""
     workplace.edit_recipe("ema: {decay: 0.9}\nmix: {mixup: 0.2, p: 0.5}\nclip_norm: 0.5")
@@ -410,6 +412,7 @@ def test_training(workplace):
     check("engine: training", ledger.ENGINE, history, *(weights[name].double() for name in sorted(weights)))
 
 
+@pytest.mark.slow
 def test_importing(tmp_path):
     """Weights in a nest, under a wrapper's prefix and another code base's names."""
     torch.manual_seed(0)

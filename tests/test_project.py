@@ -62,6 +62,7 @@ def test_a_disk_that_fails_leaves_nothing_half_written(tmp_path, monkeypatch):
     assert contents(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_dvc_knows_the_images_and_the_page(tmp_path, monkeypatch):
     for name in ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, str(tmp_path / "home"))

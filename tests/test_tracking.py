@@ -61,6 +61,7 @@ def test_an_unknown_one_is_refused_before_anything_is_trained(monkeypatch, given
         chosen_trackers(given)
 
 
+@pytest.mark.slow
 def test_a_run_tells_what_it_is_its_curves_and_its_end(workplace, recorder):
     workplace.make("big")
     folder = workplace.make("taught", track=("wandb",))
@@ -76,6 +77,7 @@ def test_a_run_tells_what_it_is_its_curves_and_its_end(workplace, recorder):
     assert all("speed/images_per_second" in point for point in epochs)
 
 
+@pytest.mark.slow
 def test_watching_changes_nothing(workplace, recorder):
     names = ("weights.safetensors", "history.csv")
     alone, watched = workplace.make("small"), workplace.make("small", results="watched", track=("wandb",))
@@ -106,6 +108,7 @@ def missing(tracked):
     import no_such_library  # noqa: F401
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tracker", "said"),
     [

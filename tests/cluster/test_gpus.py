@@ -95,6 +95,7 @@ def test_eight_jobs_on_four_devices_never_share_one(machine):
     assert machine.most_at_once() == 1
 
 
+@pytest.mark.slow
 def test_two_jobs_share_a_device_where_that_is_asked_and_spread_first(machine):
     machine.lists(FOUR)
     jobs = [machine.job(share=2, seconds=2.5) for _ in range(8)]
@@ -105,12 +106,14 @@ def test_two_jobs_share_a_device_where_that_is_asked_and_spread_first(machine):
     assert all([names for names, *_ in machine.held()].count(f"GPU-{n}aaa-bbbb") == 2 for n in range(4))
 
 
+@pytest.mark.slow
 def test_four_jobs_that_may_share_have_a_device_each_while_there_are_four(machine):
     machine.lists(FOUR)
     end(*[machine.job(share=2, seconds=1.5) for _ in range(4)])
     assert machine.most_at_once() == 1
 
 
+@pytest.mark.slow
 def test_a_job_alone_waits_for_those_that_share_and_they_for_it(machine):
     machine.lists(FOUR.splitlines()[0])
     sharing = machine.job(share=3, seconds=1.0)
@@ -126,6 +129,7 @@ def test_a_job_alone_waits_for_those_that_share_and_they_for_it(machine):
     assert all(came >= second[2] for _, came, _ in rest)
 
 
+@pytest.mark.slow
 def test_jobs_with_two_devices_each_do_not_wait_for_each_other_for_ever(machine):
     machine.lists("\n".join(FOUR.splitlines()[:3]))
     end(*[machine.job(count=2, seconds=0.1) for _ in range(4)])
@@ -133,6 +137,7 @@ def test_jobs_with_two_devices_each_do_not_wait_for_each_other_for_ever(machine)
     assert machine.most_at_once() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_job_frees_its_device(machine, number):
     machine.lists(FOUR.splitlines()[0])
@@ -149,6 +154,7 @@ def test_a_killed_job_frees_its_device(machine, number):
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.slow
 def test_a_job_that_waits_keeps_its_log_young(machine, tmp_path):
     machine.lists(FOUR.splitlines()[0])
     holder = machine.start(1, 1, sys.executable, "-c", "import time; print('there', flush=True); time.sleep(60)")
@@ -228,6 +234,7 @@ def test_numbers_of_different_gpus_are_refused_unless_their_order_is_said(machin
     assert [device.uuid for device in visible_devices(ordered)] == ["GPU-new"]
 
 
+@pytest.mark.slow
 def test_a_job_gets_allowed_devices_only_and_the_same_ones_under_either_name(machine):
     machine.lists(FOUR)
     first = machine.job(seconds=1.5, CUDA_VISIBLE_DEVICES="2")

@@ -85,6 +85,7 @@ def test_a_living_owner_on_this_machine_is_named_at_once(path, monkeypatch, job,
     held.release()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("facts", "quick"),
     [
@@ -118,6 +119,7 @@ def test_a_killed_owner_that_was_not_waited_for_is_dead(path):
     killed.wait()
 
 
+@pytest.mark.slow
 def test_a_lock_that_cannot_be_read_has_a_dead_owner(path):
     path.parent.mkdir(parents=True)
     path.touch()
@@ -141,6 +143,7 @@ def test_a_requeued_job_does_not_wait_for_its_own_old_lock(path, beating, monkey
     held.release()
 
 
+@pytest.mark.slow
 def test_an_owner_that_is_about_to_end_is_waited_for(path):
     first, second = lock(path), lock(path)
     first.acquire()
@@ -171,6 +174,7 @@ time.sleep(30)
 """
 
 
+@pytest.mark.slow
 def test_an_owner_that_was_taken_for_dead_ends_when_it_wakes(path, monkeypatch):
     """A machine that slept, or a node that had lost its network."""
     command = [sys.executable, "-c", HOLD, str(path)]

@@ -127,6 +127,7 @@ AUGMENTATIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_it_agrees_with_the_first_loader(images, name):
     operations = AUGMENTATIONS[name]

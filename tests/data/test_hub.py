@@ -36,6 +36,7 @@ def hub(tmp_path, monkeypatch, noise_png):
     return write
 
 
+@pytest.mark.slow
 def test_images_keep_their_bytes_and_classes_their_order(hub, place, noise_png):
     from distillery.data.arrow import ArrowImages
 

@@ -1,6 +1,7 @@
 """Which images are labelled: as many as asked for, of every class, the same for every run of a seed."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,7 @@ def test_seeds_choose_differently_and_repeat():
     assert (choose_labelled(labels, 50, 3) != choose_labelled(labels, 50, 4)).any()
 
 
+@pytest.mark.slow
 def test_every_image_of_a_class_is_chosen_as_often():
     labels = np.array([0] * 5 + [1] * 15)
     counts = sum(np.bincount(choose_labelled(labels, 4, seed), minlength=20) for seed in range(4000))

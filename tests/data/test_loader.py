@@ -80,6 +80,7 @@ def test_each_sample_is_what_its_address_says(images):
             assert torch.equal(image, transform(picture))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_any_number_of_workers_gives_the_same_batches_in_every_epoch(images):
     alone = loader(images)
@@ -223,6 +224,7 @@ measure = eval_loader(images, transform, 2, 2, 1, 0, False, persistent=True)
     assert (ended.returncode, "ValueError" in ended.stderr) == ((1, True) if "error" in ending else (0, False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (2, 0), (3, 1), (7, 0)])
 def test_evaluation_sees_every_image_once_in_order(images, world_size, workers):
     transform = eval_transform(PREPROCESS)
@@ -238,6 +240,7 @@ def test_evaluation_sees_every_image_once_in_order(images, world_size, workers):
     assert torch.equal(torch.cat([batch.images for batch in batches]), expected)
 
 
+@pytest.mark.slow
 def test_evaluation_can_keep_its_workers(images):
     loaders = [
         eval_loader(images, eval_transform(PREPROCESS), 4, 1, 1, 0, pin_memory=False, persistent=kept)

@@ -75,6 +75,7 @@ def same(expected, found):
             assert left is None or (left.dtype == right.dtype and torch.equal(left, right)), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "augment",
     [

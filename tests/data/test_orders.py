@@ -33,6 +33,7 @@ def test_every_image_is_an_anchor_once_and_partners_are_of_its_class(labels, see
             assert len(set(chosen)) == partners
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("partners", [1, 2, 3])
 def test_partners_are_uniform_over_the_others(partners):
     labels = np.array([0] * 5 + [1] * 3)

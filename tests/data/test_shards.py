@@ -56,6 +56,7 @@ def test_faults_are_told_in_one_line_without_addresses():
             examine(content)
 
 
+@pytest.mark.slow
 def test_workers_do_not_import_torch():
     import subprocess
     import sys

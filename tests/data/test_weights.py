@@ -104,6 +104,7 @@ def test_a_missing_file_says_where_to_put_it_by_hand(site):
         fetched(f"{site.url}/none.pth#sha256={SHA}")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, for a certificate")
 def test_https_is_fetched_from_a_server_that_is_trusted_only(site, tmp_path, monkeypatch):
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"

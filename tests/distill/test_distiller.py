@@ -44,6 +44,7 @@ def extras(distiller, count=6):
     return wanted | ({"view": batch(count, 2)[0]} if distiller.needs.view or distiller.needs.partner else {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("term", TERMS)
 def test_every_term_trains_and_goes_on_from_its_state(term):
     first, again = made("ce", term), made("ce", term)

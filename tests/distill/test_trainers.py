@@ -54,11 +54,13 @@ def test_every_section_is_run():
     assert set(SECTIONS) == {PLAIN, ALONE, *LIBRARIES}
 
 
+@pytest.mark.slow
 def test_a_plain_loop(names, one_thread):
     assert run(PLAIN, names)
     assert Path("student.pt").is_file()
 
 
+@pytest.mark.slow
 def test_losses_alone(names):
     run(ALONE, names)
     assert names["loss"].isfinite()

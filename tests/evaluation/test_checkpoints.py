@@ -57,6 +57,7 @@ def test_files_and_runs_are_measured_as_the_runs_themselves(place):
     assert rows[0]["parameters"] == sum(p.numel() for p in create_model("cifar_resnet14", 3).parameters())
 
 
+@pytest.mark.slow
 def test_images_are_decoded_once_for_all_that_see_them_alike(place, monkeypatch):
     decoded, original = [], ArrowImages.encoded
     monkeypatch.setattr(ArrowImages, "encoded", lambda self, index: decoded.append(index) or original(self, index))

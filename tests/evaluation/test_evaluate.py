@@ -84,6 +84,7 @@ def test_a_trained_run_is_measured_as_its_last_epoch_was(trained):
     assert written == metrics | {"seal": written["seal"]}
 
 
+@pytest.mark.slow
 def test_a_students_agreement_is_with_its_teacher(trained):
     metrics = evaluate(trained, "taught")
     pixels, labels, statistics = validation_images(trained)

@@ -92,6 +92,7 @@ def test_a_run_is_probed_to_the_same_bytes_each_time(trained):
     assert path.read_bytes() == first
 
 
+@pytest.mark.slow
 def test_embeddings_are_those_that_enter_the_last_layer(trained, monkeypatch):
     seen = []
     monkeypatch.setattr(probe, "nearest_neighbours", lambda *of: seen.append(of) or torch.zeros(12, dtype=torch.long))

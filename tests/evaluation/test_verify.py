@@ -52,6 +52,7 @@ def test_where_there_is_nothing_to_look_at_that_is_said(place, capsys, tmp_path)
     assert f"{tmp_path / 'nowhere'}: has no results of {place.experiment} that" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["run.json", "metrics.json", "weights.safetensors", "history.csv"])
 def test_a_folder_in_the_place_of_a_file_is_named(place, capsys, name):
     path = place.results / "tiny" / "small" / "seed0" / name

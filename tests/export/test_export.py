@@ -119,6 +119,7 @@ def test_a_format_holds_the_network_its_card_and_its_classes(export, run, to):
     assert "ape, bee, cow" in body
 
 
+@pytest.mark.slow
 def test_the_card_says_what_it_is_how_good_and_how_it_was_made(export, made):
     out, _ = export("tiny/taught", "safetensors")
     card = (out / "README.md").read_text()
@@ -148,6 +149,7 @@ def test_a_card_without_a_page_or_measurements_says_so(export):
     assert "Not compared with published numbers: nowhere/tiny.yaml does not stand for this run." in card
 
 
+@pytest.mark.slow
 def test_an_experiment_is_exported_run_by_run_and_a_second_call_goes_on(export, made):
     out, said = export("tiny", "hf")
     runs = {"big", "headed", "taught", "timm", "vision"}

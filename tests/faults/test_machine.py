@@ -128,6 +128,7 @@ PAGE = "config/tiny.yaml"
 SMALL = [PAGE, "small", "--workers", "0", "--threads", "1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("closed", "mode", "words"),
     [
@@ -167,6 +168,7 @@ def test_weights_that_another_user_keeps_to_himself_are_said(workplace, elsewher
     )
 
 
+@pytest.mark.slow
 def test_a_run_that_another_user_keeps_to_himself_is_not_called_one_that_has_not_begun(workplace, elsewhere, capfd):
     workplace.make()
     elsewhere("results/tiny/small", 0o700, "status", PAGE)
@@ -215,6 +217,7 @@ def test_a_worker_that_the_kernel_kills_ends_the_run_in_one_line(workplace, refu
     assert killed == written(workplace.make(results="straight").parents[2])
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_changes_nothing(workplace, monkeypatch):
     straight = written(workplace.make(results="straight").parents[2])
     real, calls = time.time, []

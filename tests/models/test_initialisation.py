@@ -57,6 +57,7 @@ def test_a_network_without_a_last_layer_is_one_line():
         draw_classifier(network, 0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [

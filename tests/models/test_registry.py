@@ -76,6 +76,7 @@ def test_bad_names_and_arguments_are_one_line(name, arguments, line):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size"),
     [("torchvision:densenet121", 8), ("vit_tiny_patch16_224", 32), ("torchvision:vit_b_16", 32), ("inception_v3", 64)],

@@ -135,6 +135,7 @@ def test_the_command_compares_runs_of_two_experiments(place, capsys):
     assert found["images"][0]["agreement"] == 100
 
 
+@pytest.mark.slow
 def test_the_command_counts_what_evaluation_counts(place, capsys):
     experiment = load_experiment(place / "config" / "tiny.yaml")
     code, out, _ = compare(place, capsys, str(experiment.path), "taught", "big")

@@ -197,6 +197,7 @@ def test_odd_histories_are_drawn_without_a_warning(quantity, values, count, tmp_
     assert [str(warning.message) for warning in recwarn] == []
 
 
+@pytest.mark.slow
 def test_runs_of_different_length_share_a_figure(tmp_path):
     for count in (2, 8):
         runs = [curve(f"run{index}", range(1, 3 + index)) for index in range(count)]
@@ -209,6 +210,7 @@ def test_a_run_with_a_moving_average_shows_the_better_weights():
     assert list(TOP1.take({"val_top1": np.array([50.0])})) == [50]
 
 
+@pytest.mark.slow
 def test_imported_networks_have_no_curve(desk):
     desk.write_experiment(
         desk.text.replace("{model: cifar_resnet20, recipe: toy, seeds: [0]}", "{model: cifar_resnet20, weights: w.pth}")

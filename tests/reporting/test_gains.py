@@ -109,6 +109,7 @@ def test_one_seed_has_no_p_and_says_how_many_would_do(compared):
     assert "*needs seeds*" in (table_folder(desk.results) / "toy.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_single_seed_takes_the_spread_of_the_other_rows(compared):
     desk = compared(10)
     desk.write_experiment(desk.experiment.path.read_text().replace("temperature: 1}}", "temperature: 1}}, seeds: [0]"))
@@ -118,6 +119,7 @@ def test_a_single_seed_takes_the_spread_of_the_other_rows(compared):
     assert records(desk)["small-t1"]["seeds_needed"] == str(needed)
 
 
+@pytest.mark.slow
 def test_seeds_that_one_run_lacks_are_left_out(compared):
     desk = compared(10)
     text = desk.experiment.path.read_text()
@@ -147,6 +149,7 @@ def test_equal_values_are_no_gain_and_equal_differences_no_proof(compared):
     assert "no difference at all" in text
 
 
+@pytest.mark.slow
 def test_a_partial_table_says_what_is_missing(compared):
     desk = compared(3)
     for seed in (0, 1, 2):

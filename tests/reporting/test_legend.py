@@ -75,6 +75,7 @@ def test_scores_of_an_epoch_chosen_by_held_out_images_say_so(desk, experiment):
     assert "*best epoch*: " not in text
 
 
+@pytest.mark.slow
 def test_the_verdict_is_explained_where_there_is_one(experiment):
     assert "Verdict" not in experiment()
     text = experiment("small,top1,91.5,,,last,here")

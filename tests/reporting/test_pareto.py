@@ -16,6 +16,7 @@ TABLE = """    speeds:
 numbers = st.integers(1, 6).map(float)
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(numbers, numbers), max_size=12))
 def test_no_point_beats_one_of_the_front_and_each_other_is_beaten(pairs):
     points = [Point(str(index), *pair) for index, pair in enumerate(pairs)]

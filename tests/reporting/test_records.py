@@ -92,6 +92,7 @@ def test_tables_and_figures_are_those_of_the_results(made, tmp_path):
     assert all(kept[name] == whole[name] for name in shared)
 
 
+@pytest.mark.slow
 def test_all_that_follows_from_records_has_the_same_bytes_again(place):
     before = files_of(place / "kept")
     for name in ("tables", "figures", "cards"):

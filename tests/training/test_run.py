@@ -212,6 +212,7 @@ def test_a_weight_that_is_nan_is_never_saved(workplace, monkeypatch):
     assert state["train_state"]["step"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "extra",
     [
@@ -257,6 +258,7 @@ def predecessor(workplace, monkeypatch):
     return arrange
 
 
+@pytest.mark.slow
 def test_what_was_finished_while_waiting_is_not_trained_again(workplace, predecessor, capsys):
     folder = workplace.make()
     before = {name: (folder / name).stat().st_mtime_ns for name in (*written(folder), "run.json")}
@@ -280,6 +282,7 @@ def test_what_was_left_unfinished_is_trained_after_waiting(workplace, predecesso
     assert (folder / missing).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["digest", "manifest_digest"])
 def test_what_was_finished_from_another_recipe_or_other_images_is_trained_after_waiting(workplace, predecessor, key):
     folder = workplace.make()
@@ -290,6 +293,7 @@ def test_what_was_finished_from_another_recipe_or_other_images_is_trained_after_
     assert json.loads((folder / "run.json").read_text())[key] == right
 
 
+@pytest.mark.slow
 def test_the_best_epoch_is_kept(workplace):
     workplace.edit_recipe("selection: best\nepochs: 6\noptimizer: {name: sgd, lr: 0.3}")
     folder = workplace.make()
@@ -340,6 +344,7 @@ def test_half_precision_that_a_cpu_does_not_have_is_said_and_recorded(workplace,
 STILL = "recipe: tiny, epochs: 1, optimizer: {name: sgd, lr: 1.0e-30}"
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_first_seed_of_another_run(workplace):
     workplace.edit("  tables:", f"    tuned: {{model: cifar_resnet8, {STILL}, weights: 'run:small'}}\n  tables:")
     with pytest.raises(UserError, match=r"small/seed0/run\.json: missing; first make it with: distillery train "):

@@ -48,6 +48,7 @@ def problems(draw):
     return np.array(cells, dtype=np.int64).reshape(rows, columns), group
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(problem=problems(), candidates=st.sampled_from([1, 2, 64]))
 def test_any_problem_is_solved_to_the_optimum(problem, candidates):

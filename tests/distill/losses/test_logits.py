@@ -65,6 +65,7 @@ def test_extreme_logits_stay_finite(loss, dtype, temperature):
         assert student.grad.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [LOSSES[name] for name in sorted(LOSSES)], ids=sorted(LOSSES))
 @settings(deadline=None)
 @given(seed=st.integers(0, 2**31), temperature=st.floats(0.5, 20), shift=st.floats(-50, 50))

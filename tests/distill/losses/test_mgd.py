@@ -155,6 +155,7 @@ def draw(seed, *shape):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.slow
 @given(shape=shapes, seed=st.integers(0, 2**30))
 def test_cost_is_the_squared_distance_of_unit_maps(shape, seed):
     batch, students, teachers, height, width = shape
@@ -203,6 +204,7 @@ def test_equal_channels_find_each_other():
     assert torch.equal(order[flow[:, 0]], torch.arange(12))
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**30), students=st.integers(1, 5), group=st.integers(1, 4))
 def test_reducers_choose_as_their_names_say(seed, students, group):
     feature, margin = draw(seed, 2, students * group + 1, 2, 3), -draw(seed, 1, students * group + 1, 1, 1).abs()

@@ -80,6 +80,7 @@ def test_a_list_with_gaps_is_refused(tmp_path, content, line):
         weights_classes("names", {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model", ["torchvision:squeezenet1_0", "resnet18", "levit_128s", "cifar_resnet8", "convnext_atto"]
 )

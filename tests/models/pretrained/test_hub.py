@@ -67,6 +67,7 @@ def test_torchvisions_weights_come_with_their_preparation(name, torchvision_cach
     assert same(donor, network)
 
 
+@pytest.mark.slow
 def test_published_weights_never_get_a_random_classifier(torchvision_cache):
     torchvision_cache("resnet18", "IMAGENET1K_V1", create_model("torchvision:resnet18", 1000).state_dict())
     with pytest.raises(UserError, match=r"IMAGENET1K_V1: weights for 1000 classes .* and not for 10; "):

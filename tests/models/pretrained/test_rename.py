@@ -68,6 +68,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "names"), NAMES)
 def test_names_of_published_code_bases_are_known(name, names):
     network = create_model(name, 10)
@@ -76,6 +77,7 @@ def test_names_of_published_code_bases_are_known(name, names):
         assert list(fit_names({there: torch.zeros(())}, network, name)) == [here]
 
 
+@pytest.mark.slow
 def test_weights_that_the_original_never_uses_are_passed_over(tmp_path):
     state = create_model("cifar_efficientnet_b0", 10).state_dict()
     torch.save({**state, "layers.0.conv1.weight": torch.zeros(32, 32, 1, 1)}, tmp_path / "w.pth")
@@ -150,6 +152,7 @@ EFFICIENTNETS += ["timm:efficientnet_b0", "timm:efficientnet_b4", "torchvision:e
 EFFICIENTNETS += ["torchvision:efficientnet_b3", "torchvision:efficientnet_b7"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EFFICIENTNETS)
 def test_every_weight_of_efficientnet_pytorch_finds_its_place(name):
     """All of them run their layers in one order, so that the n-th weight is the n-th."""
@@ -231,6 +234,7 @@ def test_dense_networks_give_the_logits_of_their_code_base(codebase, tmp_path):
     torch.testing.assert_close(network(images), dense_logits(state, codebase, images), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_dense_networks_that_join_their_channels_in_another_order_are_refused(tmp_path):
     """pytorch-cifar's DenseNet121, whose shapes all fit."""
     network = create_model("cifar_densenet121", 5)

@@ -57,6 +57,7 @@ class Functional(nn.Module):
         return self.fc((self.activate(feature) * 2.0).mean(dim=(2, 3)))
 
 
+@pytest.mark.slow
 def test_an_activation_that_no_module_shows_is_applied_to_what_enters_it():
     features, _ = recorded(Functional(F.silu), STAGEWISE)
     assert torch.equal(features.activations[-1], F.silu(features.stages[-1]))
@@ -88,6 +89,7 @@ def averaged(network, size):
     return features.averaged, outputs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "module", "side"),
     [
@@ -103,6 +105,7 @@ def test_the_averaged_map_is_what_the_pooling_takes_not_the_last_stage(name, siz
     assert map_BDHW.shape[2:] == (side, side)
 
 
+@pytest.mark.slow
 def test_the_averaged_map_is_activated_where_no_module_shows_it_so():
     map_BDHW, outputs = averaged(create_model("torchvision:densenet121", 5), 64)
     assert torch.equal(map_BDHW, outputs["features"].relu())
@@ -146,6 +149,7 @@ def test_unpaired_stages_are_all_there_at_their_own_size():
     assert torch.equal(features.unpaired[-1], outputs["blocks"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision:mobilenet_v2", "torchvision:shufflenet_v2_x0_5", "timm:densenet121"])
 def test_values_that_are_overwritten_later_are_copied(name):
     torch.manual_seed(0)

@@ -74,6 +74,7 @@ def test_the_larger_map_is_pooled_to_the_smaller():
     assert match_size(pooled, size) is pooled
 
 
+@pytest.mark.slow
 def test_the_plan_reads_as_a_table():
     with torch.device("meta"):
         teacher = plan_taps(create_model("torchvision:resnet50", 1000), 224, "resnet50")

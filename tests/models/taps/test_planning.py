@@ -175,6 +175,7 @@ def test_a_dense_stage_is_tapped_after_the_norm_of_its_transition():
         assert torch.equal(features.embedding, network.features(images).relu().mean((2, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "size", "arguments", "indices"),
     [
@@ -261,6 +262,7 @@ def test_the_shortcuts_norm_is_no_margin():
 # --- any network -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "torchvision:googlenet", "timm:test_vit", "timm:dla46x_c"])
 def test_the_trunk_is_what_every_path_leads_through(name):
     trace = trace_network(on_meta(name, init_weights=False) if "google" in name else on_meta(name), 160)
@@ -303,6 +305,7 @@ def test_tracing_alone_finds_what_the_table_says(name):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -352,6 +355,7 @@ def test_planning_leaves_the_network_as_it_is():
     assert next(network.parameters()).device.type == "cpu"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("network", "message"),
     [

@@ -239,6 +239,7 @@ class TestMistakes:
         with pytest.raises(TapError, match=r"layer3\.0\.relu .* gave nothing .*\(0 calls of 2\)"), taps.record():
             network.layer2(network.layer1(network.relu(network.bn1(network.conv1(images)))))
 
+    @pytest.mark.slow
     def test_a_plan_of_another_network(self):
         network, _, _ = tiny()
         plan = plan_taps(create_model("torchvision:mobilenet_v2", 5), 32, "other")

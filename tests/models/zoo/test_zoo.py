@@ -27,6 +27,7 @@ def count(network):
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_parameters_are_as_many_as_listed(name):
     assert count(on_meta(name, 10)) == ZOO[name].parameters
@@ -62,6 +63,7 @@ PUBLISHED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "classes", "arguments", "expected"), PUBLISHED)
 def test_parameters_are_as_many_as_published(name, classes, arguments, expected):
     assert count(on_meta(name, classes, **arguments)) == expected
@@ -102,6 +104,7 @@ BAKE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAKE)
 def test_bakes_networks_for_imagenet(name):
     fact, network = FACTS["bake_imagenet"][BAKE[name]], on_meta(name, 1000)
@@ -119,6 +122,7 @@ def last_layer(network):
     return [module for module in network.modules() if isinstance(module, nn.Linear)][-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "fact"),
     [
@@ -167,11 +171,13 @@ USI = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "millions"), USI)
 def test_usis_networks_are_here_by_plain_names(name, millions):
     assert count(on_meta(name, 1000)) / 1e6 == pytest.approx(millions, abs=0.06)
 
 
+@pytest.mark.slow
 def test_ofa_595m_bears_its_operations_in_its_name():
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -180,6 +186,7 @@ def test_ofa_595m_bears_its_operations_in_its_name():
     assert round(counter.get_total_flops() / 2e6) == 595
 
 
+@pytest.mark.slow
 def test_levit_768_is_levit_384_with_every_width_doubled():
     ours, timms = on_meta("levit_768", 1000).state_dict(), on_meta("levit_384", 1000).state_dict()
     assert ours.keys() == timms.keys()
@@ -206,6 +213,7 @@ FAMILIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_learns_with_every_parameter(name):
     torch.manual_seed(0)
@@ -267,6 +275,7 @@ def test_wide_resnets_are_tapped_behind_the_norm_that_follows_a_stage():
     assert [point.shape for point in plan.points] == ["16@32x32", "32@16x16", "64@8x8"]
 
 
+@pytest.mark.slow
 def test_the_last_stage_is_tapped_after_its_activation_where_the_reference_overwrote_it():
     torch.manual_seed(0)
     compat = create_model("mgd_shufflenet_v2", 10, inplace_relu_compat=True).eval()
