@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.workflow.dry_runs import dry_run
+from tests.workflow.forked import snakemake
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,8 +45,8 @@ class Checkout:
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
         environment = self.full_environment() | environment
-        if command[0] == "snakemake" and "--dry-run" in command:
-            return dry_run(self.folder, environment, *command)
+        if command[0] == "snakemake":
+            return snakemake(self.folder, environment, *command)
         return subprocess.run(
             command,
             cwd=self.folder,

@@ -1,6 +1,6 @@
-"""Dry runs of Snakemake, each in a process forked from one that has imported Snakemake: most of a dry run's time.
+"""Snakemake, each time in a process forked from one that has imported it: most of a dry run's time.
 
-Run as a script, this is that process: a line of JSON asks for a dry run, a line answers with its exit code.
+Run as a script, this is that process: a line of JSON asks for a run, a line answers with its exit code.
 """
 
 import json
@@ -20,8 +20,8 @@ def _server() -> "subprocess.Popen[str]":
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def dry_run(folder: Path, environment: dict[str, str], *command: str) -> "subprocess.CompletedProcess[str]":
-    """What ``command``, a dry run of Snakemake, prints in a folder with that environment."""
+def snakemake(folder: Path, environment: dict[str, str], *command: str) -> "subprocess.CompletedProcess[str]":
+    """Run ``command``, which is Snakemake's, in a folder with that environment."""
     server = _server()
     with tempfile.NamedTemporaryFile("r") as output:
         server.stdin.write(json.dumps([str(folder), environment, command, output.name]) + "\n")
