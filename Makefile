@@ -65,7 +65,7 @@ benchmark: workflow/schemas  ## every term on CIFAR-10, beside a student alone a
 benchmark-table: .venv/.installed  ## the benchmark's tables, figures, cards and README again, from its records in docs/benchmarks
 	@python scripts/benchmark.py table
 
-quick: workflow/schemas  ## the quick tests (under 2 minutes)
+quick: workflow/schemas  ## the quick tests (a minute and a half on 2 cores)
 	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal -m "not slow and not sweep"
 
 lint: workflow/schemas  ## style, types, workflow style

@@ -68,7 +68,7 @@ def test_a_file_of_an_unknown_method_fails_and_is_named(tmp_path):
         check_file(tmp_path / "new_B3.npz")
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_change_of_any_stored_array_is_seen(path):
     """So no loss, part or gradient is left out of a check."""

@@ -179,14 +179,13 @@ def test_stopped_and_continued_with_the_same_choices_ends_with_the_same_bytes(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("optimizer", ["sgd, lr: 0.05, momentum: 0.9", "adamw, lr: 0.01"])
 @pytest.mark.parametrize(
-    "choices",
+    ("optimizer", "choices"),
     [
-        [{"fused": "on"}, {"fused": "off"}],
-        [{"fused": "off"}, {"fused": "on"}],
-        [{"fused": "on", "channels_last": "on"}, {"fused": "on", "channels_last": "off"}],
-        [{"fused": "on", "channels_last": "off"}, {"fused": "on", "channels_last": "on"}],
+        ("sgd, lr: 0.05, momentum: 0.9", [{"fused": "on"}, {"fused": "off"}]),
+        ("sgd, lr: 0.05, momentum: 0.9", [{"fused": "off"}, {"fused": "on"}]),
+        ("adamw, lr: 0.01", [{"fused": "on", "channels_last": "on"}, {"fused": "off", "channels_last": "off"}]),
+        ("adamw, lr: 0.01", [{"fused": "off", "channels_last": "off"}, {"fused": "on", "channels_last": "on"}]),
     ],
 )
 def test_a_run_may_be_continued_with_another_choice(taught, optimizer, choices, stop_after, monkeypatch):

@@ -97,15 +97,6 @@ def test_a_finished_demo_has_nothing_to_do_and_dvc_knows_all(made_home):
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
 
 
-def test_dvc_makes_the_experiment_and_records_it(recorded_copy):
-    (recorded_copy.folder / EXPERIMENT).unlink()
-    result = recorded_copy.run("dvc", "repro")
-    assert result.returncode == 0, result.stdout
-    assert "assemble the tables of tiny" in result.stdout
-    assert recorded_copy.planned("--config", "experiments=tiny") == set()
-    assert recorded_copy.run("dvc", "status", "--quiet").returncode == 0
-
-
 def test_raw_images_that_were_edited_are_not_recorded(made_home):
     """Recording them would pass them off as those that the results were made of."""
     made = made_home

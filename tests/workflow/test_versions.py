@@ -31,14 +31,18 @@ def test_nothing_to_do_for_both_after_recording(recorded):
     assert recorded.planned(*EVERYTHING) == set()
 
 
-def test_dvc_repro_records_a_sweep_without_training(recorded_copy):
+def test_dvc_repro_makes_what_is_missing_and_records_a_sweep_without_training(recorded_copy):
     lock = recorded_copy.read("dvc.lock")
     (recorded_copy.folder / "dvc.lock").unlink()
+    (recorded_copy.folder / "results/tables/tiny.md").unlink()
     result = recorded_copy.run("dvc", "repro")
     assert result.returncode == 0, result.stdout
-    assert result.stdout.count("Nothing to be done") == 2
+    assert result.stdout.count("Nothing to be done") == 1
+    assert "assemble the tables of tiny" in result.stdout
+    assert "train tiny/" not in result.stdout
     assert recorded_copy.read("dvc.lock") == lock
     assert recorded_copy.planned(*EVERYTHING) == set()
+    assert recorded_copy.run("dvc", "status", "--quiet").returncode == 0
 
 
 def test_a_failed_dvc_repro_leaves_what_is_there(recorded_copy):
