@@ -15,7 +15,7 @@ export CHOOSE_PYTHON
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-methods rehearse rehearse-recipes save restore docs test test-slurm test-gpu test-faults test-sweep bench benchmark benchmark-table quick lint format lock clean
+.PHONY: help demo demo-methods rehearse rehearse-recipes save restore docs test suite test-slurm test-gpu test-faults test-sweep bench benchmark benchmark-table quick lint format lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,7 +40,11 @@ save: .venv/.installed  ## record, and send results to DVC's remote
 restore: .venv/.installed  ## bring recorded results back from DVC's remote
 	@python scripts/versions.py restore $(EXPERIMENT)
 
-test: .venv/.installed lint  ## every check and test but those below (about 15 minutes on 2 cores)
+# mypy has one core for a minute.
+test: workflow/schemas  ## every check and test but those below (about 15 minutes on 2 cores)
+	@$(MAKE) --no-print-directory -j 2 lint suite
+
+suite: workflow/schemas
 	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal -m "not sweep"
 
 test-sweep: workflow/schemas  ## every term and every family of networks, as student and as teacher (5 minutes on 2 cores)
