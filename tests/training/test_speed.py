@@ -145,9 +145,12 @@ def test_a_teachers_weights_in_half_precision_teach_the_same_bytes(taught):
     assert bytes_of(made) == bytes_of(plain)
 
 
-@can_compile
+# What the compiler makes of them takes half a minute.
 @pytest.mark.slow
-def test_compiled_networks_train_to_the_same_weights_but_for_rounding(taught):
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[can_compile, pytest.mark.sweep])])
+def test_compiled_networks_train_to_the_same_weights_but_for_rounding(taught, monkeypatch, backend):
+    original = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda network: original(network, backend=backend))
     taught.recipe("epochs: 1")
     plain = taught.make("kd", results="plain")
     made = taught.make("kd", speed=Speed(compile="both", teacher="folded"))
