@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.transforms import RandomResizedCrop as TorchvisionCrop
 from torchvision.transforms import v2
 
 from distillery.data.augment import crop
@@ -104,6 +105,27 @@ def test_area_and_ratio_are_drawn_by_the_rule(monkeypatch, rule, numbers, height
     assert (found.height, found.width) == (height, width)
 
 
+def test_torchvisions_rule_draws_what_torchvision_draws_and_no_more():
+    rule = ResizedCrop(RandomResizedCrop(name="random_resized_crop"), 8)
+    for seed, (height, width) in enumerate([(400, 500), (1, 1), (3, 40), (2000, 9), (60, 300), (224, 224)] * 200):
+        torch.manual_seed(seed)
+        found, after = rule.draw(height, width)[:4], torch.rand(())
+        torch.manual_seed(seed)
+        sized = torch.empty(()).expand(1, height, width)
+        assert found == TorchvisionCrop.get_params(sized, [0.08, 1.0], [3 / 4, 4 / 3])
+        assert after == torch.rand(())
+
+
+def test_a_processor_that_resizes_no_bytes_rounds_floats_as_torchvision_has_it(monkeypatch):
+    from torchvision.transforms.v2.functional import _geometry
+
+    image = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8)
+    monkeypatch.setattr(_geometry, "_do_native_uint8_resize_on_cpu", lambda _: False)
+    expected = v2.functional.resize(image, [8, 8], antialias=True)
+    monkeypatch.setattr(crop, "_resizes_bytes", lambda: False)
+    assert torch.equal(apply_crop(image, crop.CropParams(0, 0, 50, 70, 8, 8), resized_crop()), expected)
+
+
 def test_bakes_crop_never_reaches_the_last_row_and_column():
     found = draws(resized_crop("bake", scale=(0.5, 0.5), ratio=(1, 1)), 10, 10, 400)
     assert {(window.height, window.width) for window in found} == {(7, 7)}
@@ -158,7 +180,7 @@ def test_a_window_is_resized_to_torchvisions_bytes(height, width, new_height, ne
     params = crop.CropParams(top, left, height - top, width - left, new_height, new_width)
     rule = resized_crop(size=1000)
     rule.interpolation, rule.antialias = interpolation, smooth
-    mode = v2.InterpolationMode[crop._INTERPOLATIONS[interpolation]]
+    mode = v2.InterpolationMode(crop._MODES[interpolation])
     window = image[:, top:, left:]
     expected = v2.functional.resize(window, [new_height, new_width], mode, antialias=smooth)
     assert torch.equal(apply_crop(image, params, rule), expected)
