@@ -260,7 +260,7 @@ def batch_of(images: ArrowImages, ids: Ids, squares_B3HW: Tensor, shifts_B3: Ten
 
 
 def _import_for(images: ArrowImages, transform: Transform) -> None:
-    """Prepare one image, so that what this imports (torchvision where images are resized) is there for all workers."""
+    """Prepare one image, so that what this imports (Pillow's readers, a decoder) is there for all workers."""
     with generators_kept(), suppress(UserError):
         transform.decode(images.encoded(0))
 
@@ -336,11 +336,27 @@ def _whole(batch: Batch) -> Batch:
     """Hand a batch on; in a worker, through shared memory, here and not in a thread where its lack would be silent."""
     if get_worker_info() is None:
         return batch
-    parts = [part for part in (*batch[:-1], *(batch.further_images or ())) if part is not None]
+    small = {name: _ByValue(part) for name in _SMALL if (part := getattr(batch, name)) is not None}
+    images = (batch.images, batch.view, batch.teacher_images, batch.teacher_view, *(batch.further_images or ()))
+    parts = [part for part in images if part is not None]
     with _room_for(sum(part.numel() * part.element_size() for part in parts)):
         for part in parts:
             part.share_memory_()  # type: ignore[no-untyped-call]
-    return batch
+    return batch._replace(**small)
+
+
+# What is a number or a few for each image.
+_SMALL = ("labels", "indices", "shifts", "view_shifts", "labelled")
+
+
+class _ByValue:
+    """A tensor that is sent as its bytes, and is a tensor where it arrives: sharing a few bytes takes longer."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return torch.from_numpy, (self._tensor.numpy(),)
 
 
 @contextmanager
