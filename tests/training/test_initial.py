@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from scipy.special import bdtrc
 
 from distillery.data.prepare import prepare_dataset
 from distillery.distill.teacher import Teacher
@@ -17,7 +18,7 @@ from distillery.evaluation.evaluate import evaluate_run
 from distillery.experiment import load_experiment
 from distillery.experiment.schema.dataset import Dataset
 from distillery.results import file_hash, write_sealed
-from distillery.training.initial import is_chance
+from distillery.training.initial import CHANCE, is_chance
 from distillery.training.job import Job, Machine
 from distillery.training.run import make_run
 
@@ -142,6 +143,15 @@ def test_of_a_few_images_a_guess_is_only_a_warning(workplace, capsys):
 )
 def test_chance_is_what_guessing_may_reach(correct, images, classes, guesses):
     assert is_chance(correct, images, classes) is guesses
+
+
+@pytest.mark.parametrize("classes", [2, 10, 200])
+def test_chance_is_judged_exactly_near_its_bound(classes):
+    for images in (20, 359, 5_000):
+        for correct in range(0, images + 1, max(1, images // 300)):
+            certain = classes**-images > CHANCE
+            by_chance = correct == 0 or bdtrc(correct - 1, images, 1 / classes) > CHANCE
+            assert certain or is_chance(correct, images, classes) is bool(by_chance)
 
 
 @pytest.mark.parametrize(("published", "said"), [("0.5", True), ("99.5", False)])
