@@ -3,13 +3,16 @@
 B batch, C classes.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from tests.distill.made_up import EVERY_TERM, computed, networks, objective_of
 from torch import nn
 
+from distillery.distill.losses.cross_entropy import CrossEntropy
 from distillery.distill.losses.overhaul import connector
-from distillery.distill.objective import build_objective, check_names
+from distillery.distill.objective import WeightedTerms, build_objective, check_names
 from distillery.distill.step import Labelled, Outputs, StepInputs
 from distillery.errors import UserError
 from distillery.experiment.schema.objective import TERMS, Objective
@@ -158,3 +161,25 @@ def test_a_term_that_is_called_as_a_part_of_torch_is_refused_in_one_line(name):
     with pytest.raises(UserError, match=f"^objective\\.{name}: torch keeps this name to itself"):
         check_names(Config())
     assert not [term for term in EVERY_TERM if hasattr(torch.nn.ModuleDict, term)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_the_weighted_sum_has_the_bits_of_a_stacks_sum_however_many_terms_there_are(count):
+    generator = torch.Generator().manual_seed(count)
+    for _ in range(50):
+        logits_BC = torch.randn(4, 6, generator=generator, requires_grad=True)
+        inputs = StepInputs(Outputs(logits_BC), torch.tensor([0, 1, 2, 3]))
+        weights = (torch.rand(count, generator=generator) * 10).tolist()
+        terms = {f"term{place}": CrossEntropy(place / count) for place in range(count)}
+        objective = WeightedTerms(dict(terms), {name: partial(_steady, weights[n]) for n, name in enumerate(terms)})
+        loss = objective(inputs)["loss"]
+        expected = torch.stack([weight * term(inputs) for weight, term in zip(weights, terms.values(), strict=True)])
+        assert torch.equal(loss, expected.sum())
+        assert torch.equal(*(torch.autograd.grad(each, logits_BC)[0] for each in (loss, expected.sum())))
+    # Of one class, cross-entropy is -0.
+    nothing = objective(StepInputs(Outputs(torch.zeros(4, 1)), torch.zeros(4, dtype=torch.long)))
+    assert str(nothing["loss"].item()) == "0.0"
+
+
+def _steady(weight, epoch):
+    return weight

@@ -34,7 +34,7 @@ class WeightedTerms(nn.Module):
         super().__init__()
         self.terms = nn.ModuleDict(terms)
         self.weights = weights
-        self.by_labels, self.of_teacher = by_labels, of_teacher
+        self.by_labels, self.partly, self.of_teacher = by_labels, frozenset(known), of_teacher
         for name, classes in known.items():
             self.register_buffer(f"known_{name}", torch.tensor(classes), persistent=False)
 
@@ -50,7 +50,9 @@ class WeightedTerms(nn.Module):
             inputs = inputs.widened()
             values = {name: self._value(name, term, inputs) for name, term in self.each()}
         epoch = int(inputs.epoch)
-        total = torch.stack([self.weights[name](epoch) * value for name, value in values.items()]).sum()
+        parts = [self.weights[name](epoch) * value for name, value in values.items()]
+        # Of one or two, the bits of torch's sum, which begins with 0, without what autograd would do for a stack.
+        total = torch.stack(parts).sum() if len(parts) > 2 else sum(parts[1:], parts[0] + 0)
         return {"loss": total, **values}
 
     def _value(self, name: str, term: Term, inputs: StepInputs) -> Tensor:
@@ -59,9 +61,8 @@ class WeightedTerms(nn.Module):
             place = self.of_teacher.get(name)
             own = inputs.teacher._replace(each_teacher=()) if place is None else inputs.teacher.each_teacher[place]
             inputs = inputs._replace(teacher=own)
-        known = getattr(self, f"known_{name}", None)
-        if known is not None:
-            inputs = inputs.among(known)
+        if name in self.partly:
+            inputs = inputs.among(self.get_buffer(f"known_{name}"))
             told_B = inputs.target >= 0 if inputs.target.ndim == 1 else inputs.target.sum(dim=1) > 0
             labelled_rows = Labelled(told_B.nonzero()[:, 0], labelled_rows.share if labelled_rows else 1.0)
         if labelled_rows is None or name not in self.by_labels:

@@ -22,6 +22,9 @@ class Maps(NamedTuple):
     raw: tuple[Tensor, ...] = ()
 
 
+NO_MAPS = Maps()
+
+
 class Outputs(NamedTuple):
     """What a network gave for one batch of images; all but the logits only where a term asks for it.
 
@@ -45,7 +48,7 @@ class Outputs(NamedTuple):
     activations: tuple[Tensor, ...] = ()
     raw: tuple[Tensor, ...] = ()
     tokens: tuple[Tensor, ...] = ()
-    unpooled: Maps = Maps()
+    unpooled: Maps = NO_MAPS
     unpaired: tuple[Tensor, ...] = ()
     averaged: Tensor | None = None
     head: Tensor | None = None
@@ -56,8 +59,10 @@ class Outputs(NamedTuple):
         """The same with every tensor changed."""
 
         def changed(value: Any) -> Any:  # noqa: ANN401
-            if value is None or isinstance(value, Tensor):
-                return None if value is None else change(value)
+            if isinstance(value, Tensor):
+                return change(value)
+            if not value or value is NO_MAPS:
+                return value
             if isinstance(value, Outputs):
                 return value.each(change)
             values = map(changed, value)

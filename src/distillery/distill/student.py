@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distillery.distill.objective import WeightedTerms
-from distillery.distill.step import Labelled, Maps, Outputs, StepInputs, View
+from distillery.distill.step import NO_MAPS, Labelled, Maps, Outputs, StepInputs, View
 from distillery.models import has_classifier
 from distillery.models.composite import Composite
 from distillery.models.taps import Size, Taps, match_size
@@ -59,7 +59,7 @@ class FeatureExtractor:
             logits_BC, head = self._run(pixels)
         maps = Maps(tuple(features.stages), tuple(features.activations), tuple(features.raw))
         stages, activations, raw = map(self._matched, maps)
-        unpooled = maps if self.unpooled else Maps()
+        unpooled = maps if self.unpooled else NO_MAPS
         once = tuple(features.tokens), unpooled, tuple(features.unpaired), features.averaged, head, features.last
         return Outputs(logits_BC, stages, features.embedding, activations, raw, *once)
 
