@@ -73,13 +73,11 @@ class Alarms:
         self.fingerprint = self._fingerprint()
         self.wait = 0.0  # the longest since the last look
         self.same: dict[str, tuple[float, int]] = {}  # by term: a value, and for how many steps it has been that
-        self.sampled = self.shares_wanted = False
-        self.step = 0
+        self.sampled, self.step = False, 0
         # Of sampled images, since they were last enough to be judged by.
         self.seen_images = self.judged_images = 0
         self.agreeing: Tensor | int = 0
         self.alive_D: Tensor | None = None
-        learner.objective.register_forward_hook(self._take_shares)
         known = classifier_modules(learner.student)
         layers = [module for name, module in learner.student.named_modules() if name in known]
         for layer in layers[-1:]:
@@ -92,7 +90,9 @@ class Alarms:
         self.step = step
         done = self.train_state.epoch * self.steps + step
         self.sampled = step % max(self.steps // SAMPLED_STEPS, 1) == 0
-        self.shares_wanted = len(self.objective.weights) > 1 and done % STEPS_BETWEEN_SHARES == FIRST_SHARES - 1
+        if len(self.objective.weights) > 1 and done % STEPS_BETWEEN_SHARES == FIRST_SHARES - 1:
+            # Only now, for a hook makes all calls of a module longer.
+            self.share_hook = self.objective.register_forward_hook(self._take_shares)
 
     def waited(self, seconds: float) -> None:
         """Note how long a step's data were waited for."""
@@ -115,7 +115,7 @@ class Alarms:
 
     def end_step(self) -> None:
         """Look at nothing until the next step begins; after a run's first, at what of its terms has no gradient."""
-        self.sampled = self.shares_wanted = False
+        self.sampled = False
         if self.train_state.epoch == 0 and self.step == 0:
             self._look_for_gradients()
 
@@ -149,9 +149,7 @@ class Alarms:
 
         This is called before DDP and Fabric see the values, for these want no gradients but those of the step.
         """
-        if not self.shares_wanted:
-            return
-        self.shares_wanted = False
+        self.share_hook.remove()
         scaler = getattr(self.fabric.strategy.precision, "scaler", None)
         epoch = self.train_state.epoch
         weights = {name: weight(epoch) for name, weight in self.objective.weights.items()}
