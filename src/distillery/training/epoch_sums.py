@@ -4,6 +4,7 @@ B batch, C classes.
 """
 
 import math
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -54,7 +55,7 @@ class EpochSums:
 
     def __init__(self, totals: dict[str, float]) -> None:
         self.recent: list[StepValues] = []  # since they were last looked at
-        self._waiting: list[tuple[dict[str, Tensor], Tensor, int]] = []  # values, correct ones, images
+        self._waiting: list[tuple[dict[str, Tensor], Tensor, int]] = []  # values, which are right (B,), images
         self.images = totals.get("images", 0.0)
         self.labelled = totals.get("labelled", self.images)
         self._sums = {name: value for name, value in totals.items() if name not in ("images", "labelled")}
@@ -75,20 +76,22 @@ class EpochSums:
         hard_B = target if target.ndim == 1 else target.argmax(dim=1)
         self.images += images
         self.labelled += images if labelled is None else len(labelled)
-        self._waiting.append((detached, (logits_BC.detach().argmax(dim=1) == hard_B).sum(), images))
+        self._waiting.append((detached, logits_BC.detach().argmax(dim=1) == hard_B, images))
 
     @property
     def sums(self) -> dict[str, float]:
         """Of each value times its images, and of the images that were told rightly, in float64 and in their order."""
         if self._waiting:
-            parts = {"correct": wide(torch.stack([correct for _, correct, _ in self._waiting]))}
+            right = torch.cat([right_B for _, right_B, _ in self._waiting]).sum()
+            parts = {"correct": wide(right)[None]}
             for name in self._waiting[0][0]:
                 values = torch.stack([values[name] for values, _, _ in self._waiting])
                 images = torch.tensor([images for _, _, images in self._waiting], dtype=values.dtype)
                 parts[name] = wide(values * images.to(values.device))
             # One transfer for all.
-            for name, numbers in zip(parts, torch.stack(list(parts.values())).tolist(), strict=True):
-                for number in numbers:
+            numbers = iter(torch.cat(list(parts.values())).tolist())
+            for name, part in parts.items():
+                for number in islice(numbers, len(part)):
                     self._sums[name] = self._sums[name] + number if name in self._sums else number
             self._waiting = []
         return self._sums
