@@ -129,6 +129,29 @@ def begun(name):
     return network, build_optimizer(optimizer(name=name, lr=0.01, weight_decay=1e-3), network)
 
 
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-3},
+        {"name": "sgd", "momentum": 0.9, "nesterov": True},
+        {"name": "adamw", "weight_decay": 0.05},
+    ],
+)
+def test_all_parameters_at_once_step_to_the_bits_of_one_by_one(block):
+    weights = []
+    for foreach in (True, False):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, 5))
+        built = build_optimizer(optimizer(lr=0.01, **block), network)
+        assert all(group["foreach"] for group in built.param_groups)
+        for group in built.param_groups:
+            group["foreach"] = foreach
+        for seed in range(9):
+            step(network, built, seed)
+        weights.append(network.state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
 # APEX and bitsandbytes come with neither timm nor a CPU; AdaHessian needs second derivatives.
 USABLE = [name for name in list_optimizers() if not name.startswith(("fused", "bnb")) and name != "adahessian"]
 

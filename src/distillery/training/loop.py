@@ -439,8 +439,8 @@ def restore(training: Training, state: dict[str, Any], path: Path) -> None:
 def _restore(training: Training, state: dict[str, Any]) -> None:
     training.bare.load_state_dict(state["learner"])
     for group, saved in zip(training.optimizer.param_groups, state["optimizer"]["param_groups"], strict=True):
-        # The machine's choice, and no part of the state.
-        saved |= {"fused": group["fused"]} if "fused" in group else {}
+        # How a step is taken is no part of the state.
+        saved |= {key: group[key] for key in ("fused", "foreach") if key in group}
     training.optimizer.load_state_dict(state["optimizer"])
     for parameter, kept in training.optimizer.state.items():
         for name, value in kept.items():
