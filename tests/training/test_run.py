@@ -25,6 +25,7 @@ from distillery.errors import UserError
 from distillery.evaluation.evaluate import evaluate_run
 from distillery.experiment import load_experiment
 from distillery.experiment.loading import load_dataset
+from distillery.training import build
 from distillery.training.checkpoint import CheckpointFolder
 from distillery.training.job import Job, Machine
 from distillery.training.run import make_run
@@ -211,6 +212,20 @@ def test_a_weight_that_is_nan_is_never_saved(workplace, monkeypatch):
     (path,) = (workplace.results / "work").rglob("checkpoint.pt")
     state, _ = CheckpointFolder(path.parent).load()
     assert state["train_state"]["step"] == 1
+
+
+def test_a_gradient_of_nan_ends_a_run_that_clips_in_one_line(workplace, monkeypatch):
+    original = build.begin_network
+
+    def begin(job):
+        network = original(job)
+        network.conv1.weight.register_hook(lambda gradient: gradient * torch.nan)
+        return network
+
+    monkeypatch.setattr(build, "begin_network", begin)
+    workplace.edit_recipe("clip_norm: 0.5")
+    with pytest.raises(UserError, match="the loss is NaN or infinite"):
+        workplace.make()
 
 
 @pytest.mark.slow

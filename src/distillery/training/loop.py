@@ -169,15 +169,12 @@ def _stored_answers(training: Training) -> Iterator[Stored]:
 
 
 def _train_step(
-    training: Training,
-    step: int,
-    first: tuple[Batch, Stored] | None,
-    batches: Answered,
-    sums: EpochSums,
+    training: Training, step: int, first: tuple[Batch, Stored] | None, batches: Answered, sums: EpochSums
 ) -> None:
     """One optimizer step over one global batch, in as many micro-batches as the devices need."""
-    fabric, recipe, epoch = training.fabric, training.recipe, training.train_state.epoch
-    for group in training.optimizer.param_groups:
+    fabric, recipe, optimizer = training.fabric, training.recipe, training.optimizer
+    epoch = training.train_state.epoch
+    for group in optimizer.param_groups:
         group["lr"] = learning_rate(recipe, epoch, step, training.batches.steps)
     images_in_step = training.batches.step_images(step)
     before = _moving_state(training) if recipe.on_nan == "skip" else []
@@ -194,6 +191,8 @@ def _train_step(
         )
         seed_generators(training.seed, "forward", epoch, step, micro, fabric.global_rank)
         with fabric.no_backward_sync(training.learner, enabled=micro + 1 < training.accumulation):
+            fraction, now = images_in_step / recipe.batch, epoch + step / training.batches.steps
+            labelled = _labelled(training, batch, images_in_step)
             with fabric.autocast():
                 teacher = moved(answers, fabric.device) if isinstance(answers, Outputs) else None
                 view: tuple[Tensor, Outputs | None] | None = None if second is None else (second, None)
@@ -206,11 +205,8 @@ def _train_step(
                     squares = [image for image in (images, seen, *own) if image is not None]
                     found = [moved(each, fabric.device) for each in answers or () if isinstance(each, Outputs)]
                     teacher = training.several.answer(squares, found)
-            fraction, now = images_in_step / recipe.batch, epoch + step / training.batches.steps
-            labelled = _labelled(training, batch, images_in_step)
-            # Past Fabric's wrapper, whose conversions and hooks would change nothing: the objective widens its inputs.
-            forward = training.learner._forward_module
-            with fabric.autocast():
+                # Past Fabric's wrapper, whose conversions and hooks change nothing: the objective widens its inputs.
+                forward = training.learner._forward_module
                 values, logits_BC = forward(images, target, teacher, fraction, now, batch.indices, view, labelled)
             training.alarms.heard(teacher, target, batch.labelled)
             # DDP averages gradients over ranks; the share turns that mean into the mean over the global batch.
@@ -225,9 +221,10 @@ def _train_step(
     for part in counted:
         sums.add(step, *part)
     if recipe.clip_norm is not None:
-        fabric.clip_gradients(training.learner, training.optimizer, max_norm=recipe.clip_norm)
-    training.optimizer.step()
-    training.optimizer.zero_grad(set_to_none=True)
+        # A norm that is not finite is for a scaler, or the next look, to find: asking here would wait for the device.
+        fabric.clip_gradients(training.learner, optimizer, max_norm=recipe.clip_norm, error_if_nonfinite=False)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     training.bare.objective.end_step()
     if training.ema is not None:
         training.ema.update(training.bare.student)
