@@ -336,7 +336,7 @@ def _whole(batch: Batch) -> Batch:
     """Hand a batch on; in a worker, through shared memory, here and not in a thread where its lack would be silent."""
     if get_worker_info() is None:
         return batch
-    small = {name: _ByValue(part) for name in _SMALL if (part := getattr(batch, name)) is not None}
+    small: dict[str, Any] = {name: _ByValue(part) for name in _SMALL if (part := getattr(batch, name)) is not None}
     images = (batch.images, batch.view, batch.teacher_images, batch.teacher_view, *(batch.further_images or ()))
     parts = [part for part in images if part is not None]
     with _room_for(sum(part.numel() * part.element_size() for part in parts)):

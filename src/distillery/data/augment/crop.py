@@ -145,7 +145,7 @@ def _torchvision(height: int, width: int, scale: Sequence[float], ratio: Sequenc
 @cache
 def _logarithms(ratio: tuple[float, ...]) -> list[float]:
     """In single precision, as torchvision takes them."""
-    return torch.log(torch.tensor(ratio)).tolist()  # type: ignore[no-any-return]
+    return torch.log(torch.tensor(ratio)).tolist()
 
 
 def _dali(height: int, width: int, scale: Sequence[float], ratio: Sequence[float]) -> Window:
