@@ -1,169 +1,91 @@
-"""How fast the objectives' heavy parts are, each beside a straightforward way to the same result, in one run.
+"""How fast the objectives' heavy parts are, each beside the fastest other ways to the same result, in one run.
 
-    python benchmarks/objectives.py [--only NAME] [--seconds S]
+    python benchmarks/objectives.py [--only flow cost amp bake partners survey] [--seconds 2]
 
-Every round times all ways of a part one after the other, so that a busy machine slows them alike; the smallest time of
-each counts, and results are compared before times are. Absolute times depend on the machine; the ratios hardly do.
+Every round goes through all ways of a part in turn; the median of the rounds' ratios to the best rival counts, of the
+processor's time with one thread. Results are compared before times are.
 
 B batch, C classes, D features, S student channels, T teacher channels, H W pixels, G group.
 """
 
-import argparse
+import math
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
+import rows
 import torch
 from ortools.graph.python.linear_sum_assignment import SimpleLinearSumAssignment
+from rows import Row, beside, within
 from scipy.optimize import linear_sum_assignment
-from tabulate import tabulate
 from torch import Tensor
 from torch.nn import functional as F
+from workplace import CLASSES, Case, clock, engine_step, quiet
 
 from distillery.data.orders import partner_order
+from distillery.distill.losses import mgd
 from distillery.distill.losses.bake import ensemble_targets
 from distillery.distill.losses.mgd import match_channels, matching_cost, reduce_channels
 
 STUDENT, TEACHER, BATCH, SIZE = 1024, 2048, 8, 14
+# Images of CUB-200-2011.
+CUB_TRAIN, CUB_VAL = 5994, 5794
 
 
 @dataclass(frozen=True)
 class Part:
-    """One thing to compute, two ways to it, and how many times faster ours is meant to be."""
+    """One thing to compute, the rivals' ways and ours, and how many times faster ours is meant to be."""
 
     name: str
-    target: float
-    baseline_name: str
-    baseline: Callable[[], Any]
+    goal: float
+    rivals: dict[str, Callable[[], Any]]
     ours: Callable[[], Any]
     agree: Callable[[Any, Any], bool]
-    share: float = 1.0  # of the work, what the baseline does before its time is scaled up
 
 
-def flow_update() -> list[Part]:
-    """Match student channels with twice or four times as many teacher channels, given their costs, of several kinds."""
+def flow_updates() -> Iterator[Part]:
+    """Match student channels with two or four times as many teacher channels, given their costs, of several kinds."""
     kinds: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
         "32 causes, as much noise": features,
-        "independent": lambda: features(causes=0),
         "32 causes": lambda: features(noise=0.1),
-        "4 causes": lambda: features(causes=4, noise=0.2),
+        "independent": lambda: features(causes=0),
         "8 causes, ReLU": lambda: tuple(part.relu() for part in features(causes=8, noise=0.3)),
-        "untrained resnet18, resnet50": untrained_networks,
+        "4 causes": lambda: features(causes=4, noise=0.2),
     }
-    return [part for kind, made in kinds.items() for part in _flow_parts(kind, matching_cost(*made()) / BATCH)]
+    for kind, made in kinds.items():
+        # So few causes are not usual: there it should only not be slower.
+        yield flow_update(kind, matching_cost(*made()) / BATCH, 1.0 if kind == "4 causes" else 2.0)
+    for trained in (False, True):
+        yield flow_update(*real_networks(trained), 2.0)
 
 
-def _flow_parts(kind: str, mean_cost: Tensor) -> list[Part]:
+def flow_update(kind: str, mean_cost: Tensor, goal: float) -> Part:
+    """The matching of one kind of costs."""
     students, teachers = mean_cost.shape
-    group = teachers // students
-    repeated = np.tile((1e5 * mean_cost.numpy()).astype(np.int64), (group, 1))
+    repeated = np.tile((1e5 * mean_cost.numpy()).astype(np.int64), (teachers // students, 1))
 
     def by_scipy() -> int:
-        rows, columns = linear_sum_assignment(repeated)
-        return int(repeated[rows, columns].sum())
+        places = linear_sum_assignment(repeated)
+        return int(repeated[places].sum())
 
     def by_ortools() -> int:
-        rows, columns = np.indices(repeated.shape, dtype=np.int32)
+        places = np.indices(repeated.shape, dtype=np.int32)
         solver = SimpleLinearSumAssignment()
-        solver.add_arcs_with_cost(rows.ravel(), columns.ravel(), repeated.ravel())
+        solver.add_arcs_with_cost(*(each.ravel() for each in places), repeated.ravel())
         assert solver.solve() == solver.OPTIMAL
         return int(solver.optimal_cost())
 
-    def same_optimum(theirs: int, ours: Tensor) -> bool:
-        return theirs == np.take_along_axis(repeated[:students], ours.numpy(), axis=1).sum()
-
-    target = 1.0 if kind.startswith("4 causes") else 2.0
-    rivals = {"scipy": by_scipy, "OR-Tools, all arcs at once": by_ortools}
-    return [
-        Part(
-            f"flow {tuple(mean_cost.shape)}, {kind}",
-            target,
-            name,
-            rival,
-            lambda: match_channels(mean_cost, "amp"),
-            same_optimum,
-        )
-        for name, rival in rivals.items()
-    ]
-
-
-def untrained_networks() -> tuple[Tensor, Tensor]:
-    """What two freshly initialised networks make of blurred noise in the end: (B, 512, 7, 7), (B, 2048, 7, 7)."""
-    import timm
-
-    torch.manual_seed(0)
-    images = F.interpolate(torch.rand(BATCH, 3, 28, 28), size=224, mode="bicubic")
-    with torch.no_grad():
-        return tuple(timm.create_model(name).eval().forward_features(images) for name in ("resnet18", "resnet50"))
-
-
-def cost_accumulation() -> Part:
-    """Add one batch to the running costs."""
-    student, teacher = features()
-    totals = torch.zeros(2, STUDENT, TEACHER, dtype=torch.float64)
-
-    def image_by_image() -> Tensor:
-        unit_student = F.normalize(student.flatten(2), dim=2)
-        unit_teacher = F.normalize(teacher.flatten(2), dim=2)
-        costs = 2 - 2 * torch.bmm(unit_student, unit_teacher.transpose(1, 2))
-        for cost in costs:
-            totals[0].add_(cost)
-        return totals[0]
-
-    def one_product() -> Tensor:
-        return totals[1].add_(matching_cost(student, teacher))
-
     return Part(
-        f"cost of {BATCH} x {SIZE} x {SIZE} ({STUDENT}, {TEACHER})",
-        2.5,
-        "bmm per image",
-        image_by_image,
-        one_product,
-        lambda theirs, ours: torch.allclose(theirs, ours, rtol=1e-5),
-    )
-
-
-def amp_reduction() -> Part:
-    """Pool groups of teacher channels by their largest absolute value."""
-    _, teacher = features()
-    margin = -torch.rand(1, TEACHER, 1, 1, generator=torch.Generator().manual_seed(1))
-    flow = torch.randperm(TEACHER, generator=torch.Generator().manual_seed(2)).reshape(STUDENT, -1)
-
-    def stack_argmax_gather() -> tuple[Tensor, Tensor]:
-        members = torch.stack([teacher[:, channels] for channels in flow.T], dim=1)
-        winners = members.abs().argmax(dim=1, keepdim=True)
-        return members.gather(1, winners).squeeze(1), margin[:, flow].mean(dim=2)
-
-    return Part(
-        f"AMP reduction of {BATCH} x {SIZE} x {SIZE} ({STUDENT}, {TEACHER})",
-        5.0,
-        "stack, argmax, gather",
-        stack_argmax_gather,
-        lambda: reduce_channels(teacher, margin, flow, "amp"),
-        lambda theirs, ours: all(map(torch.equal, theirs, ours)),
-    )
-
-
-def bake_targets() -> Part:
-    """Ensemble the predictions of a batch of 512 over 1000 classes."""
-    generator = torch.Generator().manual_seed(0)
-    unit_free, logits = torch.randn(512, 2048, generator=generator), 3 * torch.randn(512, 1000, generator=generator)
-
-    def inverse_and_product() -> Tensor:
-        unit = F.normalize(unit_free, dim=1)
-        similarity = unit @ unit.T - 1e9 * torch.eye(512)
-        weights = similarity.softmax(dim=1)
-        return 0.5 * torch.inverse(torch.eye(512) - 0.5 * weights) @ (logits / 4).softmax(dim=1)
-
-    return Part(
-        "BAKE targets (B 512, C 1000, D 2048)",
-        1.0,
-        "inverse, product",
-        inverse_and_product,
-        lambda: ensemble_targets(unit_free, logits, 0.5, 4.0),
-        lambda theirs, ours: torch.allclose(theirs, ours, rtol=1e-4),
+        f"flow ({students}, {teachers}), {kind}",
+        goal,
+        {"scipy": by_scipy, "OR-Tools, all arcs": by_ortools},
+        lambda: match_channels(mean_cost, "amp"),
+        lambda theirs, ours: theirs == np.take_along_axis(repeated[:students], ours.numpy(), axis=1).sum(),
     )
 
 
@@ -180,75 +102,185 @@ def features(causes: int = 32, noise: float = 1.0) -> tuple[Tensor, Tensor]:
     return mix(STUDENT), mix(TEACHER)
 
 
+def real_networks(trained: bool) -> tuple[str, Tensor]:
+    """The last stages of ResNet-18 and ResNet-50, as they begin or after a few steps on the digits, and their costs."""
+    import timm
+    from sklearn.datasets import load_digits
+
+    torch.manual_seed(0)
+    digits = load_digits()
+    images = torch.from_numpy(digits.images).float().div(16)[:, None].expand(-1, 3, -1, -1)
+    labels, networks, scores = torch.from_numpy(digits.target), [], []
+    for name in ("resnet18", "resnet50"):
+        network = timm.create_model(name, num_classes=10)
+        optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+        for ids in torch.randperm(len(images)).split(32)[: 30 if trained else 0]:
+            logits = network(F.interpolate(images[ids], size=64, mode="bicubic"))
+            F.cross_entropy(logits, labels[ids]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            scores.append((logits.argmax(1) == labels[ids]).float().mean().item())
+        networks.append(network.eval())
+    total, shown = torch.zeros(512, 2048, dtype=torch.float64), images[:32]
+    with torch.no_grad():
+        for part in shown.split(BATCH):
+            part = F.interpolate(part, size=224, mode="bicubic")
+            total += matching_cost(*(network.forward_features(part) for network in networks))
+    scored = f", top-1 {100 * sum(scores[-5:]) / 5:.0f} %" if trained else ""
+    return f"R18, R50 {'trained' if trained else 'untrained'}{scored}", total / len(shown)
+
+
+def cost_accumulation() -> Part:
+    """Add one batch to the running costs."""
+    student, teacher = features()
+    totals = torch.zeros(2, STUDENT, TEACHER, dtype=torch.float64)
+
+    def image_by_image() -> Tensor:
+        units = [F.normalize(maps.flatten(2), dim=2) for maps in (student, teacher)]
+        for cost in 2 - 2 * torch.bmm(units[0], units[1].transpose(1, 2)):
+            totals[0].add_(cost)
+        return totals[0]
+
+    return Part(
+        f"cost of {BATCH} x {SIZE} x {SIZE} ({STUDENT}, {TEACHER})",
+        2.5,
+        {"bmm per image": image_by_image},
+        lambda: totals[1].add_(matching_cost(student, teacher)),
+        lambda theirs, ours: torch.allclose(theirs, ours, rtol=1e-5),
+    )
+
+
+def amp_reduction() -> Part:
+    """Pool groups of teacher channels by their largest absolute value."""
+    _, teacher = features()
+    margin = -torch.rand(1, TEACHER, 1, 1, generator=torch.Generator().manual_seed(1))
+    flow = torch.randperm(TEACHER, generator=torch.Generator().manual_seed(2)).reshape(STUDENT, -1)
+
+    def max_and_min() -> tuple[Tensor, Tensor]:
+        first, second = (teacher.index_select(1, members) for members in flow.T)
+        high, low = torch.maximum(first, second), torch.minimum(first, second)
+        return torch.where(high >= -low, high, low), margin[:, flow].mean(dim=2)
+
+    return Part(
+        f"AMP reduction of {BATCH} x {SIZE} x {SIZE} ({STUDENT}, {TEACHER})",
+        1.0,
+        {"max and min": max_and_min},
+        lambda: reduce_channels(teacher, margin, flow, "amp"),
+        lambda theirs, ours: all(map(torch.equal, theirs, ours)),
+    )
+
+
+def bake_targets() -> Part:
+    """Ensemble the predictions of a batch of 512 over 1000 classes."""
+    generator = torch.Generator().manual_seed(0)
+    unit_free, logits = torch.randn(512, 2048, generator=generator), 3 * torch.randn(512, 1000, generator=generator)
+
+    def lu_solve() -> Tensor:
+        unit = F.normalize(unit_free, dim=1)
+        weights = (unit @ unit.T).fill_diagonal_(-math.inf).softmax(dim=1)
+        return torch.linalg.solve(torch.eye(512) - 0.5 * weights, 0.5 * (logits / 4).softmax(dim=1))
+
+    return Part(
+        "BAKE targets (B 512, C 1000, D 2048)",
+        1.0,
+        {"torch.linalg.solve": lu_solve},
+        lambda: ensemble_targets(unit_free, logits, 0.5, 4.0),
+        lambda theirs, ours: torch.allclose(theirs, ours, rtol=1e-4),
+    )
+
+
 def partner_sampling() -> Part:
     """BAKE's epoch of ImageNet: a partner of the same class for each of 1.28 million anchors."""
-    labels = np.sort(np.random.default_rng(0).integers(0, 1000, 1_281_167))
-    share = 0.01
-    members = [np.flatnonzero(labels == label).tolist() for label in range(1000)]
-    generator = np.random.default_rng(0)
-
-    def anchor_by_anchor() -> list[int]:
-        order = []
-        for anchor in generator.permutation(len(labels))[: int(share * len(labels))]:
-            others = [index for index in members[labels[anchor]] if index != anchor]
-            order += [anchor, *generator.choice(others, 1, replace=len(others) < 1)]
-        return order
-
+    labels, generator = np.sort(np.random.default_rng(0).integers(0, 1000, 1_281_167)), np.random.default_rng(0)
+    starts, sizes = np.searchsorted(labels, np.arange(1000)), np.bincount(labels)
     order = partner_order(labels, 0, 1)
 
-    def same_class(theirs: list[int], ours: Any) -> bool:
-        pairs = [np.asarray(found).reshape(-1, 2) for found in (theirs, ours)]
+    def three_lines() -> np.ndarray:
+        """Draws that nobody can repeat, for labels that are sorted."""
+        anchors = generator.permutation(len(labels))
+        partners = starts[labels[anchors]] + generator.integers(0, sizes[labels[anchors]] - 1)
+        return np.stack([anchors, partners + (partners >= anchors)], 1).reshape(-1)
+
+    def same_class(*ways: np.ndarray) -> bool:
+        pairs = [way.reshape(-1, 2) for way in ways]
         return all(
             (labels[pair[:, 0]] == labels[pair[:, 1]]).all() and (pair[:, 0] != pair[:, 1]).all() for pair in pairs
         )
 
-    return Part(
-        "BAKE partners of 1,281,167 anchors",
-        100.0,
-        "anchor by anchor",
-        anchor_by_anchor,
-        lambda: order(0),
-        same_class,
-        share,
-    )
+    return Part("BAKE partners of 1,281,167", 1.0, {"numpy, 3 lines": three_lines}, lambda: order(0), same_class)
 
 
-PARTS: dict[str, Callable[[], list[Part]]] = {
-    "flow": flow_update,
-    "cost": lambda: [cost_accumulation()],
-    "amp": lambda: [amp_reduction()],
-    "bake": lambda: [bake_targets()],
-    "partners": lambda: [partner_sampling()],
+def measure(part: Part, seconds: float) -> Row:
+    """All ways in turns, for about so many seconds and at least three rounds; ours beside the best rival."""
+    ways = {**part.rivals, "ours": part.ours}
+    began = time.process_time()
+    results = {name: way() for name, way in ways.items()}
+    rounds = min(max(3, int(seconds / (time.process_time() - began))), 30)
+    for name in part.rivals:
+        assert part.agree(results[name], results["ours"]), f"{part.name}: {name} and ours disagree"
+    taken = rows.in_turns(ways, rounds, warm=0)
+    best = min(part.rivals, key=lambda name: median(taken[name]))
+    return beside("MGD" if part.name.startswith("flow") else "objectives", part.name, taken, "ours", best, part.goal)
+
+
+def survey(folder: Path) -> Row:
+    """What MGD's flow adds to an epoch of CUB, by a step, a validation and a survey of a few images."""
+    term = "{ce: {}, mgd: {reducer: amp, update_every: 2, ignore: [0]}}"
+    case = Case(folder, "mgd_mobilenet_v2", "torchvision:resnet50", 224, 4, {"mgd": term}, precision="32-true")
+    training, matching, found = case.training("mgd"), [0.0], match_channels
+
+    def timed(*given: Any) -> Tensor:
+        began = clock()
+        flow = found(*given)
+        matching[0] += clock() - began
+        return flow
+
+    def take(action: Callable[[], object]) -> float:
+        began = clock()
+        with quiet():
+            action()
+        return clock() - began
+
+    # The workplace has an image a class, to train and to validate.
+    mgd.match_channels = timed
+    surveyed = take(lambda: training.bare.objective.begin_epoch(0, training.calibration_batches(0))) - matching[0]
+    mgd.match_channels = found
+    validated = take(lambda: training.validate(training.bare.student))
+    step = engine_step(training, case.batch_of())
+    steps = [take(step) for _ in range(4)][1:]
+    flow = (CUB_TRAIN * surveyed / CLASSES + matching[0]) / 2
+    rest = CUB_TRAIN * median(steps) / case.batch + CUB_VAL * validated / CLASSES
+    return within("MGD", "flow, on top of an epoch of CUB, R50 -> MobileNet-V2", 100 * flow / rest, 10.0, "%")
+
+
+PARTS: dict[str, Callable[[], Iterator[Part]]] = {
+    "flow": flow_updates,
+    "cost": lambda: iter([cost_accumulation()]),
+    "amp": lambda: iter([amp_reduction()]),
+    "bake": lambda: iter([bake_targets()]),
+    "partners": lambda: iter([partner_sampling()]),
 }
 
 
-def measure(part: Part, seconds: float) -> list[Any]:
-    """Run both ways in turns and return the table's row."""
-    assert part.agree(part.baseline(), part.ours()), f"{part.name}: the two ways disagree"
-    times: dict[str, list[float]] = {"baseline": [], "ours": []}
-    ends = time.perf_counter() + seconds
-    while time.perf_counter() < ends or len(times["ours"]) < 3:
-        for way, function in (("baseline", part.baseline), ("ours", part.ours)):
-            began = time.perf_counter()
-            function()
-            times[way].append(time.perf_counter() - began)
-    baseline, ours = min(times["baseline"]) / part.share, min(times["ours"])
-    ratio = baseline / ours
-    verdict = "met" if ratio >= part.target else "MISSED"
-    return [part.name, part.baseline_name, 1e3 * baseline, 1e3 * ours, ratio, part.target, verdict]
+def measured(names: list[str], seconds: float) -> Iterator[Row]:
+    """The rows of some parts."""
+    for name in names:
+        if name == "survey":
+            with tempfile.TemporaryDirectory() as folder:
+                yield survey(Path(folder))
+        else:
+            yield from (measure(part, seconds) for part in PARTS[name]())
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--only", choices=PARTS, help="measure one part")
-    parser.add_argument("--seconds", type=float, default=6, help="rounds go on for so long, and at least three (6)")
-    arguments = parser.parse_args()
-    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
-    made = (part for name, make in PARTS.items() if arguments.only in (None, name) for part in make())
-    rows = [measure(part, arguments.seconds) for part in made]
-    headers = ["part", "baseline", "baseline ms", "ours ms", "times faster", "target", ""]
-    print(tabulate(rows, headers, tablefmt="github", floatfmt=("", "", ".1f", ".1f", ".1f", ".1f")))
+    parser = rows.parser(__doc__, rounds=0)
+    names = [*PARTS, "survey"]
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="[all]")
+    parser.add_argument("--seconds", type=float, default=2, help="rounds go on for so long, and at least three [2]")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rows.write(measured(given.only, given.seconds), given.rows)
 
 
 if __name__ == "__main__":

@@ -9,27 +9,18 @@ State is what a term trains and remembers; memory is a step's peak above what li
 """
 
 import argparse
-import contextlib
-import io
 import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from itertools import repeat
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from gpu_step import DEVICE, Case, synchronize
 from tabulate import tabulate
+from workplace import DEVICE, Case, clock, engine_step, quiet
 
-from distillery.cluster.signals import StopSignal
-from distillery.data.loader import Batch
 from distillery.errors import UserError
 from distillery.experiment.schema.objective import TERMS, Objective
-from distillery.training.build import build_training
-from distillery.training.devices import start_devices
-from distillery.training.epoch_sums import EpochSums
-from distillery.training.loop import Training, _train_step
+from distillery.training.loop import Training
 
 BASE = "ce: {}, kd: {}"
 # What a term needs in a workplace of one batch, where its defaults are for whole data sets.
@@ -46,43 +37,17 @@ PAIRS = {
 }
 
 
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """What building says is of no concern here: its teachers were never trained."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
-
-
-def make_case(folder: Path, teacher: str, student: str, size: int, batch: int, terms: list[str]) -> Case:
-    """A workplace with a teacher, and a run for each term."""
-    case = Case(folder, student, teacher, size, batch)
-    if DEVICE.type == "cpu":
-        recipe = folder / "config/recipes/fast.yaml"
-        recipe.write_text(recipe.read_text().replace("bf16-mixed", "32-true"))
-    page = folder / "config/bench.yaml"
-    runs = {"base": BASE} | {term: f"{BASE}, {term}: {{{OPTIONS.get(term, '')}}}" for term in terms}
-    lines = "".join(
-        f"    {name}: {{model: '{student}', recipe: fast, teacher: teacher, objective: {{{objective}}}}}\n"
-        for name, objective in runs.items()
-    )
-    page.write_text(page.read_text().replace("  tables:", f"{lines}  tables:"))
-    return case
+def runs_of(terms: list[str]) -> dict[str, str]:
+    """The objective without a term, and with each."""
+    return {"base": f"{{{BASE}}}"} | {term: f"{{{BASE}, {term}: {{{OPTIONS.get(term, '')}}}}}" for term in terms}
 
 
 def build(case: Case, run: str) -> tuple[Training, Callable[[], object]]:
     """A run's training, and its step."""
-    job = case.job(run)
-    assert job.spec.recipe is not None
-    assert job.spec.objective is not None
-    fabric = start_devices(job.spec.recipe, None, unused_parameters=True)
-    training = build_training(job, job.spec.recipe, fabric, StopSignal(), time.monotonic())
-    training.metric_logger.begin(training.name, 1, training.batches.steps, training.train_state)
+    training, objective = case.training(run), case.job(run).spec.objective
+    assert objective is not None
     training.bare.objective.begin_epoch(0, training.calibration_batches(0))
-    view = case.images if job.spec.objective.needs().view else None
-    images = Batch(case.images, case.labels, torch.arange(case.batch, device=DEVICE), view=view)
-    sums, batches = EpochSums({}), repeat((images, None))
-    training.learner.train()
-    return training, lambda: _train_step(training, 0, None, batches, sums)
+    return training, engine_step(training, case.batch_of(view=objective.needs().view))
 
 
 def state_bytes(training: Training) -> int:
@@ -93,13 +58,10 @@ def state_bytes(training: Training) -> int:
 
 
 def take(step: Callable[[], object], steps: int) -> float:
-    """Seconds a step; on a CPU with one thread of the processor, which other work disturbs least."""
-    clock = time.process_time if DEVICE.type == "cpu" else time.perf_counter
-    synchronize()
+    """Seconds a step; on CPUs those of the processor."""
     began = clock()
     for _ in range(steps):
         step()
-    synchronize()
     return (clock() - began) / steps
 
 
@@ -142,8 +104,7 @@ def main() -> None:
         batch = given.batch or batches[DEVICE.type]
         print(f"\n{title}, batch {batch}; {name}, torch {torch.__version__}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
-            with quiet():
-                case = make_case(Path(folder) / "work", teacher, student, size, batch, given.only)
+            case = Case(Path(folder), student, teacher, size, batch, runs_of(given.only))
             rows = []
             for term in given.only:
                 try:

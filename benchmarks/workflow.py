@@ -1,25 +1,31 @@
 """How long planning takes as an experiment grows, and what each command costs to start, in one run.
 
-    python benchmarks/workflow.py [--runs 100,1000,5000] [--only planning|starting]
+    python benchmarks/workflow.py [--runs 1000,5000] [--only planning|starting] [--rounds 3]
 
 Half of the runs learn from one of ten teachers. Times are of the processor, so that other work on the machine counts
-little. Snakemake's and torch's own start stand beside: nothing that uses them can be quicker.
+little; those of starting are medians of rounds through all commands. Beside them stand fixed limits, what a script of
+the usual packages imports, and Snakemake's own start: nothing that uses it can be quicker.
 """
 
-import argparse
+import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from tabulate import tabulate
+import rows
+from rows import Row, beside, within
+
+from distillery.experiment import load_experiment
 
 ROOT = Path(__file__).parents[1]
 SNAKEMAKE = (sys.executable, "-m", "snakemake")
 DISTILLERY = (sys.executable, "-m", "distillery")
+DRY = ("-n", "-q", "--cores", "1")
 
 
 def experiment(runs: int) -> str:
@@ -48,62 +54,99 @@ def spent(command: tuple[str, ...], folder: Path) -> list[float]:
     return [usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1e3]
 
 
-def planning(folder: Path, sizes: list[int]) -> list[list[Any]]:
-    """Rows: an experiment checked, planned as a whole, and planned for one of its jobs, as each job on Slurm does."""
-    rows = [["snakemake --version", "", *spent((*SNAKEMAKE, "--version"), folder), ""]]
+# What a size is meant to take: seconds and MB of planning, and seconds of the tables.
+LIMITS = {1000: (12.0, None), 5000: (60.0, 1000.0)}
+TABLES = {5000: 10.0}
+
+
+def planning(folder: Path, sizes: list[int]) -> Iterator[Row]:
+    """An experiment checked, planned as a whole, and parsed by one of its jobs as on Slurm; its tables."""
+    own = spent((*SNAKEMAKE, "--version"), folder)[0]
     for size in sizes:
         page = folder / "config" / f"many{size}.yaml"
         page.write_text(experiment(size))
-        dry = (*SNAKEMAKE, "-n", "-q", "--cores", "1")
-        target = {1000: 12.0, 5000: 60.0}.get(size, "")
-        rows += [
-            ["distillery check, of new networks", size, *spent((*DISTILLERY, "check", str(page)), folder), ""],
-            ["distillery check, again", size, *spent((*DISTILLERY, "check", str(page)), folder), 1.5],
-            ["snakemake -n", size, *spent((*dry, f"results/tables/many{size}.md"), folder), target],
-            ["of one job", size, *spent((*dry, f"results/many{size}/run1/seed0/metrics.json"), folder), ""],
-        ]
+        new, again = (spent((*DISTILLERY, "check", str(page)), folder)[0] for _ in range(2))
+        yield Row("scale", f"check, {size:,} runs, again", again, "the first time", new, "CPU s", new / again)
+        taken, what = spent((*SNAKEMAKE, *DRY, f"results/tables/many{size}.md"), folder), f"snakemake -n, {size:,} runs"
+        for value, limit, unit in zip(taken, LIMITS.get(size, ()), ("CPU s", "MB"), strict=False):
+            if limit:
+                yield within("scale", what, value, limit, unit)
+        job = f"train_student:experiment=many{size},run=run0,seed=0"
+        parsing = ("--target-jobs", job, "--allowed-rules", "train_student", "--force", "--nolock", "--mode", "remote")
+        seconds = spent((*SNAKEMAKE, *DRY, *parsing), folder)[0]
+        yield within("scale", f"a Slurm job's own parse, {size:,} runs", seconds, 1.8, "CPU s")
+        yield Row("scale", "the same", seconds, "snakemake --version", own, "CPU s", own / seconds)
+        if size in TABLES:
+            write_measurements(folder, page)
+            seconds = spent((*DISTILLERY, "tabulate", str(page)), folder)[0]
+            yield within("scale", f"tables of {size:,} runs", seconds, TABLES[size], "CPU s")
         page.unlink()
-    return rows
 
 
-def starting(folder: Path) -> list[list[Any]]:
-    """Rows: what one step of training, an evaluation, a profile and a check cost, beside importing torch."""
+def write_measurements(folder: Path, page: Path) -> None:
+    """What all runs of an experiment would have left for its tables."""
+    experiment = load_experiment(page)
+    for run in experiment.config.runs:
+        place = folder / "results" / experiment.name / run
+        digest, teacher = experiment.spec(run, 0).digest, experiment.teacher(run)
+        metrics = {"digest": digest, "images": 360, "selection": "last", "top1": 90.0, "nll": 0.3}
+        (place / "seed0").mkdir(parents=True)
+        (place / "seed0/metrics.json").write_text(json.dumps(metrics | {"agreement": 95.0 if teacher else None}))
+        packages = {"git": {"commit": "1a2b3c", "dirty": False}, "packages": {"distillery": "1", "torch": "2"}}
+        (place / "seed0/run.json").write_text(json.dumps({"sessions": [{"provenance": packages}]}))
+        (place / "profile.json").write_text(
+            json.dumps({"digest": digest, "params": 1, "throughput_batch": 1, "device": "", "threads": 1})
+        )
+
+
+def starting(folder: Path, rounds: int) -> list[Row]:
+    """One step of training, an evaluation, a profile and a check, beside what they may take, and imports."""
     (folder / "config" / "short.yaml").write_text(
         "short:\n  dataset: digits\n  seeds: [0]\n  runs:\n"
         "    one: {model: cifar_resnet8, recipe: digits, epochs: 1, labels: 50, images: labelled}\n"
         "  tables:\n    all: {rows: [one], columns: [top1]}\n"
     )
-    page = "config/short.yaml"
-    spent((*DISTILLERY, "prepare", "digits", "--workers", "1"), folder)
-    (folder / "config" / "taken.yaml").write_text(
+    page, taken = "config/short.yaml", "config/taken.yaml"
+    (folder / taken).write_text(
         "taken:\n  dataset: digits\n  runs:\n    one: {model: cifar_resnet8, preprocess: {size: 32}, "
         "weights: results/short/one/seed0/weights.safetensors}\n  tables:\n    all: {rows: [one], columns: [top1]}\n"
     )
-    machine = ("--threads", "1", "--workers", "0")
-    return [
-        ["import torch", "", *spent((sys.executable, "-c", "import torch"), folder), ""],
-        ["distillery check", "", *spent((*DISTILLERY, "check", page), folder), 1.5],
-        [
-            "distillery train, 50 images",
-            "",
-            *spent((*DISTILLERY, "train", page, "one", *machine), folder),
-            3.0,
-        ],
-        [
-            "distillery train, weights taken",
-            "",
-            *spent((*DISTILLERY, "train", "config/taken.yaml", "one"), folder),
-            2.5,
-        ],
-        ["distillery evaluate", "", *spent((*DISTILLERY, "evaluate", page, "one", *machine), folder), 2.5],
-        ["distillery profile", "", *spent((*DISTILLERY, "profile", page, "one", "--threads", "1"), folder), 2.5],
+    machine, python = ("--threads", "1", "--workers", "0"), (sys.executable, "-c")
+    usual = "import torch, torchvision, timm"
+    commands = {
+        "import torch": (*python, "import torch"),
+        usual: (*python, usual),
+        "check": (*DISTILLERY, "check", page),
+        "train, one step": (*DISTILLERY, "train", page, "one", *machine),
+        "train, weights taken": (*DISTILLERY, "train", taken, "one"),
+        "evaluate": (*DISTILLERY, "evaluate", page, "one", *machine),
+        "profile": (*DISTILLERY, "profile", page, "one", "--threads", "1"),
+    }
+    limits = {"check": 1.5, "train, one step": 3.0, "train, weights taken": 2.5, "evaluate": 2.5, "profile": 2.5}
+    seconds: dict[str, list[float]] = {name: [] for name in commands}
+    memory: dict[str, list[float]] = {name: [] for name in commands}
+    new = spent(commands["check"], folder)
+    for _ in range(rounds):
+        shutil.rmtree(folder / "results/short", ignore_errors=True)
+        shutil.rmtree(folder / "results/taken", ignore_errors=True)
+        for name, command in commands.items():
+            for values, value in zip((seconds[name], memory[name]), spent(command, folder), strict=True):
+                values.append(value)
+    middle = {name: statistics.median(seconds[name]) for name in limits} | {"check, of new networks": new[0]}
+    found = [
+        within("start-up", name, value, limits[name.partition(", of")[0]], "CPU s") for name, value in middle.items()
     ]
+    for name, value in (("check", statistics.median(memory["check"])), ("check, of new networks", new[1])):
+        found.append(within("start-up", name, value, 200.0, "MB"))
+    for name in limits:
+        found += [beside("start-up", name, seconds, name, rival, unit="CPU s") for rival in ("import torch", usual)]
+    return found
 
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--runs", default="100,1000", help="sizes of the experiments [%(default)s]")
+    parser = rows.parser(__doc__, rounds=3)
+    parser.add_argument("--runs", default="1000,5000", help="sizes of the experiments [%(default)s]")
     parser.add_argument("--only", choices=("planning", "starting"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -111,13 +154,11 @@ def main() -> None:
         for part in ("config", "workflow", "src"):
             shutil.copytree(ROOT / part, folder / part)
         shutil.copy(ROOT / "data.dvc", folder)
-        rows: list[list[Any]] = []
-        if options.only != "starting":
-            rows += planning(folder, [int(size) for size in options.runs.split(",")])
+        spent((*DISTILLERY, "prepare", "digits", "--workers", "1"), folder)
         if options.only != "planning":
-            rows += starting(folder)
-    headers = ["command", "runs", "processor s", "MB", "target s"]
-    print(tabulate(rows, headers, tablefmt="github", floatfmt=("", "", ".2f", ".0f", ".1f")))
+            rows.write(starting(folder, options.rounds), options.rows)
+        if options.only != "starting":
+            rows.write(planning(folder, [int(size) for size in options.runs.split(",")]), options.rows)
 
 
 if __name__ == "__main__":
