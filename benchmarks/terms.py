@@ -47,7 +47,8 @@ def build(case: Case, run: str) -> tuple[Training, Callable[[], object]]:
     training, objective = case.training(run), case.job(run).spec.objective
     assert objective is not None
     training.bare.objective.begin_epoch(0, training.calibration_batches(0))
-    return training, engine_step(training, case.batch_of(view=objective.needs().view))
+    needs = objective.needs()
+    return training, engine_step(training, case.batch_of(view=needs.view or needs.partner))
 
 
 def state_bytes(training: Training) -> int:
