@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 
@@ -67,7 +68,7 @@ class Content:
         """Whether any column depends on the weights, and so on seeds and on the choice of an epoch."""
         return any(COLUMNS[metric].file != PROFILE for metric in self.table.columns)
 
-    @property
+    @cached_property
     def judged(self) -> list[str]:
         """The metrics with published numbers, in the order of the columns; of an accuracy and its error, the first."""
         found = {entry.metric for entry in self.entries.values() if entry.published is not None}

@@ -156,10 +156,10 @@ def read_measurements(
         UserError: a file is damaged or, unless ``partial``, missing or stale; the line names it and the command that
             makes it.
     """
-    runs = {}
+    runs, images = {}, images_digest(results, experiment.config.dataset)
     for run, columns in _needed_columns(experiment, tables).items():
-        metrics = _read_metrics(experiment, run, results, columns, partial)
-        probes = _read_metrics(experiment, run, results, columns, partial, file=PROBES)
+        metrics = _read_metrics(experiment, run, results, columns, partial, images)
+        probes = _read_metrics(experiment, run, results, columns, partial, images, file=PROBES)
         runs[run] = Measured(
             tuple(metrics.values()),
             tuple(metrics),
@@ -176,7 +176,8 @@ def read_run(experiment: Experiment, run: str, results: Path, columns: Iterable[
     Raises:
         UserError: a file is missing, stale or damaged.
     """
-    metrics = _read_metrics(experiment, run, results, set(columns), partial=False, seeds=seeds)
+    images = images_digest(results, experiment.config.dataset)
+    metrics = _read_metrics(experiment, run, results, set(columns), False, images, seeds)
     return Measured(tuple(metrics.values()), tuple(metrics))
 
 
@@ -186,13 +187,13 @@ def _read_metrics(
     results: Path,
     columns: set[str],
     partial: bool,
+    images: object,
     seeds: Sequence[int] | None = None,
     file: File = METRICS,
 ) -> dict[int, Metrics]:
-    """The metrics, or probes, of a run by seed, of all seeds by default."""
+    """The metrics, or probes, of a run by seed, of all seeds by default, of images of this digest."""
     shown = _taken_from(file, columns)
     metrics = {}
-    images = images_digest(results, experiment.config.dataset)
     for seed in (experiment.seeds(run) if seeds is None else seeds) if shown else ():
         path = run_folder(results, experiment.name, run, seed) / file
         made_by = command("evaluate" if file == METRICS else "probe", experiment.path, run, seed, results)

@@ -45,23 +45,24 @@ def tabulate_experiment(experiment: Experiment, results: Path, published: Path, 
     runs = read_measurements(experiment, results, partial=partial, origins=True)
     contents = [gather(experiment, name, table, runs, ledger) for name, table in experiment.config.tables.items()]
     stable = [content for content in contents if not content.timed]
+    sheets = {content.name: lay_out(content) for content in contents}
 
     folder = table_folder(results)
     top = [f"# {experiment.name}\n", introduce(experiment, manifest, runs)]
     files = {
         folder / f"{experiment.name}.md": _join(
-            [*top, *(_section(experiment, content) for content in contents), legend(stable)]
+            [*top, *(_section(experiment, content, sheets[content.name]) for content in contents), legend(stable)]
         ),
-        folder / f"{experiment.name}.tex": _latex(experiment, stable),
+        folder / f"{experiment.name}.tex": _latex(experiment, stable, sheets),
         folder / f"{experiment.name}.csv": _csv(stable),
         folder / f"{experiment.name}.html": _html(
-            experiment, contents, introduce(experiment, manifest, runs), legend(stable), runs, results
+            experiment, contents, sheets, introduce(experiment, manifest, runs), legend(stable), runs, results
         ),
     }
     parts: dict[str | None, dict[Path, str]] = {None: files}
     for content in contents:
         introduction = introduce(experiment, manifest, runs, [content.name])
-        parts[content.name] = _alone(experiment, content, introduction, results)
+        parts[content.name] = _alone(experiment, content, sheets, introduction, results)
     # Snakemake declares the folder as an output: a seal makes it even for an experiment without tables.
     made_of = {name: [content.name for content in stable] if name is None else [name] for name in parts}
     seals = [_write(experiment, name, part, made_of[name], results) for name, part in parts.items()]
@@ -85,7 +86,8 @@ def tabulate_table(
     ledger = read_ledger(experiment, published)
     runs = read_measurements(experiment, results, [name], partial=partial, origins=True)
     content = gather(experiment, name, experiment.config.tables[name], runs, ledger)
-    files = _alone(experiment, content, introduce(experiment, manifest, runs, [name]), results)
+    introduction = introduce(experiment, manifest, runs, [name])
+    files = _alone(experiment, content, {name: lay_out(content)}, introduction, results)
     _write(experiment, name, files, [name], results)
     return list(files)
 
@@ -326,24 +328,26 @@ def _sources(experiment: Experiment, tables: list[str], results: Path) -> list[P
     return [path for path in paths if path.is_file()]
 
 
-def _alone(experiment: Experiment, content: Content, introduction: str, results: Path) -> dict[Path, str]:
+def _alone(
+    experiment: Experiment, content: Content, sheets: Mapping[str, Sheet], introduction: str, results: Path
+) -> dict[Path, str]:
     """A table in files of its own."""
     path = table_folder(results) / experiment.name / content.name
     top = [f"# {experiment.name}\n", introduction]
     return {
-        path.with_name(f"{content.name}.md"): _join([*top, to_markdown(lay_out(content)), legend([content])]),
-        path.with_name(f"{content.name}.tex"): _latex(experiment, [content]),
+        path.with_name(f"{content.name}.md"): _join([*top, to_markdown(sheets[content.name]), legend([content])]),
+        path.with_name(f"{content.name}.tex"): _latex(experiment, [content], sheets),
         path.with_name(f"{content.name}.csv"): _csv([content]),
         path.with_name(f"{content.name}.html"): _html(
-            experiment, [content], introduction, legend([content]), content.runs, results, alone=True
+            experiment, [content], sheets, introduction, legend([content]), content.runs, results, alone=True
         ),
     }
 
 
-def _section(experiment: Experiment, content: Content) -> str:
+def _section(experiment: Experiment, content: Content, sheet: Sheet) -> str:
     """A table on its experiment, or the way to it."""
     if not content.timed:
-        return to_markdown(lay_out(content))
+        return to_markdown(sheet)
     link = f"[{experiment.name}/{content.name}.md]({experiment.name}/{content.name}.md)"
     why = "Times differ from machine to machine and from day to day, so they stand apart"
     return f"## {escape_markdown(content.title)}\n\n{why}: {link}.\n"
@@ -352,6 +356,7 @@ def _section(experiment: Experiment, content: Content) -> str:
 def _html(
     experiment: Experiment,
     contents: list[Content],
+    sheets: Mapping[str, Sheet],
     introduction: str,
     reading: str,
     runs: Mapping[str, Measured],
@@ -363,8 +368,8 @@ def _html(
         Part(
             content.name,
             content.title,
-            None if content.timed and not alone else lay_out(content),
-            _latex(experiment, [content]),
+            None if content.timed and not alone else sheets[content.name],
+            _latex(experiment, [content], sheets),
         )
         for content in contents
     ]
@@ -372,10 +377,11 @@ def _html(
     return to_html(experiment.name, introduction, parts, notes, reading, up="../../" if alone else "../")
 
 
-def _latex(experiment: Experiment, contents: list[Content]) -> str:
+def _latex(experiment: Experiment, contents: list[Content], sheets: Mapping[str, Sheet]) -> str:
     # No name has a colon, so that no two tables have the same label.
     tables = [
-        to_latex(lay_out(content), f"tab:{experiment.name}:{content.name}", content.table.latex) for content in contents
+        to_latex(sheets[content.name], f"tab:{experiment.name}:{content.name}", content.table.latex)
+        for content in contents
     ]
     siunitx = any(content.table.latex.siunitx for content in contents)
     return _join([latex_head(["siunitx"] if siunitx else []), *tables])
