@@ -296,7 +296,7 @@ def test_check_forecasts_banks_and_answer_records_them(workplace, capsys, monkey
     assert code == 0
     forecast = out.splitlines()[-1]
     assert "of big, for taught/seed0, taught/seed1: 2 views of 36 images, 12 bytes an image" in forecast
-    assert "the teacher answers 72 images, live it would answer 144" in forecast
+    assert "the teacher answers 72 images, live it would answer 128" in forecast
     code, out, _ = run(capsys, "answer", "config/tiny.yaml", "big", "--workers", "0", "--threads", "1")
     assert code == 0
     assert "big's answers: view 2 of 2: 36 images" in out

@@ -125,7 +125,7 @@ def check(config: Config, results: Results = RESULTS, workers: Workers = 2, as_j
     forecast = Forecast(experiment, results, workers)
     check_experiment(experiment, forecast)
     forecast.check_networks()
-    runs, said, warnings = list_runs(experiment), list(notes(experiment, forecast, results)), list(forecast.warnings())
+    runs, said, warnings = list_runs(experiment), list(notes(experiment, forecast)), list(forecast.warnings())
     if as_json:
         print_json({"runs": runs, "notes": said, "warnings": warnings})
         return

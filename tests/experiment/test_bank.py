@@ -4,7 +4,7 @@ import pytest
 
 from distillery.errors import UserError
 from distillery.experiment import load_experiment
-from distillery.experiment.bank import bank_address, banks_of, describe_bank
+from distillery.experiment.bank import bank_address, banks_of
 from distillery.experiment.json_schema import schemas
 from distillery.experiment.plan import make_plan
 from distillery.reporting.measurements import needed_files
@@ -164,16 +164,6 @@ def test_a_finished_student_asks_for_no_bank_and_a_planned_job_for_one_that_is_t
     assert plan.bank("one", "taught", "1") != []
     (tmp_path / bank).mkdir(parents=True)
     assert plan.bank("one", "taught", "0", planning=False) == [bank]
-
-
-def test_a_bank_is_forecast_in_a_line(load):
-    experiment = load(f"{BANK}, crops: 2", f"{BANK}, crops: 2, epochs: 7")
-    ((address, members),) = banks_of(experiment, "big").items()
-    assert describe_bank(experiment, "big", address, members, (50_000, 100), 0) == (
-        f"bank {address} of big, for taught/seed0, taught/seed1, second/seed0, second/seed1: 2 views of 50,000 images, "
-        "400 bytes an image: 0.04 GB; the teacher answers 100,000 images, live it would answer 1,200,000"
-    )
-    assert "its size is known once few is prepared" in describe_bank(experiment, "big", address, members, None, 0)
 
 
 def test_a_rehearsal_has_a_bank_too(load, tmp_path):

@@ -58,6 +58,37 @@ def test_a_disk_that_is_too_small_is_named(say, workplace):
     assert "but its disk has 1.0 MB free; make room, or give another --results" in line
 
 
+def test_the_room_that_banks_need_is_said_and_counted(say, workplace):
+    out, _ = say()
+    assert "bank" not in out
+    workplace.edit("teacher: big,", "teacher: {run: big, answers: bank},")
+    out, _ = say()
+    # Two seeds, two epochs of 32 images, three logits of 4 bytes.
+    assert (
+        "of checkpoints while it trains; 2 banks of answers take 0.0 MB more, each until its last student is done "
+        "(`snakemake --notemp` and `distillery answer` leave it); in memory" in out
+    )
+    workplace.edit("answers: bank},", "answers: bank}, crops: 100000,")
+    out, _ = say()
+    assert "; 1 bank of answers takes 56.0 MB more, each until" in out
+    (line,) = say(disk=50 * 10**6)[1]
+    assert ", and their banks of answers 56.0 MB, but its disk has 50.0 MB free; make room" in line
+    experiment = load_experiment(workplace.experiment)
+    (bank,) = Forecast(experiment, workplace.results, 2).banks
+    bank.folder.mkdir(parents=True)
+    assert say(disk=50 * 10**6)[1] == []
+
+
+@pytest.mark.parametrize("line", ["tiny: {path: nowhere}", "tiny: {path: x, images: {train: 36}, unlabelled: more}"])
+def test_banks_of_images_that_nobody_has_counted_are_no_forecast(say, workplace, line):
+    (workplace.results / "datasets/tiny" / FILE_NAME).unlink()
+    (workplace.folder / "config/datasets.yaml").write_text(line + "\n")
+    workplace.edit("teacher: big,", "teacher: {run: big, answers: bank},")
+    out, _ = say()
+    assert "; 2 banks of answers take room more (how much is known once tiny is prepared), each until" in out
+    assert "its size is known once tiny is prepared" in out
+
+
 def test_a_term_that_remembers_too_much_is_named(say, workplace):
     workplace.edit("kd: {weight: 0.5, temperature: 2}", "crd: {features: 65536}")
     (line,) = say(memory=15 * 10**6)[1]

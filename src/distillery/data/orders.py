@@ -27,8 +27,13 @@ def repeated_order(images: int, seed: int, repeats: int, multiple: int = 256) ->
     As in timm's RASampler, an epoch is as long as a plain one, rounded down to a multiple of ``multiple``, and so sees
     about one in ``repeats`` of the images. Small data sets, shorter than ``multiple``, are not rounded.
     """
-    length = images // multiple * multiple or images
+    length = repeated_length(images, multiple)
     return lambda epoch: np.repeat(addressed_permutation(images, seed, "order", epoch), repeats)[:length]
+
+
+def repeated_length(images: int, multiple: int = 256) -> int:
+    """How many samples an epoch of repeated augmentation has."""
+    return images // multiple * multiple or images
 
 
 def cycled_order(order: Order, length: int) -> Order:

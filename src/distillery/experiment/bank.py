@@ -1,4 +1,4 @@
-"""Banks of answers: what decides one, which runs share it, and how large it will be.
+"""Banks of answers: what decides one, which runs share it, and how large a row of it is.
 
 A bank holds a teacher's answers to the augmented images of some runs: a part an epoch, or a part a view where the
 recipe says ``crops``. Runs whose ledgers of the bank are equal share one, whatever their objectives and networks, and
@@ -14,9 +14,6 @@ from distillery.experiment.spec import RunSpec
 
 # How a bank is laid out: raise it when its files are to be read in another way.
 LAYOUT = 1
-
-# Of a bank's many students, so many are named.
-SHOWN = 8
 
 
 def bank_ledger(spec: RunSpec) -> dict[str, Any]:
@@ -86,31 +83,3 @@ def banks_of(experiment: Experiment, teacher: str) -> dict[str, list[tuple[str, 
 def spec_by(experiment: Experiment, run: str, seed: int, teacher: str) -> RunSpec:
     """A run as one of its teachers meets it."""
     return experiment.spec(run, seed).by_teacher()[experiment.teachers_of(run).index(teacher)]
-
-
-def describe_bank(
-    experiment: Experiment,
-    teacher: str,
-    address: str,
-    members: list[tuple[str, int]],
-    size: tuple[int, int] | None,
-    features: int,
-) -> str:
-    """Forecast a bank in a line; ``size`` has the numbers of training images and of classes, where they are known."""
-    specs = [spec_by(experiment, *member, teacher) for member in members]
-    recipe, answers, parts = specs[0].recipe, specs[0].answers, bank_parts(specs[0])
-    assert recipe is not None
-    assert answers is not None
-    what = "views" if recipe.crops is not None else "epochs"
-    names = ", ".join(f"{run}/seed{seed}" for run, seed in members[:SHOWN])
-    names += f" and {len(members) - SHOWN} more" if len(members) > SHOWN else ""
-    shared = f"bank {address} of {teacher}, for {names}: {parts} {what}"
-    if size is None:
-        return f"{shared}; its size is known once {specs[0].dataset} is prepared"
-    images, classes = size
-    each = row_bytes(answers, classes, features)
-    live = sum(spec.recipe.total_epochs for spec in specs if spec.recipe is not None) * images
-    return (
-        f"{shared} of {images:,} images, {each:,} bytes an image: {parts * images * each / 1e9:,.2f} GB; the teacher "
-        f"answers {parts * images:,} images, live it would answer {live:,}"
-    )

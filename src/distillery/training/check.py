@@ -1,19 +1,15 @@
 """What `distillery check` looks at before anything is paid for: names, sizes, weights, and what runs will need."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from distillery.data.manifest import TRAINING, load_manifest
 from distillery.errors import located
 from distillery.experiment import Experiment
-from distillery.experiment.bank import banks_of, describe_bank, spec_by
 from distillery.experiment.checks import large_memories, names_stages
 from distillery.experiment.plugins import is_plugin
 from distillery.experiment.schema.recipe import AdamW, Optimizer, Sgd
 from distillery.models.pretrained.files import check_file
-from distillery.paths import dataset_folder
-from distillery.training.forecast import Forecast, banked_features
+from distillery.training.forecast import Forecast
 
 
 def check_experiment(experiment: Experiment, forecast: Forecast) -> None:
@@ -67,25 +63,10 @@ def list_runs(experiment: Experiment) -> list[dict[str, Any]]:
     ]
 
 
-def notes(experiment: Experiment, forecast: Forecast, results: Path) -> Iterator[str]:
+def notes(experiment: Experiment, forecast: Forecast) -> Iterator[str]:
     """What runs will need of this machine, what is large of it, and what banks hold and save."""
     yield forecast.line()
     for note in large_memories(experiment):
         yield f"note: {note}"
-    yield from forecast_banks(experiment, results)
-
-
-def forecast_banks(experiment: Experiment, results: Path) -> Iterator[str]:
-    """Forecast each bank of answers: who shares it, how large it is, and what it saves the teacher."""
-    for teacher in sorted(experiment.teachers()):
-        for address, members in banks_of(experiment, teacher).items():
-            spec = spec_by(experiment, *members[0], teacher)
-            assert spec.teacher is not None
-            folder = dataset_folder(results, spec.dataset)
-            known = experiment.dataset.images.get("train"), experiment.dataset.classes
-            size = (known[0], known[1] * spec.teacher.has_classifier) if known[0] and known[1] else None
-            if (folder / "manifest.json").exists():
-                manifest = load_manifest(folder)
-                images = sum(manifest.splits[split].images for split in TRAINING if split in manifest.splits)
-                size = images, len(manifest.classes) * spec.teacher.has_classifier
-            yield describe_bank(experiment, teacher, address, members, size, banked_features(spec))
+    for bank in forecast.banks:
+        yield bank.line()

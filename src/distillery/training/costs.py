@@ -11,14 +11,14 @@ from typing import Any
 
 from distillery.cluster.gpus import all_devices
 from distillery.experiment import Experiment, RunSpec
-from distillery.experiment.bank import bank_parts, banks_of, row_bytes, spec_by
 from distillery.experiment.ledger import PROBING, PROFILING
 from distillery.experiment.schema.columns import PROBES
 from distillery.paths import log_folder, profile_path, run_folder
 from distillery.reporting.measurements import needed_files
 from distillery.reporting.status import Line, read_status
 from distillery.results import try_json
-from distillery.training.forecast import Forecast, banked_features
+from distillery.training.banks import shown_bytes
+from distillery.training.forecast import Forecast
 from distillery.training.timings import (
     PASSES,
     Finished,
@@ -229,27 +229,22 @@ class _Planner:
     def _banks(self, lines: Mapping[tuple[str, str], list[Line]]) -> None:
         forecast = self._forecast(self.experiment)
         trained = {(line.run, line.seed) for each in lines.values() for line in each if _is_trained(line)}
-        for teacher in sorted(self.experiment.teachers()):
-            for address, members in banks_of(self.experiment, teacher).items():
-                if trained.issuperset(members):
-                    continue
-                spec = spec_by(self.experiment, *members[0], teacher)
-                assert spec.teacher is not None
-                assert spec.answers is not None
-                assert spec.recipe is not None
-                answered = bank_parts(spec) * forecast.images
-                self.costs.jobs += 1
-                classes = forecast.classes * spec.teacher.has_classifier
-                self.costs.bank_bytes += answered * row_bytes(spec.answers, classes, banked_features(spec))
-                own = spec.teacher.prepared_for
-                shown = spec.recipe.preprocess if own is None or not spec.recipe.trains_apart(own) else own
-                network = Network.of(spec.teacher.model, spec.teacher.model_args, shown.size)
-                rates = [rate for run in self.finished if (rate := run.rate()) is not None]
-                rate = fmean(rates) if rates else ASSUMED[self.kind]
-                source = "guessed by operations" + ("" if rates else ": nothing was measured")
-                self._add(
-                    "answer", f"{teacher}, bank {address[:8]}", 1, answered * (network.macs() or 0.0) / rate, source
-                )
+        for bank in forecast.banks:
+            if trained.issuperset(bank.members):
+                continue
+            recipe, teacher = bank.spec.recipe, bank.spec.teacher
+            assert recipe is not None
+            assert teacher is not None
+            self.costs.jobs += 1
+            self.costs.bank_bytes += bank.bytes
+            own = teacher.prepared_for
+            shown = recipe.preprocess if own is None or not recipe.trains_apart(own) else own
+            network = Network.of(teacher.model, teacher.model_args, shown.size)
+            rates = [rate for run in self.finished if (rate := run.rate()) is not None]
+            rate = fmean(rates) if rates else ASSUMED[self.kind]
+            source = "guessed by operations" + ("" if rates else ": nothing was measured")
+            seconds = bank.answered * (network.macs() or 0.0) / rate
+            self._add("answer", f"{bank.teacher}, bank {bank.address[:8]}", 1, seconds, source)
 
     def _probed(self, run: str, seed: int) -> bool:
         found = try_json(run_folder(self.results, self.experiment.name, run, seed) / PROBES) or {}
@@ -336,8 +331,8 @@ def summary(costs: Costs) -> str:
         for kind in kinds
         if costs.hours(kind)
     ]
-    disk = f"{_bytes(costs.disk_bytes)} of disk, up to {_bytes(costs.checkpoint_bytes)} of checkpoints a run"
-    banks = f", {_bytes(costs.bank_bytes)} of banks for a while" if costs.bank_bytes else ""
+    disk = f"{shown_bytes(costs.disk_bytes)} of disk, up to {shown_bytes(costs.checkpoint_bytes)} of checkpoints a run"
+    banks = f", {shown_bytes(costs.bank_bytes)} of banks for a while" if costs.bank_bytes else ""
     return (
         f"{costs.experiment}: {costs.left} of {costs.jobs} jobs are left, about {' and '.join(hours)}; {disk} while it "
         f"trains{banks}"
@@ -368,7 +363,3 @@ def _round(hours: float) -> str:
 def _clock(seconds: float) -> str:
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
-
-
-def _bytes(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

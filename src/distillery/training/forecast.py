@@ -3,14 +3,15 @@
 import os
 import shutil
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 from distillery.data.manifest import FILE_NAME, TRAINING, Manifest, load_manifest
 from distillery.errors import located
 from distillery.experiment import Experiment, RunSpec
-from distillery.experiment.bank import holds_embedding
 from distillery.models.facts import network_bytes
 from distillery.paths import SHARED_MEMORY, dataset_folder
+from distillery.training.banks import BankForecast, forecast_banks, shown_bytes
 
 # Batches that each worker of torch's loader prepares ahead.
 PREFETCHED = 2
@@ -36,10 +37,19 @@ class Forecast:
 
     @property
     def images(self) -> int:
-        """How many training images there are; 0 if it is not known yet."""
+        """How many training images there are, as far as it is known: 0 if not at all, without those of no label."""
         if self.manifest is None:
-            return self.experiment.dataset.images.get("train", 0)
+            images = self.experiment.dataset.images.get("train", 0)
+            return images - round(images * (self.experiment.dataset.holdout or 0))
         return sum(self.manifest.splits[split].images for split in TRAINING if split in self.manifest.splits)
+
+    @cached_property
+    def banks(self) -> list[BankForecast]:
+        """What the banks of its teachers' answers will hold, each once."""
+        dataset = self.experiment.dataset
+        counted = self.images and (self.manifest is not None or dataset.unlabelled is None)
+        classes = len(self.manifest.classes) if self.manifest else dataset.classes
+        return list(forecast_banks(self.experiment, self.results, self.images if counted else None, classes))
 
     def batches(self, run: str) -> int:
         """What a run's workers hold in shared memory."""
@@ -103,9 +113,21 @@ class Forecast:
         left, beside = self.disk()
         needed = max(self.memory(self.experiment.spec(run)) for run in self.experiment.config.runs)
         return (
-            f"On disk the runs leave about {_shown(left)}, and each has up to {_shown(beside)} of checkpoints while it "
-            f"trains; in memory a run has up to {_shown(needed)}, beside what its images take on the way."
+            f"On disk the runs leave about {shown_bytes(left)}, and each has up to {shown_bytes(beside)} of "
+            f"checkpoints while it trains{self._banks_line()}; in memory a run has up to {shown_bytes(needed)}, beside "
+            "what its images take on the way."
         )
+
+    def _banks_line(self) -> str:
+        if not self.banks:
+            return ""
+        number, known = len(self.banks), [bank for bank in self.banks if bank.rows is not None]
+        room = shown_bytes(sum(bank.bytes for bank in known)) if known else "room"
+        line = f"; {number} bank{'s' * (number > 1)} of answers take{'s' * (number == 1)} {room} more"
+        if len(known) < number:
+            what = "the rest is" if known else "how much is"
+            line += f" ({what} known once {self.experiment.config.dataset} is prepared)"
+        return f"{line}, each until its last student is done (`snakemake --notemp` and `distillery answer` leave it)"
 
     def warnings(self) -> Iterator[str]:
         """What will not go well on this machine or with these data, a line each."""
@@ -114,11 +136,13 @@ class Forecast:
         left, beside = self.disk()
         place = next(path for path in (self.results, *self.results.absolute().parents) if path.exists())
         free = shutil.disk_usage(place).free
-        if left + beside > free:
+        banks = sum(bank.bytes for bank in self.banks if not bank.folder.exists())
+        if left + beside + banks > free:
+            also = f", and their banks of answers {shown_bytes(banks)}" if banks else ""
             yield (
-                f"{self.results}: the runs of {self.experiment.path} leave about {_shown(left)} and have up to "
-                f"{_shown(beside)} beside it while they train, but its disk has {_shown(free)} free; make room, or "
-                "give another --results"
+                f"{self.results}: the runs of {self.experiment.path} leave about {shown_bytes(left)} and have up to "
+                f"{shown_bytes(beside)} beside it while they train{also}, but its disk has {shown_bytes(free)} free; "
+                "make room, or give another --results"
             )
         if self.manifest is not None:
             yield from _copies(self.manifest, self.folder / FILE_NAME)
@@ -131,8 +155,8 @@ class Forecast:
         if wanted > free:
             yield (
                 f"{self.experiment.where(run)}.batch: {self.experiment.recipes[run].batch}: {self.workers} workers "
-                f"hold {_shown(wanted)} of batches in {SHARED_MEMORY}, which has {_shown(free)} free; use fewer "
-                f"--workers, or give a container more by --shm-size={-(-wanted // 2**30)}g"
+                f"hold {shown_bytes(wanted)} of batches in {SHARED_MEMORY}, which has {shown_bytes(free)} free; use "
+                f"fewer --workers, or give a container more by --shm-size={-(-wanted // 2**30)}g"
             )
 
     def _memory(self) -> Iterator[str]:
@@ -144,28 +168,9 @@ class Forecast:
                 name, size = max(self.terms(spec).items(), key=lambda term: term[1])
                 most = f"objective.{name}" if size > wanted // 2 else "model"
                 yield (
-                    f"{self.experiment.where(run)}.{most}: the run has {_shown(wanted)} beside what its images take, "
-                    f"but this machine {_shown(there)}; use a larger one, or a smaller network or term"
+                    f"{self.experiment.where(run)}.{most}: the run has {shown_bytes(wanted)} beside what its images "
+                    f"take, but this machine {shown_bytes(there)}; use a larger one, or a smaller network or term"
                 )
-
-
-def banked_features(spec: RunSpec) -> int:
-    """The width of the embedding that a row of a run's bank holds; 0 where it holds none."""
-    if not holds_embedding(spec):
-        return 0
-    from distillery.models import create_model
-    from distillery.models.taps import plan_taps
-
-    assert spec.teacher is not None
-    network = create_model(spec.teacher.model, 10, **spec.teacher.model_args)
-    return plan_taps(network, _size_of(spec.teacher, network), spec.teacher.model).features
-
-
-def _size_of(teacher: RunSpec, network: object) -> int:
-    """Of a teacher's images; those of a library's tag are of the size that its network was built for."""
-    if teacher.prepared_for is not None:
-        return teacher.prepared_for.size
-    return int((getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1])
 
 
 def _copies(manifest: Manifest, path: Path) -> Iterator[str]:
@@ -197,7 +202,3 @@ def _machine_memory() -> int:
         if torch.cuda.is_available():
             return int(torch.cuda.get_device_properties(0).total_memory)
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _shown(size: int) -> str:
-    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
