@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 
 from distillery import __version__
 from distillery.cli import main
@@ -262,6 +263,40 @@ def test_check_refuses_weights_that_are_absent_or_something_else_and_teachers_of
     with pytest.raises(SystemExit):
         main(command)
     assert "big.model 'vit_tiny_patch16_224' cannot take images of 8 x 8 pixels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{model: cifar_resnet8, recipe: tiny, labels: 100}", "tiny.runs.more.labels: 100 of 36 training images"),
+        ("{model: cifar_resnet8, recipe: tiny, labels: 0.001}", "more.labels: 0.001 of 36 training images would be 0"),
+        (
+            "{model: cifar_resnet8, recipe: tiny, labels: 0, labelled_share: 0.5, teacher: big, objective: {kd: {}}}",
+            "config/tiny.yaml: tiny.runs.more.labelled_share: 0.5 has no effect with `labels: 0`",
+        ),
+        ("{model: resnet10t, weights: w.pth, classes: none.txt}", "tiny.runs.more.classes: none.txt cannot be read"),
+        ("{model: resnet10t, weights: w.pth, classes: gap.txt}", "tiny.runs.more.classes: gap.txt:2: is empty"),
+        (
+            "{model: vit_tiny_patch16_224, weights: w.pth, classes: none, preprocess: {size: 225}}",
+            "tiny.runs.more.model 'vit_tiny_patch16_224' cannot take images of 225 x 225 pixels",
+        ),
+        (
+            "{model: vit_tiny_patch16_224, weights: w.pth, classes: none, model_args: {img_size: 40}, "
+            "preprocess: {size: 40}}",
+            "(preprocess.size): its patches of 16 pixels would leave 8 of them out; give 32 or 48",
+        ),
+    ],
+)
+def test_check_refuses_what_would_fail_or_be_wrong_later(workplace, capsys, monkeypatch, line, said):
+    monkeypatch.chdir(workplace.folder)
+    torch.save({"some": torch.zeros(1)}, "w.pth")
+    Path("gap.txt").write_text("ape\n\nbee\n")
+    workplace.edit("  tables:", f"    more: {line}\n  tables:")
+    code, _, err = run(capsys, "check", "config/tiny.yaml")
+    assert code == 2
+    assert said in err
+    assert err.startswith("distillery: config/tiny.yaml: tiny.runs.more.")
+    assert err.count("\n") == 1
 
 
 def test_what_the_system_refuses_is_one_line_with_its_path(workplace, capsys):

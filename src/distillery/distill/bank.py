@@ -16,6 +16,7 @@ from torch import Tensor
 
 from distillery.distill.step import Outputs
 from distillery.errors import UserError
+from distillery.experiment.bank import check_rows
 from distillery.experiment.schema.teacher import Answers, TopRows
 
 Records = npt.NDArray[Any]
@@ -39,10 +40,7 @@ class RowFormat:
     def __init__(self, answers: Answers, classes: int, features: int = 0) -> None:
         self.classes, self.features = classes, features
         self.top = answers.rows.top if isinstance(answers.rows, TopRows) else 0
-        if self.top and self.top >= classes:
-            raise UserError(
-                f"teacher.rows: top {self.top} of {classes} logits would be all of them; give fewer, or write float16"
-            )
+        check_rows(answers, classes)
         if self.top:
             fields: list[Any] = [("classes", "<u2", self.top), ("logits", "<f2", self.top), ("tail", "<f4")]
         else:

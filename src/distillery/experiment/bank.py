@@ -7,6 +7,7 @@ with ``crops`` their seeds.
 
 from typing import Any
 
+from distillery.errors import UserError
 from distillery.experiment.experiment import Experiment
 from distillery.experiment.ledger import ENGINE, digest_of, entry, images_entry, labels_entry
 from distillery.experiment.schema.teacher import Answers, TopRows
@@ -65,6 +66,19 @@ def row_bytes(answers: Answers, classes: int, features: int = 0) -> int:
     if isinstance(answers.rows, TopRows):
         return 4 * answers.rows.top + 4
     return (4 if answers.rows == "float32" else 2) * (classes + features)
+
+
+def check_rows(answers: Answers, classes: int) -> None:
+    """See that rows keep fewer logits than there are.
+
+    Raises:
+        UserError: they do not; the line begins with the key.
+    """
+    if isinstance(answers.rows, TopRows) and answers.rows.top >= classes:
+        raise UserError(
+            f"teacher.rows: top {answers.rows.top} of {classes} logits would be all of them; give fewer, or write "
+            "float16"
+        )
 
 
 def banks_of(experiment: Experiment, teacher: str) -> dict[str, list[tuple[str, int]]]:

@@ -258,11 +258,11 @@ def _check_sampling(experiment: Experiment, run: str) -> None:
         return
     if recipe.mix is not None and (recipe.batch % 2 or not recipe.drop_last):
         raise UserError(f"{where}.mix: needs an even `batch` and `drop_last: true`")
+    labels = experiment.labels(run)
     with located(where):
         objective = experiment.config.runs[run].objective
         objective.check(recipe)
         if experiment.dataset.classes is not None:
             objective.check_classes(experiment.dataset.classes)
-        labels = experiment.labels(run)
         if labels is not None:
             labels.check(objective, recipe)

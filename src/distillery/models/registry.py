@@ -113,6 +113,13 @@ def check_input(network: "nn.Module", name: str, size: int, num_classes: int) ->
     """
     import torch
 
+    patch = _patch_of(network)
+    if patch and size % patch:
+        raise UserError(
+            f"model {name!r} cannot take images of {size} x {size} pixels (preprocess.size): its patches of {patch} "
+            f"pixels would leave {size % patch} of them out; give {size - size % patch or patch} or "
+            f"{size - size % patch + patch}"
+        )
     parameter = next(network.parameters())
     training = network.training
     try:
@@ -130,6 +137,15 @@ def check_input(network: "nn.Module", name: str, size: int, num_classes: int) ->
         raise UserError(
             f"model {name!r} gives {found} for one image; expected class scores of shape {(1, num_classes)}"
         )
+
+
+def _patch_of(network: "nn.Module") -> int:
+    """How many pixels a side a patch of a vision transformer has, of which timm's see whole ones alone; else 0."""
+    embed = getattr(network, "patch_embed", None)
+    proj = getattr(embed, "proj", None)
+    # Others overlap, or are of feature maps.
+    plain = getattr(proj, "in_channels", 0) == 3 and proj.kernel_size == proj.stride and not any(proj.padding)
+    return int(proj.stride[0]) if plain and not getattr(embed, "dynamic_img_pad", False) else 0
 
 
 def check_training(network: "nn.Module", name: str, size: int, images: int) -> None:

@@ -124,7 +124,8 @@ def _explain_shapes(unequal: list[str], state: StateDict, own: StateDict) -> str
         ((theirs, ours),) = widths
         return (
             f"weights for {theirs[0]} class{'' if theirs[0] == 1 else 'es'} ({unequal[0]}), and not for {ours[0]}; "
-            "say by `classes` which they know, or, to train from them with a new last layer, write new_classifier: true"
+            "say by `classes` which they know, all in their order, or, to train from them with a new last layer, write "
+            "new_classifier: true"
         )
     shown = [f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}" for name in unequal]
     return f"weights of another network: {_some(shown)}"

@@ -116,15 +116,15 @@ def _record(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, work: Pa
     if _is_whole(target, identity):
         fabric.print(f"{name}: {target} is whole already")
         return
+    teacher, features = _answering(job, recipe, measured)
+    with located(job.where):
+        row_format = RowFormat(_answers(job), measured.run.record["classes"], features)
     # What another teacher or other images left there is of no use.
     if (try_json(work / "identity.json") or {}).get("identity") != identity:
         shutil.rmtree(work, ignore_errors=True)
         write_sealed(work / "identity.json", {"identity": identity})
     images = training_images(job)
     order = bank_order(job, recipe, images)
-    teacher, features = _answering(job, recipe, measured)
-    with located(job.where):
-        row_format = RowFormat(_answers(job), measured.run.record["classes"], features)
     rows, parts = len(order(0)), bank_parts(job.spec)
     left = [part for part in range(parts) if not part_path(work, part).exists()]
     _check_room(work, len(left) * rows * row_format.dtype.itemsize)

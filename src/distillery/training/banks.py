@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distillery.data.orders import repeated_length
+from distillery.errors import located
 from distillery.experiment import Experiment, RunSpec
-from distillery.experiment.bank import bank_parts, banks_of, holds_embedding, row_bytes, spec_by
+from distillery.experiment.bank import bank_parts, banks_of, check_rows, holds_embedding, row_bytes, spec_by
 from distillery.experiment.schema.teacher import TopRows
 from distillery.paths import bank_folder
 
@@ -66,13 +67,20 @@ class BankForecast:
 def forecast_banks(
     experiment: Experiment, results: Path, images: int | None, classes: int | None
 ) -> Iterator[BankForecast]:
-    """Forecast each bank of an experiment once, whoever shares it; images and classes are None until they are known."""
+    """Forecast each bank of an experiment once, whoever shares it; images and classes are None until they are known.
+
+    Raises:
+        UserError: a bank is to keep more logits than there are.
+    """
     for teacher in sorted(experiment.teachers()):
         for address, members in banks_of(experiment, teacher).items():
             specs = [spec_by(experiment, *member, teacher) for member in members]
             spec = specs[0]
             assert spec.teacher is not None
             assert spec.answers is not None
+            if classes is not None:
+                with located(experiment.where(members[0][0])):
+                    check_rows(spec.answers, classes)
             whole = isinstance(spec.answers.rows, TopRows) or not spec.teacher.has_classifier
             rows = None if images is None or (classes is None and not whole) else bank_rows(spec, images)
             each = row_bytes(spec.answers, (classes or 0) * spec.teacher.has_classifier, banked_features(spec))

@@ -7,13 +7,14 @@ from distillery.errors import located
 from distillery.experiment import Experiment
 from distillery.experiment.checks import large_memories, names_stages
 from distillery.experiment.plugins import is_plugin
+from distillery.experiment.schema.labels import LabelList
 from distillery.experiment.schema.recipe import AdamW, Optimizer, Sgd
 from distillery.models.pretrained.files import check_file
 from distillery.training.forecast import Forecast
 
 
 def check_experiment(experiment: Experiment, forecast: Forecast) -> None:
-    """See that an experiment's models, their arguments, optimizers, weights and teachers' sizes exist and fit.
+    """See that an experiment's models, their arguments, optimizers, weights, labels and sizes exist and fit.
 
     What needs torch imports it where nothing else will do.
 
@@ -25,15 +26,23 @@ def check_experiment(experiment: Experiment, forecast: Forecast) -> None:
             forecast.network(experiment.spec(run))
             if run in experiment.recipes:
                 _check_optimizer(experiment.recipes[run].optimizer)
-            check_file(experiment.spec(run).weights_file)
+            spec = experiment.spec(run)
+            check_file(spec.weights_file)
+            if spec.classes is not None and spec.classes_file is not None:
+                from distillery.models.pretrained.classes import weights_classes
+
+                weights_classes(spec.classes, {})
+            if spec.labels is not None and not isinstance(spec.labels.labels, LabelList) and forecast.labelled:
+                spec.labels.count(forecast.labelled)
             if any(is_plugin(options.implementation) for options in line.objective.terms().values()):
                 from distillery.distill.objective import check_names
 
                 check_names(line.objective)
-    for teacher in sorted(experiment.teachers()):
-        spec = experiment.spec(teacher)
-        if spec.prepared_for is not None:
-            with located(experiment.where(teacher)):
+    for run in experiment.config.runs:
+        spec = experiment.spec(run)
+        # Those that are trained are tried in both modes.
+        if spec.prepared_for is not None and (spec.recipe is None or run in experiment.teachers()):
+            with located(experiment.where(run)):
                 forecast.network(spec, spec.prepared_for.size)
     if names_stages(experiment):
         from distillery.distill.losses.stages import check_stages

@@ -39,9 +39,16 @@ class Forecast:
     def images(self) -> int:
         """How many training images there are, as far as it is known: 0 if not at all, without those of no label."""
         if self.manifest is None:
-            images = self.experiment.dataset.images.get("train", 0)
-            return images - round(images * (self.experiment.dataset.holdout or 0))
+            return self.labelled
         return sum(self.manifest.splits[split].images for split in TRAINING if split in self.manifest.splits)
+
+    @property
+    def labelled(self) -> int:
+        """How many of them have a label; 0 if it is not known yet."""
+        if self.manifest is not None:
+            return self.manifest.splits["train"].images if "train" in self.manifest.splits else 0
+        images = self.experiment.dataset.images.get("train", 0)
+        return images - round(images * (self.experiment.dataset.holdout or 0))
 
     @cached_property
     def banks(self) -> list[BankForecast]:

@@ -17,6 +17,7 @@ from distillery.errors import UserError, located
 from distillery.evaluation.evaluate import measure_for_later
 from distillery.experiment.schema.objective import TERMS
 from distillery.experiment.schema.recipe import Preprocess, Recipe
+from distillery.models import check_input
 from distillery.models.normalize import resolve_statistics
 from distillery.models.weights import load_weights, save_weights
 from distillery.paths import diverged_folder
@@ -59,6 +60,8 @@ def _import_weights(job: Job) -> None:
             f"{job.where}.preprocess: missing; {source.file} does not say how its images were prepared; "
             "write e.g. preprocess: {size: 32, normalize: imagenet}"
         )
+    with located(job.where):
+        check_input(network, job.spec.model, preprocess.size, len(job.manifest.classes) * job.spec.has_classifier)
     job.folder.mkdir(parents=True, exist_ok=True)
     save_weights(network, job.folder / "weights.safetensors")
     facts: dict[str, Any] = {

@@ -5,7 +5,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from distillery.experiment.schema.block import Block, Name, Positive
+from distillery.experiment.schema.block import Block, Name
+
+# Of several teachers; one that counts for less than rounding errors do teaches nothing.
+Weight = Annotated[float, Field(ge=1e-6, le=1e6)]
 
 
 class TopRows(Block):
@@ -46,7 +49,7 @@ class TeacherConfig(Block):
         None, description="of a bank: float32 (as the live teacher, default), float16, or {top: k} logits"
     )
 
-    weight: Positive = Field(1.0, description="of several, its share in their mean; shares are divided by their sum")
+    weight: Weight = Field(1.0, description="of several, its share in their mean; shares are divided by their sum")
 
     @model_validator(mode="after")
     def _rows_of_a_bank(self) -> Self:

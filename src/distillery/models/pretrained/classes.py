@@ -109,8 +109,16 @@ def match_classes(ours: Sequence[str], theirs: Sequence[str], unknown: Collectio
     ``002.Laysan_Albatross``. Those of theirs that are ``unknown`` to the weights all the same are not found.
 
     Raises:
-        UserError: none is found, or two are the same class of the weights; the line begins with ``classes``.
+        UserError: none is found, one is several of the weights, or two are the same one; the line begins with
+            ``classes``.
     """
+    for name in ours if len(set(theirs)) < len(theirs) else ():
+        if theirs.count(name) > 1:
+            places = " and ".join(str(number) for number, text in enumerate(theirs) if text == name)
+            raise UserError(
+                f"classes: {name!r} of the data set stands {theirs.count(name)} times among those of the weights, as "
+                f"numbers {places}; write the others otherwise"
+            )
     rows = [None if row is None or theirs[row] in unknown else row for row in _find(ours, theirs)]
     first: dict[int, str] = {}
     for name, row in zip(ours, rows, strict=True):
