@@ -333,6 +333,18 @@ def test_classes_in_the_wrong_order_are_at_chance(workplace, other_classes, caps
         workplace.make("by-five")
 
 
+def test_a_class_that_would_move_the_cursor_is_spelt_out(workplace, other_classes, capsys):
+    (workplace.folder / "data/tiny/train/cow").rename(workplace.folder / "data/tiny/train/c\x1b[2Jow")
+    (workplace.folder / "data/tiny/val/cow").rename(workplace.folder / "data/tiny/val/c\x1b[2Jow")
+    dataset = Dataset(path=str(workplace.folder / "data/tiny"))
+    prepare_dataset("tiny", dataset, workplace.results / "datasets/tiny", workers=1)
+    line = f"{other_classes}, classes: {workplace.folder}/five.txt"
+    workplace.edit("  tables:", f"    five: {{model: cifar_resnet14, {line}}}\n  tables:")
+    workplace.make("five")
+    assert "they do not know 1: c\\x1b[2Jow" in (said := capsys.readouterr().err)
+    assert "\x1b" not in said
+
+
 def test_a_teacher_that_lacks_a_class_teaches_the_others(workplace, other_classes, capsys):
     (workplace.folder / "five.txt").write_text("bee\nzebra\ngnu\ncat\nape\n")
     line = f"{other_classes}, classes: {workplace.folder}/five.txt"

@@ -5,6 +5,8 @@ from typing import Annotated
 
 from typer import Argument, Option
 
+from distillery.errors import printable
+
 
 def adopt(
     file: Annotated[Path, Argument(help="timm's args.yaml, or a YAML of torchdistill.")],
@@ -19,4 +21,4 @@ def adopt(
     from distillery.adopt.adopt import adopt_file
 
     for line in adopt_file(file, name, devices, config_dir):
-        print(line)
+        print(printable(line))

@@ -10,7 +10,7 @@ import torch
 from distillery.accelerator import default_device
 from distillery.data.arrow import ArrowImages
 from distillery.data.manifest import load_manifest
-from distillery.errors import UserError
+from distillery.errors import UserError, printable
 from distillery.evaluation.measured import decides, keep_measured
 from distillery.evaluation.metrics import METRICS
 from distillery.evaluation.predict import SPLIT, answer, keep_classes, teachers_classes
@@ -96,7 +96,7 @@ def measure_run(
         images_seen = int(measured["images"])
         missed = missed_top1(experiment.published, run, measured["top1"], images_seen, finished.record)
         if missed is not None:
-            print(f"warning: {missed}", file=sys.stderr)
+            print(printable(f"warning: {missed}"), file=sys.stderr)
     return {
         "run": run,
         "seed": seed,

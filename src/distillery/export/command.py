@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
+from distillery.errors import printable
 from distillery.paths import RESULTS
 
 Format = Literal["timm", "onnx", "torch.export", "safetensors", "hf"]
@@ -46,4 +47,4 @@ def export(
     from distillery.export.export import export_runs
 
     for line in export_runs(run, to, out, seed, config_dir, results):
-        print(line)
+        print(printable(line))

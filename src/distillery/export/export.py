@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distillery.atomic import new_folder, write_json, write_text
-from distillery.errors import UserError
+from distillery.errors import UserError, printable
 from distillery.evaluation.restore import FinishedRun, restore_folder
 from distillery.experiment.plugins import use_project
 from distillery.experiment.reading import nearest
@@ -46,7 +46,7 @@ def export_runs(
             yield from export_run(str(folder), to, place, None, config_dir, results)
         except UserError as error:
             failed.append(base.name)
-            print(f"distillery: {error}", file=sys.stderr)
+            print(printable(f"distillery: {error}"), file=sys.stderr)
     if failed:
         raise UserError(f"{run}: {len(failed)} of {len(shelf)} runs could not be exported: {', '.join(failed)}")
 

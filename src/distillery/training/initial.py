@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from distillery.data.weights import fetched
-from distillery.errors import UserError, located
+from distillery.errors import UserError, located, printable
 from distillery.evaluation.record import checked_record
 from distillery.evaluation.restore import FinishedRun, check_classes, record_beside, restore_run
 from distillery.experiment.schema.block import Statistics
@@ -104,12 +104,12 @@ def network_of_weights(job: Job, source: InitialWeights) -> tuple[nn.Module, Tak
     without = spec.new_classifier or not spec.has_classifier
     taken = take_weights(donor, source.file, spec.model, spec.model_args, without, spec.weights_choice)
     if (line := taken.line(source.file)) is not None and "RANK" not in os.environ:
-        print(f"{job.name}: {line}", file=sys.stderr)
+        print(printable(f"{job.name}: {line}"), file=sys.stderr)
     if found is not None:
         with located(job.where):
             keep_classes(network, donor, found, fill=spec.recipe is None)
         if "RANK" not in os.environ:
-            print(f"{job.name}: {found.line()}", file=sys.stderr)
+            print(printable(f"{job.name}: {found.line()}"), file=sys.stderr)
     return network, taken, found
 
 
