@@ -1,5 +1,6 @@
 """Nearest neighbours and the linear probe against scikit-learn, and of finished runs on real files."""
 
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -7,14 +8,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
+from distillery.cli import main
+from distillery.data.prepare import prepare_dataset
 from distillery.errors import UserError
 from distillery.evaluation import probe
 from distillery.evaluation.probe import linear_probe, nearest_neighbours, probe_run
 from distillery.experiment import load_experiment
+from distillery.experiment.schema.dataset import Dataset
+from distillery.models import create_model
+from distillery.models.normalize import Normalize
+from distillery.results import file_hash, write_sealed
 from distillery.training.job import Job, Machine
 from distillery.training.run import make_run
 
@@ -38,9 +47,9 @@ def test_neighbours_vote_as_scikit_learns_do(images):
     library = KNeighborsClassifier(
         n_neighbors=min(20, images), metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07)
     ).fit(bank.double(), labels)
-    found = nearest_neighbours(bank, labels, queries, 5)
-    assert (found.numpy() == library.predict(queries.double())).mean() > 0.995
-    assert found.shape == (600,)
+    assert (nearest_neighbours(bank, labels, queries, 5).numpy() == library.predict(queries.double())).mean() > 0.995
+    found = nearest_neighbours(bank.double(), labels, queries.double(), 5)
+    assert (found.numpy() == library.predict(queries.double())).all()
 
 
 def test_a_near_neighbour_outweighs_many_far_ones():
@@ -49,14 +58,15 @@ def test_a_near_neighbour_outweighs_many_far_ones():
     assert nearest_neighbours(bank, labels, torch.tensor([[2.0, 0.2], [1.0, 1.01]]), 2).tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("images", [60, 400])
 @pytest.mark.parametrize("rows_at_once", [65536, 64])
-def test_the_linear_probe_is_scikit_learns_logistic_regression(rows_at_once, monkeypatch):
+def test_the_linear_probe_is_scikit_learns_logistic_regression(rows_at_once, images, monkeypatch):
     monkeypatch.setattr(probe, "ROWS_AT_ONCE", rows_at_once)
-    (train, labels), (queries, _) = clusters(400), clusters(1000, seed=1)
+    (train, labels), (queries, _) = clusters(images), clusters(1000, seed=1)
     scaler = StandardScaler().fit(train.double())
     library = LogisticRegression(C=1.0, tol=1e-8, max_iter=5000).fit(scaler.transform(train.double()), labels)
     found = linear_probe(train, labels, queries, 5)
-    assert (found.numpy() == library.predict(scaler.transform(queries.double()))).mean() > 0.998
+    assert (found.numpy() == library.predict(scaler.transform(queries.double()))).mean() > 0.999
     assert torch.equal(found, linear_probe(train, labels, queries, 5))
 
 
@@ -111,8 +121,6 @@ def test_a_run_that_was_not_made_is_named(trained):
 
 @pytest.mark.slow
 def test_a_network_without_a_classifier_is_probed(workplace, tmp_path):
-    from distillery.models import create_model
-
     network = create_model("resnet10t", 0)
     torch.save(network.state_dict(), tmp_path / "w.pth")
     line = f"bare: {{model: resnet10t, weights: {tmp_path / 'w.pth'}, classes: none, preprocess: {{size: 32}}}}"
@@ -120,3 +128,121 @@ def test_a_network_without_a_classifier_is_probed(workplace, tmp_path):
     make(workplace, "bare")
     probes = probe_run(load_experiment(workplace.experiment), "bare", 0, workplace.results, device=CPU)
     assert probes["features"] == 512
+
+
+def test_it_is_scikit_learns_answer_to_what_the_network_makes_of_the_files(trained):
+    """By hand from the images' files: rows, labels and splits are in their places."""
+    folder = trained.results / "tiny/big/seed0"
+    record = json.loads((folder / "run.json").read_text())
+    network = create_model("cifar_resnet14", 3)
+    network.load_state_dict(load_file(folder / "weights.safetensors"))
+    normalize = Normalize(record["statistics"]["mean"], record["statistics"]["std"])
+
+    def embedded(split):
+        paths = sorted((trained.experiment.parents[1] / "data/tiny" / split).rglob("*.png"))
+        images = torch.stack([torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path in paths])
+        entered = []
+        with network.eval().fc.register_forward_pre_hook(lambda _, given: entered.append(given[0])), torch.no_grad():
+            network(normalize(images))
+        return entered[0].double(), np.array([("ape", "bee", "cow").index(path.parent.name) for path in paths])
+
+    (train, labels), (queries, truth) = embedded("train"), embedded("val")
+    neighbours = KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+    scaler = StandardScaler().fit(train)
+    regression = LogisticRegression(C=1.0, tol=1e-8, max_iter=5000).fit(scaler.transform(train), labels)
+    probes = probe.measure_probes(load_experiment(trained.experiment), "big", 0, trained.results, device=CPU)
+    assert probes["knn"] == pytest.approx(100 * neighbours.fit(train, labels).score(queries, truth))
+    assert probes["linear_probe"] == pytest.approx(100 * regression.score(scaler.transform(queries), truth))
+
+
+def test_each_probe_has_its_own_share_of_the_validation_images(trained, monkeypatch):
+    monkeypatch.setattr(probe, "nearest_neighbours", lambda *_: torch.tensor([0, 0, 1, 1, 2, 2, 2, 2, 2, 2, 2, 0]))
+    monkeypatch.setattr(probe, "linear_probe", lambda *_: torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 0]))
+    probes = probe.measure_probes(load_experiment(trained.experiment), "big", 0, trained.results, device=CPU)
+    assert probes["knn"] == pytest.approx(100 * 5 / 12)
+    assert probes["linear_probe"] == pytest.approx(100 * 11 / 12)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_embeddings_that_overflow_are_said(workplace):
+    folder = workplace.make("big")
+    weights = load_file(folder / "weights.safetensors")
+    weights["layer3.1.bn2.weight"].fill_(3e38)
+    save_file(weights, folder / "weights.safetensors")
+    record = json.loads((folder / "run.json").read_text())
+    write_sealed(folder / "run.json", record | {"weights_sha256": file_hash(folder / "weights.safetensors")})
+    with pytest.raises(UserError, match=r"weights\.safetensors: the network's embeddings are NaN or infinite"):
+        probe_run(load_experiment(workplace.experiment), "big", 0, workplace.results, device=CPU)
+
+
+def test_a_network_without_any_linear_layer_is_refused(trained, monkeypatch):
+    class Bare(torch.nn.Module):
+        def forward(self, images):
+            return images.mean((2, 3))
+
+    original = probe.restore_run
+    monkeypatch.setattr(
+        probe, "restore_run", lambda *arguments: dataclasses.replace(original(*arguments), network=Bare())
+    )
+    with pytest.raises(UserError, match=r"big/seed0: cannot be probed: cifar_resnet14: no "):
+        probe.measure_probes(load_experiment(trained.experiment), "big", 0, trained.results, device=CPU)
+
+
+def test_a_validation_set_alone_is_not_probed(workplace):
+    folder = workplace.make("big")
+    record = json.loads((folder / "run.json").read_text())
+    data = workplace.folder / "data/tiny/val"
+    manifest = prepare_dataset(
+        "tiny", Dataset(path=str(data), layout="classes", split="evaluation"), workplace.results / "datasets/tiny", 1
+    )
+    write_sealed(folder / "run.json", record | {"manifest_digest": manifest.digest})
+    with pytest.raises(UserError, match="holds no images of the split train; it is for evaluation only"):
+        probe_run(load_experiment(workplace.experiment), "big", 0, workplace.results, device=CPU)
+
+
+def rename_a_class(workplace):
+    """The same images, of which one class is called otherwise: the last one now, and no more the first."""
+    data = workplace.folder / "other"
+    shutil.copytree(workplace.folder / "data/tiny", data)
+    for split in ("train", "val"):
+        (data / split / "ape").rename(data / split / "zebu")
+    prepare_dataset("tiny", Dataset(path=str(data)), workplace.results / "datasets/tiny", workers=1)
+
+
+def test_a_probe_shows_a_network_the_squares_and_statistics_that_it_was_trained_with(workplace, monkeypatch):
+    workplace.edit("cifar_resnet14, recipe: tiny, seeds: [0]}", "cifar_resnet14, recipe: tiny, preprocess: {size: 12}}")
+    path = workplace.make("big") / "run.json"
+    own = {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    write_sealed(path, json.loads(path.read_text()) | {"statistics": own})
+    seen, original = [], probe.FinishedRun.predict
+
+    def predict(self, images):
+        seen.append((images.shape[-1], self.normalize.mean.flatten().tolist()))
+        return original(self, images)
+
+    monkeypatch.setattr(probe.FinishedRun, "predict", predict)
+    probe.probe_run(load_experiment(workplace.experiment), "big", 0, workplace.results)
+    assert {size for size, _ in seen} == {12}
+    assert all(mean == pytest.approx(own["mean"]) for _, mean in seen)
+
+
+def test_a_network_whose_classes_are_no_longer_the_data_sets_is_not_probed(workplace, capsys):
+    folder = workplace.make("big")
+    rename_a_class(workplace)
+    with pytest.raises(SystemExit) as ended:
+        main(["probe", str(workplace.experiment), "big", "--results", str(workplace.results), "--workers", "0"])
+    assert ended.value.code == 2
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("distillery: ")]
+    assert "run.json: made from other images than tiny now holds" in line
+    assert not (folder / "probes.json").exists()
+
+
+def test_a_probe_of_a_single_class_is_refused(workplace, capsys):
+    data = workplace.folder / "one"
+    for split in ("train", "val"):
+        shutil.copytree(workplace.folder / "data/tiny" / split / "ape", data / split / "ape")
+    prepare_dataset("tiny", Dataset(path=str(data)), workplace.results / "datasets/tiny", workers=1)
+    path = workplace.make("big")
+    with pytest.raises(UserError, match="tiny has one class only, so that any embedding is right; nothing to probe"):
+        probe.probe_run(load_experiment(workplace.experiment), "big", 0, workplace.results)
+    assert not (path / "probes.json").exists()

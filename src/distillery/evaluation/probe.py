@@ -45,8 +45,8 @@ def probe_run(
     """Measure a trained or imported run's embedding, and write probes.json beside its metrics.json.
 
     Raises:
-        UserError: the run or the data set is missing, damaged or stale; the data set has no training images; the
-            network has no embedding, or one that is not finite.
+        UserError: the run or the data set is missing, damaged or stale; the data set has no training images, or one
+            class only; the network has no embedding, or one that is not finite.
     """
     probes = measure_probes(experiment, run, seed, results, workers, device)
     write_sealed(run_folder(results, experiment.name, run, seed) / PROBES, probes)
@@ -64,6 +64,10 @@ def measure_probes(
     device = device or default_device()
     folder = dataset_folder(results, experiment.config.dataset)
     manifest = load_manifest(folder)
+    if len(manifest.classes) < 2:
+        raise UserError(
+            f"{folder}: {manifest.name} has one class only, so that any embedding is right; nothing to probe"
+        )
     finished = restore_run(experiment, run, seed, results, device, manifest)
     training, validation = ArrowImages(folder, manifest, TRAINING), ArrowImages(folder, manifest, SPLIT)
     label = f"{run}/seed{seed}"
