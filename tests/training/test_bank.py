@@ -13,8 +13,10 @@ from tests.conftest import written
 
 from distillery.cluster.signals import Stopped, StopSignal
 from distillery.errors import UserError
+from distillery.experiment import load_experiment
 from distillery.training import answers, build
 from distillery.training.answers import folder_of, record_answers
+from distillery.training.forecast import Forecast
 
 pytestmark = pytest.mark.slow
 
@@ -177,23 +179,56 @@ def test_rows_that_are_not_this_teachers_are_refused(taught):
     for path in folder.glob("*.npy"):
         rows = np.load(path)
         np.save(path, rows[::-1])
+    assert "holds other rows than were stored; remove" in refused(taught)
+    # Older records have no sums.
+    content = json.loads((folder / "bank.json").read_text())
+    del content["parts_sha256"]
+    answers.write_sealed(folder / "bank.json", content)
     line = refused(taught)
     assert "differ by" in line
     assert "distillery answer" in line
 
 
-@pytest.mark.parametrize("harm", ["cut", "gone", "short", "empty"])
+@pytest.mark.parametrize("harm", ["cut", "gone", "short", "empty", "of the other part"])
 def test_a_bank_that_is_not_whole_is_refused(taught, harm):
     teach(taught, BANK)
     folder = record(taught)
     path = folder / "00001.npy"
     if harm == "gone":
         path.unlink()
+    elif harm == "of the other part":
+        shutil.copy(folder / "00000.npy", path)
     elif harm == "short":
         np.save(path, np.load(path)[:-1])
     else:
         path.write_bytes(path.read_bytes()[: 0 if harm == "empty" else -100])
     assert str(path) in refused(taught)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("teacher: {run: small, answers: bank}", "its answers are of another bank"),
+        ("preprocess: {size: 12}, teacher: {run: big, answers: bank}", "its answers are of another bank"),
+        ("teacher: {run: big, answers: bank, rows: float16}", "its answers are of another bank"),
+        ("crops: 2, teacher: {run: big, answers: bank}", "its answers are of another bank"),
+    ],
+)
+@pytest.mark.parametrize("record_too", [True, False])
+def test_another_bank_in_its_place_is_refused(taught, keys, said, record_too):
+    teach(taught, BANK)
+    folder = record(taught)
+    taught.edit(
+        "  tables:", f"    other: {{model: cifar_resnet8, recipe: tiny, {keys}, objective: {{kd: {{}}}}}}\n  tables:"
+    )
+    if "small" in keys:
+        taught.make("small")
+    for path in record(taught, "other").iterdir():
+        if record_too or path.suffix == ".npy":
+            shutil.copy(path, folder)
+    line = refused(taught)
+    assert str(folder) in line
+    assert said in line or not record_too
 
 
 def test_an_edited_record_is_refused(taught):
@@ -207,6 +242,9 @@ def test_more_logits_than_classes_are_refused(taught):
     teach(taught, "{run: big, answers: bank, rows: {top: 3}}")
     with pytest.raises(UserError, match=r"tiny\.runs\.taught\.teacher\.rows: top 3 of 3 logits would be all"):
         record(taught)
+    assert not [path for path in (taught.results / "work").rglob("*") if path.suffix != ".lock" and path.is_file()]
+    with pytest.raises(UserError, match=r"tiny\.runs\.taught\.teacher\.rows: top 3 of 3 logits would be all"):
+        assert Forecast(load_experiment(taught.experiment), taught.results, 0).banks
 
 
 def test_a_full_disk_is_said_before_the_teacher_answers(taught, monkeypatch):

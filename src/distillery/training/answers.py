@@ -1,5 +1,6 @@
 """A teacher answers once for many runs: record a bank, open it, and see that it is this teacher's."""
 
+import hashlib
 import shutil
 import time
 from functools import lru_cache
@@ -44,6 +45,8 @@ from distillery.training.job import Job
 RECORD = "bank.json"
 # How many rows a run computes anew before it believes a bank, in each of so many parts.
 AUDITED_ROWS, AUDITED_PARTS = 8, 2
+# Of how many rows of each part bank.json keeps a sum.
+SAMPLED_ROWS = 16
 # How far they may lie from the stored ones, as a share of their norm: as far as kernels and formats round, and not as
 # far as another network or another crop would lie.
 TOLERANCE = {"32-true": 0.01}
@@ -155,6 +158,7 @@ def _record(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, work: Pa
         fabric.print(f"{name}: {what} {part + 1} of {parts}: {rows} images, {speed:,.0f} a second")
     (work / "identity.json").unlink()
     facts: dict[str, Any] = {"identity": identity, "ledger": bank_ledger(job.spec), "teacher": measured.scores}
+    facts["parts_sha256"] = [_sampled_sha256(work, part, row_format) for part in range(parts)]
     facts |= {"classes": row_format.classes, "features": features, "rows": rows, "parts": parts}
     write_sealed(work / RECORD, {**facts, "provenance": provenance()})
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -254,9 +258,15 @@ def open_bank(job: Job, recipe: Recipe, images: ArrowImages) -> Bank:
     """
     record, folder, order = read_record(job), folder_of(job), bank_order(job, recipe, images)
     row_format, rows = RowFormat(_answers(job), record["classes"], record["features"]), len(order(0))
+    sums = record.get("parts_sha256")
     for part in range(bank_parts(job.spec)):
         if len(open_part(part_path(folder, part), row_format.dtype)) != rows:
             raise UserError(f"{part_path(folder, part)}: not whole; remove {folder}, then: {command_for(job)}")
+        if sums is not None and sums[part] != _sampled_sha256(folder, part, row_format):
+            raise UserError(
+                f"{part_path(folder, part)}: holds other rows than were stored; remove {folder}, then: "
+                f"{command_for(job)}"
+            )
 
     @lru_cache(maxsize=2)
     def keys(part: int) -> Ids:
@@ -265,6 +275,12 @@ def open_bank(job: Job, recipe: Recipe, images: ArrowImages) -> Bank:
     # Every view is of all images.
     one = recipe.crops is not None
     return Bank(folder, row_format, lambda part: keys(0 if one else part), lambda index, copy: _key(rows, index, copy))
+
+
+def _sampled_sha256(folder: Path, part: int, row_format: RowFormat) -> str:
+    """Of rows all over a part: another part in its place is found, without reading a giant's whole bank."""
+    rows = open_part(part_path(folder, part), row_format.dtype)
+    return hashlib.sha256(rows[np.linspace(0, len(rows) - 1, SAMPLED_ROWS).astype(np.int64)].tobytes()).hexdigest()
 
 
 def audit(

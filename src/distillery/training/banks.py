@@ -11,8 +11,8 @@ from distillery.experiment.bank import bank_parts, banks_of, check_rows, holds_e
 from distillery.experiment.schema.teacher import TopRows
 from distillery.paths import bank_folder
 
-# What a part has before its rows, and a bank beside its parts.
-HEADER_BYTES, RECORD_BYTES = 128, 2_000
+# What a part has before its rows and in the record, and what a bank has beside its parts.
+HEADER_BYTES, RECORD_BYTES = 200, 2_000
 # Of a bank's many students, so many are named.
 SHOWN = 8
 
