@@ -165,6 +165,11 @@ def test_all_teachers_are_in_the_digest_whatever_they_are_called(workplace):
         ("teacher: {run: big, weight: 2}, objective: {kd: {}}", "teacher.weight: nothing is averaged"),
         ("teacher_mean: logits", "teacher_mean: there is no `teacher`"),
         ("teacher: [big, {run: tall, weight: 0}], objective: {kd: {}}", "weight: 0 is not valid"),
+        ("teacher: [big, {run: tall, weight: -1}], objective: {kd: {}}", "weight: -1 is not valid"),
+        ("teacher: [big, {run: tall, weight: 1.0e-320}], objective: {kd: {}}", "weight: 1e-320 is not valid"),
+        ("teacher: [big, {run: tall, weight: true}], objective: {kd: {}}", "weight: true is not valid"),
+        ("teacher: [[big, tall]], objective: {kd: {}}", "teacher.0: ['big', 'tall'] is not valid"),
+        ("teacher: [big, s], objective: {kd: {}}", "descend from each other in a circle"),
         (
             "teacher: [big, tall], objective: {mgd: {teacher: big}, at: {teacher: tall}}",
             "at and mgd learn from stages of two teachers|mgd and at learn from stages of two teachers",

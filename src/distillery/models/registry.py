@@ -142,7 +142,7 @@ def check_input(network: "nn.Module", name: str, size: int, num_classes: int) ->
 def _patch_of(network: "nn.Module") -> int:
     """How many pixels a side a patch of a vision transformer has, of which timm's see whole ones alone; else 0."""
     embed = getattr(network, "patch_embed", None)
-    proj = getattr(embed, "proj", None)
+    proj: Any = getattr(embed, "proj", None)
     # Others overlap, or are of feature maps.
     plain = getattr(proj, "in_channels", 0) == 3 and proj.kernel_size == proj.stride and not any(proj.padding)
     return int(proj.stride[0]) if plain and not getattr(embed, "dynamic_img_pad", False) else 0

@@ -55,6 +55,11 @@ def test_every_list_of_timm_is_known():
             ["c", "d"],
             "none of the data set's 2 classes, 'a' for instance, is among the 2 of the weights",
         ),
+        (
+            ["a", "b"],
+            ["a", "b", "a"],
+            "'a' of the data set stands 2 times among those of the weights, as numbers 0 and 2",
+        ),
         (["A", "a."], ["a, b", "c"], "'A' and 'a.' of the data set are both 'a, b' of the weights, which cannot tell"),
     ],
 )
