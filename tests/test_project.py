@@ -18,7 +18,7 @@ def test_its_example_is_valid_and_finds_its_data_set_and_recipes(tmp_path):
     create_project(tmp_path / "new" / "thesis")
     experiment = load_experiment(tmp_path / "new" / "thesis" / "config" / "example.yaml")
     assert experiment.dataset.bundled == "digits"
-    assert experiment.teachers() == {"resnet20"}
+    assert experiment.teachers == {"resnet20"}
     assert (tmp_path / "new" / "thesis" / "slurm" / "profile.yaml").is_file()
     assert not list((tmp_path / "new" / "thesis").glob(".distillery*"))
 

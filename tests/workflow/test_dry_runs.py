@@ -10,7 +10,7 @@ pytestmark = pytest.mark.slow
 
 EXPERIMENT = load_experiment(Path(__file__).parents[2] / "config" / "digits.yaml")
 TRAININGS = {
-    f"train digits/{run}, seed {seed}{', a teacher' if run in EXPERIMENT.teachers() else ''}"
+    f"train digits/{run}, seed {seed}{', a teacher' if run in EXPERIMENT.teachers else ''}"
     for run, seed in EXPERIMENT.members()
 }
 

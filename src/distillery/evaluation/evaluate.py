@@ -90,7 +90,7 @@ def measure_run(
         )
         if not math.isfinite(measured["nll"]):
             raise UserError(f"{finished.weights}: the network's scores are NaN or infinite; train it again")
-        if keep and run in experiment.teachers() and seed == experiment.seeds(run)[0]:
+        if keep and run in experiment.teachers and seed == experiment.seeds(run)[0]:
             keep_classes(experiment, run, seed, results, finished.record, best_N)
     if "top1" in measured and finished.record["selection"] == "imported" and not experiment.rehearsal:
         images_seen = int(measured["images"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from distillery.errors import UserError, located
@@ -59,6 +60,7 @@ class Experiment:
         """The runs that teach this one."""
         return [taught.run for taught in self.config.runs[run].teachers]
 
+    @cached_property
     def teachers(self) -> set[str]:
         """Every run that teaches another."""
         return {teacher for run in self.config.runs for teacher in self.teachers_of(run)}

@@ -76,7 +76,7 @@ def learning_curves(experiment: Experiment, results: Path, *, partial: bool = Fa
             Curve(
                 run,
                 experiment.teacher(run),
-                run in experiment.teachers(),
+                run in experiment.teachers,
                 histories[run][0]["epoch"],
                 np.stack([quantity.take(history) for history in histories[run]]),
             )

@@ -72,7 +72,7 @@ def forecast_banks(
     Raises:
         UserError: a bank is to keep more logits than there are.
     """
-    for teacher in sorted(experiment.teachers()):
+    for teacher in sorted(experiment.teachers):
         for address, members in banks_of(experiment, teacher).items():
             specs = [spec_by(experiment, *member, teacher) for member in members]
             spec = specs[0]

@@ -41,7 +41,7 @@ def check_experiment(experiment: Experiment, forecast: Forecast) -> None:
     for run in experiment.config.runs:
         spec = experiment.spec(run)
         # Those that are trained are tried in both modes.
-        if spec.prepared_for is not None and (spec.recipe is None or run in experiment.teachers()):
+        if spec.prepared_for is not None and (spec.recipe is None or run in experiment.teachers):
             with located(experiment.where(run)):
                 forecast.network(spec, spec.prepared_for.size)
     if names_stages(experiment):
