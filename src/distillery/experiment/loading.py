@@ -76,11 +76,7 @@ def _read_experiment(path: Path, linked: dict[str, Experiment], rehearsal: bool 
     runs, overrides = _split_runs(path, name, body)
     config = validate(ExperimentConfig, {**body, "runs": runs}, path, (name,))
     dataset = load_dataset(path.parent / "datasets.yaml", config.dataset, f"{path}: {name}.dataset")
-    recipes = {
-        run: _merge_recipe(path, name, run, run_config.recipe, overrides[run])
-        for run, run_config in config.runs.items()
-        if run_config.recipe is not None
-    }
+    recipes = _merge_recipes(path, config, name, overrides)
     for run, run_config in config.runs.items():
         check_run(f"{path}: {name}.runs.{run}", run_config, overrides[run], recipes.get(run), dataset)
     preprocesses = {
@@ -152,9 +148,21 @@ def _check_name(name: str, where: str, what: str, others: Iterable[str]) -> None
             raise UserError(f"{where}: {other!r} and {name!r} differ in case only, and on some disks name one folder")
 
 
-def _merge_recipe(path: Path, name: str, run: str, recipe: str, overrides: dict[str, Any]) -> Recipe:
-    whole, base = load_recipe(path.parent, recipe, f"{path}: {name}.runs.{run}.recipe")
-    return validate(Recipe, merged(base, overrides), path, (name, "runs", run)) if overrides else whole
+def _merge_recipes(
+    path: Path, config: ExperimentConfig, name: str, overrides: dict[str, dict[str, Any]]
+) -> dict[str, Recipe]:
+    """Each run's recipe with what the run says otherwise; thousands may share one, which is read once."""
+    read: dict[str, tuple[Recipe, dict[str, Any]]] = {}
+    recipes = {}
+    for run, run_config in config.runs.items():
+        if (recipe := run_config.recipe) is None:
+            continue
+        if recipe not in read:
+            read[recipe] = load_recipe(path.parent, recipe, f"{path}: {name}.runs.{run}.recipe")
+        whole, base = read[recipe]
+        own = overrides[run]
+        recipes[run] = validate(Recipe, merged(base, own), path, (name, "runs", run)) if own else whole
+    return recipes
 
 
 def load_recipe(folder: Path, name: str, asked_by: str) -> tuple[Recipe, dict[str, Any]]:

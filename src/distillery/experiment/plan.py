@@ -64,6 +64,7 @@ class Plan:
     _datasets: dict[str, Dataset] = field(default_factory=dict, compare=False, repr=False)
     # The data sets behind each experiment: thousands of jobs ask for them.
     _families: dict[str, list[str]] = field(default_factory=dict, compare=False, repr=False)
+    _found: dict[str, dict[str, Kind]] = field(default_factory=dict, compare=False, repr=False)
 
     # --- which targets there are -------------------------------------------------------------------------------------
 
@@ -142,7 +143,10 @@ class Plan:
         files are looked through without being checked: one that cannot be read has no targets, and says why only when
         it is asked for.
         """
-        kinds = {f"{name}/{run}": found for name in self.names() for run, found in self._kinds(name).items()}
+        for name in self.names():
+            if name not in self._found:
+                self._found[name] = self._kinds(name)
+        kinds = {f"{name}/{run}": each for name, found in self._found.items() for run, each in found.items()}
         # One name may be a teacher in one experiment and a student in another: {experiment} looks ahead at {run}.
         # There may be thousands of students, and Snakemake reads the pattern for every job: they are all others.
         pairs = [pair for pair, found in kinds.items() if (found == kind) != (kind == "student")]
