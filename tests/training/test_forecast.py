@@ -70,9 +70,9 @@ def test_the_room_that_banks_need_is_said_and_counted(say, workplace):
     )
     workplace.edit("answers: bank},", "answers: bank}, crops: 100000,")
     out, _ = say()
-    assert "; 1 bank of answers takes 56.0 MB more, each until" in out
+    assert "; 1 bank of answers takes 63.2 MB more, each until" in out
     (line,) = say(disk=50 * 10**6)[1]
-    assert ", and their banks of answers 56.0 MB, but its disk has 50.0 MB free; make room" in line
+    assert ", and their banks of answers 63.2 MB, but its disk has 50.0 MB free; make room" in line
     experiment = load_experiment(workplace.experiment)
     (bank,) = Forecast(experiment, workplace.results, 2).banks
     bank.folder.mkdir(parents=True)
