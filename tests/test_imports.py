@@ -24,22 +24,6 @@ def test_fabric_is_imported_without_the_compiler_which_is_there_for_who_asks():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-@pytest.mark.slow
-def test_a_networks_features_are_found_and_images_resized_without_the_compiler_and_torchvision():
-    script = (
-        "import sys, torch\n"
-        "from distillery.data.augment.crop import CentreSquare, apply_crop\n"
-        "from distillery.experiment.schema.recipe import Preprocess\n"
-        "from distillery.models import create_model\n"
-        "from distillery.models.taps import plan_taps\n"
-        "plan_taps(create_model('cifar_resnet8', 10), 8, 'cifar_resnet8')\n"
-        "crop = CentreSquare(Preprocess(size=8))\n"
-        "apply_crop(torch.zeros(3, 20, 30, dtype=torch.uint8), crop.draw(20, 30), crop)\n"
-        "assert not {'torch._dynamo', 'torchvision'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True)
-
-
 def test_a_hidden_module_is_absent_for_a_while_and_one_that_is_there_stays():
     with without("colorsys_that_is_nowhere", "torch"):
         assert sys.modules["torch"] is torch

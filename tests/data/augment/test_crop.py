@@ -1,6 +1,8 @@
 """Crops follow the rule that they are named after, and lie inside the image."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -114,6 +116,19 @@ def test_torchvisions_rule_draws_what_torchvision_draws_and_no_more():
         sized = torch.empty(()).expand(1, height, width)
         assert found == TorchvisionCrop.get_params(sized, [0.08, 1.0], [3 / 4, 4 / 3])
         assert after == torch.rand(())
+
+
+@pytest.mark.slow
+def test_a_crop_is_drawn_and_resized_without_importing_torchvision():
+    script = (
+        "import sys, torch\n"
+        "from distillery.data.augment.crop import ResizedCrop, apply_crop\n"
+        "from distillery.experiment.schema.augmentation import RandomResizedCrop\n"
+        "crop = ResizedCrop(RandomResizedCrop(name='random_resized_crop'), 8)\n"
+        "apply_crop(torch.zeros(3, 20, 30, dtype=torch.uint8), crop.draw(20, 30), crop)\n"
+        "assert not {'torch._dynamo', 'torchvision'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_a_processor_that_resizes_no_bytes_rounds_floats_as_torchvision_has_it(monkeypatch):

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from distillery.imports import uncompiled
-
 # Two images, so that no dimension of size one can be taken for the batch.
 BATCH = 2
 
@@ -280,9 +278,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         storage = _storage(tensor)
         version = self.versions.get(storage, 0)
         return storage, version, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
-
-
-uncompiled(_Recorder.__torch_dispatch__)
 
 
 def _storage(tensor: Tensor) -> int:
