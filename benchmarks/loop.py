@@ -41,6 +41,7 @@ def ours(case: Case, run: str, steps: int) -> Way:
     replaced: Any = batches
     replaced.steps, replaced.step_images, replaced.start = steps, lambda step: case.batch, lambda epoch, step: None
     training.train_loader = repeat(item)
+    training.alarms.steps = steps  # else each step would be its epoch's last, and be looked at
 
     def epoch() -> None:
         torch.use_deterministic_algorithms(deterministic, warn_only=True)
