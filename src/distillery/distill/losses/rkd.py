@@ -78,8 +78,8 @@ def _angle_sum(student_BD: Tensor, teacher_BD: Tensor, start: int, rows: int) ->
 def _cosines(embedding_BD: Tensor, start: int, rows: int) -> Tensor:
     differences = embedding_BD[None, :, :] - embedding_BD[start : start + rows, None, :]
     # Images with one embedding have no direction between them, and give none a gradient.
-    apart = differences.detach().square().sum(dim=2, keepdim=True) > 0
-    unit = F.normalize(torch.where(apart, differences, 0), dim=2) * apart
+    length = torch.linalg.vector_norm(differences, dim=2, keepdim=True)
+    unit = differences / length.clamp_min(1e-12).where(length > 0, torch.inf)
     return unit @ unit.transpose(1, 2)
 
 
