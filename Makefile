@@ -47,7 +47,7 @@ test: workflow/schemas  ## every check and test but those below (about 15 minute
 suite: workflow/schemas
 	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal -m "not sweep"
 
-test-sweep: workflow/schemas  ## every term and every family of networks, as student and as teacher (5 minutes on 2 cores)
+test-sweep: workflow/schemas  ## every term and every family of networks, as student and as teacher (4 minutes on 2 cores)
 	OMP_NUM_THREADS=1 pytest -n auto --dist worksteal -m sweep
 
 test-slurm: .venv/.installed  ## the workflow on a real Slurm cluster on this machine (Debian or Ubuntu, as root)

@@ -79,7 +79,7 @@ def _cosines(embedding_BD: Tensor, start: int, rows: int) -> Tensor:
     differences = embedding_BD[None, :, :] - embedding_BD[start : start + rows, None, :]
     # Images with one embedding have no direction between them, and give none a gradient.
     length = torch.linalg.vector_norm(differences, dim=2, keepdim=True)
-    unit = differences / length.clamp_min(1e-12).where(length > 0, torch.inf)
+    unit: Tensor = differences / length.clamp_min(1e-12).where(length > 0, torch.inf)
     return unit @ unit.transpose(1, 2)
 
 
