@@ -23,7 +23,7 @@ help:  ## list the targets
 demo: workflow/schemas  ## real digits, from images to a judged table (4 minutes on 2 cores)
 	@python scripts/demo.py
 
-demo-methods: workflow/schemas  ## does each method help, on the digits? (12 minutes on 2 cores)
+demo-methods: workflow/schemas  ## does each method help, on the digits? (13 minutes on 2 cores)
 	@python scripts/demo.py digits-methods
 
 REHEARSE := snakemake --cores all --keep-going --config rehearsal=true
