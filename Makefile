@@ -20,7 +20,7 @@ UV := $(or $(shell command -v uv),.uv/bin/uv)
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: workflow/schemas  ## real digits, from images to a judged table (4 minutes on 2 cores)
+demo: workflow/schemas  ## real digits, from images to a judged table (3 minutes on 2 cores)
 	@python scripts/demo.py
 
 demo-methods: workflow/schemas  ## does each method help, on the digits? (13 minutes on 2 cores)
