@@ -1,6 +1,9 @@
 """The same batches with any number of workers, at any place, without touching anybody's generators."""
 
+import multiprocessing.util
+import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -190,6 +193,18 @@ def test_workers_outlive_a_warning_to_stop_that_reaches_the_whole_group(images):
             # From another process, as a cluster's warnings come; the parent's own word counts.
             subprocess.run(["/bin/sh", "-c", f"kill -{name} {worker.pid}"], check=True)
     same([*found, *batches], expected)
+
+
+def test_workers_outlive_a_warning_that_reaches_them_at_their_birth(images):
+    def warn(_) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            os.kill(os.getpid(), number)
+
+    made = loader(images, workers=2)
+    made[1].start(0)
+    # What multiprocessing calls in a new process before anything of ours.
+    multiprocessing.util.register_after_fork(made[1], warn)
+    same(list(made[0]), epoch(loader(images), 0))
 
 
 ENDINGS = {

@@ -117,8 +117,8 @@ class StopSignal:
 
 @contextmanager
 def warnings_blocked() -> Iterator[None]:
-    """Keep a cluster's warnings for later, and start processes that do not die of one before they have handlers."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1})
+    """Keep warnings to stop for later, and start processes that do not die of one before they have handlers."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1})
     try:
         yield
     finally:
