@@ -94,9 +94,9 @@ def test_only_runs_whose_teacher_sees_other_squares_have_another_digest(workplac
     assert teacher_images("preprocess: {size: 8, resize: 12}") is None
 
 
-def blind(teacher):
+def blind(teacher, layer="fc", number=0.0):
     state = load_file(teacher / "weights.safetensors")
-    blank = {name: torch.zeros_like(value) if name.startswith("fc") else value for name, value in state.items()}
+    blank = {name: torch.full_like(value, number) if name.startswith(layer) else value for name, value in state.items()}
     save_file(blank, teacher / "weights.safetensors")
     record = json.loads((teacher / "run.json").read_text())
     write_sealed(teacher / "run.json", record | {"weights_sha256": file_hash(teacher / "weights.safetensors")})
@@ -142,7 +142,7 @@ def test_of_a_few_images_a_guess_is_only_a_warning(workplace, capsys):
     ],
 )
 def test_chance_is_what_guessing_may_reach(correct, images, classes, guesses):
-    assert is_chance(correct, images, classes) is guesses
+    assert is_chance(correct, images, 1 / classes) is guesses
 
 
 @pytest.mark.parametrize("classes", [2, 10, 200])
@@ -151,7 +151,7 @@ def test_chance_is_judged_exactly_near_its_bound(classes):
         for correct in range(0, images + 1, max(1, images // 300)):
             certain = classes**-images > CHANCE
             by_chance = correct == 0 or bdtrc(correct - 1, images, 1 / classes) > CHANCE
-            assert certain or is_chance(correct, images, classes) is bool(by_chance)
+            assert certain or is_chance(correct, images, 1 / classes) is bool(by_chance)
 
 
 @pytest.mark.parametrize(("published", "said"), [("0.5", True), ("99.5", False)])
@@ -427,14 +427,36 @@ def test_a_teacher_without_classifier_teaches_by_features(workplace, shown, caps
     teacher = json.loads((workplace.make("giant") / "run.json").read_text())
     assert (teacher["classes"], teacher["class_names"]) == (0, [])
     record = json.loads((workplace.make("by-giant") / "run.json").read_text())
-    assert record["teacher"] == {"run": "giant"}
+    assert record["teacher"] == {"run": "giant", "knn_of_validation": 100.0}
     assert shown == {(3, 32, 32)}
-    assert "giant has no classifier; it teaches by its features of 32 pixels" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "giant has no classifier; it teaches by its features of 32 pixels, by which 100.00 % of 12 " in said
+    assert "warning: teacher" not in said
     experiment = load_experiment(workplace.experiment)
     assert evaluate_run(experiment, "giant", 0, workplace.results)["top1"] is None
     measured = evaluate_run(experiment, "by-giant", 0, workplace.results)
     assert measured["agreement"] is None
     assert measured["top1"] >= 0
+
+
+@pytest.mark.parametrize("teacher", ["giant", "{run: giant, answers: bank}"])
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (0.0, r"runs\.by-giant\.teacher: by the features of giant, [\d.]+ % of 24 .* always may \(33\.33 %\); are the"),
+        (3e38, r"giant/seed0/weights\.safetensors: the network's embeddings are NaN or infinite"),
+    ],
+)
+def test_a_teacher_without_classifier_whose_features_tell_nothing_is_refused(workplace, teacher, number, said):
+    line = vit_beside(workplace)
+    student = f"{{model: cifar_resnet8, recipe: tiny, teacher: {teacher}, objective: {{rkd: {{}}}}}}"
+    workplace.edit(
+        "  tables:", f"    giant: {{model: vit_tiny_patch16_224, {line}}}\n    by-giant: {student}\n  tables:"
+    )
+    more_validation_images(workplace)
+    blind(workplace.make("giant"), "norm.", number)
+    with pytest.raises(UserError, match=said):
+        workplace.make("by-giant")
 
 
 def test_weights_without_a_classifier_are_trained_further_with_a_new_one_alone(workplace):

@@ -14,7 +14,6 @@ from distillery.cluster.signals import StopSignal
 from distillery.data.arrow import ArrowImages
 from distillery.distill.assembly import Assembled, Side, TeacherSide, assemble
 from distillery.distill.bank import Bank
-from distillery.distill.collective import Collective, ProcessGroup
 from distillery.distill.frozen import KINDS, Kind, hastened
 from distillery.distill.student import Learner
 from distillery.distill.teacher import Several, Source, Teacher
@@ -30,7 +29,7 @@ from distillery.randomness import seed_generators
 from distillery.training.alarms import Alarms
 from distillery.training.answers import audit, banked_teacher, open_bank, record_if_absent
 from distillery.training.checkpoint import CheckpointFolder, TrainState
-from distillery.training.devices import accumulation_steps
+from distillery.training.devices import accumulation_steps, collective_of
 from distillery.training.initial import MeasuredTeacher, begin_network, finished_teacher
 from distillery.training.inputs import (
     Validate,
@@ -131,7 +130,7 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         labelled_share=None if job.spec.labels is None else job.spec.labels.labelled_share,
         train_loader=build_train_loader(job, recipe, fabric, images, batches, *viewers),
         calibration_batches=build_calibration(job, recipe, fabric, images, learner, *_surveyed(job, parties, measured)),
-        validate=validate_student(validate, learner, recipe, _collective(fabric)),
+        validate=validate_student(validate, learner, recipe, collective_of(fabric)),
         train_state=train_state,
         checkpoints=CheckpointFolder(job.work_folder),
         checkpoint_seconds=job.machine.checkpoint_seconds,
@@ -252,7 +251,7 @@ def _parties(
         [_side(each, recipe, fabric, found) for each, found in zip(job.by_teacher(), measured, strict=False)],
         job.spec.objective,
         TermContext(
-            collective=_collective(fabric),
+            collective=collective_of(fabric),
             labels=images.labels,
             classes=len(job.manifest.classes),
             epochs=total_epochs(recipe),
@@ -290,10 +289,6 @@ def _before_training(job: Job, fabric: Fabric, finished: FinishedRun) -> nn.Modu
     with fabric.rank_zero_first():
         network = begin_network(Job(job.experiment, job.teacher, job.experiment.seeds(job.teacher)[0], job.results))
     return with_head(network, finished.record, finished.preprocess.size, job.spec.teacher.model)
-
-
-def _collective(fabric: Fabric) -> Collective:
-    return ProcessGroup() if fabric.world_size > 1 else Collective()
 
 
 def _ema(recipe: Recipe, student: nn.Module) -> Any:  # noqa: ANN401

@@ -14,6 +14,7 @@ from lightning_fabric.strategies.strategy import Strategy
 
 from distillery.accelerator import default_device
 from distillery.cluster.signals import die_with_parent
+from distillery.distill.collective import Collective, ProcessGroup
 from distillery.errors import UserError
 from distillery.experiment.schema.recipe import Recipe
 from distillery.training.job import Job
@@ -143,3 +144,8 @@ def accumulation_steps(job: Job, recipe: Recipe, world_size: int) -> int:
     each = recipe.batch // world_size
     limit = job.machine.device_batch or each
     return next(steps for steps in range(1, each + 1) if each % steps == 0 and each // steps <= limit)
+
+
+def collective_of(fabric: Fabric) -> Collective:
+    """How terms and measurements reach the other processes of a run."""
+    return ProcessGroup() if fabric.world_size > 1 else Collective()

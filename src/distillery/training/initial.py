@@ -9,6 +9,7 @@ from typing import Any
 from lightning_fabric import Fabric
 from torch import nn
 
+from distillery.data.arrow import ArrowImages
 from distillery.data.weights import fetched
 from distillery.errors import UserError, located, printable
 from distillery.evaluation.record import checked_record
@@ -23,8 +24,10 @@ from distillery.models.pretrained.load import Taken, take_weights
 from distillery.paths import run_folder
 from distillery.reporting.verdict import missed_top1
 from distillery.results import command, read_json
-from distillery.training.inputs import Validate
+from distillery.training.devices import collective_of
+from distillery.training.inputs import Validate, plain_loader
 from distillery.training.job import Job
+from distillery.training.neighbours import ask_neighbours
 
 # A teacher that scores this many points less than when it was evaluated was not loaded as it was trained.
 TEACHER_TOLERANCE = 0.5
@@ -138,7 +141,8 @@ class MeasuredTeacher:
     Attributes:
         run: its network.
         viewer: how its training images are prepared, where it must not see the student's squares.
-        scores: for run.json, its top-1 (%) on the validation images as itself and as it will teach.
+        scores: for run.json, its top-1 (%) on the validation images as itself and as it will teach; of one without
+            classifier, how many have the class of their nearest others (%).
     """
 
     run: FinishedRun
@@ -173,9 +177,9 @@ def finished_teacher(job: Job, recipe: Recipe, fabric: Fabric, validate: Validat
     finished, viewer = restored_teacher(job, recipe, fabric)
     _check_known(job, name, finished)
     if not has_classifier(finished.network):
-        size = (recipe.preprocess if viewer is None else viewer).size
-        fabric.print(f"{job.name}: teacher {name} has no classifier; it teaches by its features of {size} pixels")
-        return MeasuredTeacher(finished, viewer, {"run": name})
+        return MeasuredTeacher(
+            finished, viewer, {"run": name} | _knn(job, finished, viewer or recipe.preprocess, fabric)
+        )
     measured = validate(finished.predict, finished.preprocess)["top1"]
     shown = recipe.preprocess if viewer is None else viewer
     same = shown.pixels == finished.preprocess.pixels
@@ -202,16 +206,58 @@ def finished_teacher(job: Job, recipe: Recipe, fabric: Fabric, validate: Validat
         if missed is not None:
             fabric.print(f"{job.name}: warning: teacher {missed}")
     # A rehearsal's teacher has hardly been trained.
-    if not job.experiment.rehearsal and is_chance(round(teaching / 100 * images), images, classes):
-        line = (
-            f"{job.where}.teacher: {name} scores {teaching:.2f} % top-1 on the {images} validation images as it would "
+    if not job.experiment.rehearsal and is_chance(round(teaching / 100 * images), images, 1 / classes):
+        _refuse_or_warn(
+            job,
+            fabric,
+            images,
+            f"{name} scores {teaching:.2f} % top-1 on the {images} validation images as it would "
             f"teach, no more than guessing one of {classes} classes may; are the classes in the order of the weights, "
-            "and the images prepared as for them?"
+            "and the images prepared as for them?",
         )
-        if images >= FEW_IMAGES:
-            raise UserError(line)
-        fabric.print(f"{job.name}: warning: {line}")
     return MeasuredTeacher(finished, viewer, {"run": name, "top1": measured, "top1_as_it_teaches": teaching})
+
+
+def _knn(job: Job, finished: FinishedRun, shown: Preprocess, fabric: Fabric) -> dict[str, float]:
+    """Measure a teacher without a classifier, for run.json; empty where the validation images cannot tell."""
+    name, images = job.teacher, ArrowImages(job.data_folder, job.manifest, "val")
+    loader = plain_loader(job, fabric, images, shown)
+    with fabric.autocast():
+        found = ask_neighbours(
+            finished.predict, loader, len(job.manifest.classes), fabric.device, collective_of(fabric)
+        )
+    taught = f"{job.name}: teacher {name} has no classifier; it teaches by its features of {shown.size} pixels"
+    if not found.finite:
+        raise UserError(f"{finished.weights}: the network's embeddings are NaN or infinite; import or train it again")
+    if not found.asked:
+        fabric.print(f"{taught}; what these know is not measured: no two classes have two validation images each")
+        return {}
+    knn, by_pixels = 100 * found.right / found.asked, 100 * found.right_by_pixels / found.asked
+    fabric.print(
+        f"{taught}, by which {knn:.2f} % of {found.asked} validation images have the class of their nearest others "
+        f"({by_pixels:.2f} % by 8 x 8 pixels)"
+    )
+    are_they = "are the weights those of this network, and the images prepared as for them?"
+    if not job.experiment.rehearsal and is_chance(found.right, found.asked, found.guessing):
+        _refuse_or_warn(
+            job,
+            fabric,
+            found.asked,
+            f"by the features of {name}, {knn:.2f} % of {found.asked} validation images have the class of their "
+            f"nearest others, no more than naming one class always may ({100 * found.guessing:.2f} %); {are_they}",
+        )
+    elif not job.experiment.rehearsal and found.right <= found.right_by_pixels < found.asked:
+        fabric.print(
+            f"{job.name}: warning: teacher {name} tells classes no better apart than 8 x 8 pixels do; {are_they}"
+        )
+    return {"knn_of_validation": knn}
+
+
+def _refuse_or_warn(job: Job, fabric: Fabric, images: int, line: str) -> None:
+    line = f"{job.where}.teacher: {line}"
+    if images >= FEW_IMAGES:
+        raise UserError(line)
+    fabric.print(f"{job.name}: warning: {line}")
 
 
 def _check_known(job: Job, name: str, finished: FinishedRun) -> None:
@@ -230,12 +276,11 @@ def _check_known(job: Job, name: str, finished: FinishedRun) -> None:
             raise UserError(f"{lacks}, and is averaged with others that may; name one teacher in each term")
 
 
-def is_chance(correct: int, images: int, classes: int) -> bool:
-    """Whether guessing would get so many images right, or more, with a probability above 5 %.
+def is_chance(correct: int, images: int, share: float) -> bool:
+    """Whether guessing, which is right so often (0 to 1), gets so many images or more with a probability above 5 %.
 
     Where even all images right would be no proof, only what guessing gets on average, or less, is chance.
     """
-    share = 1 / classes
     if share**images > CHANCE:
         return correct <= share * images
     right = correct / images

@@ -269,7 +269,7 @@ def build_validate(job: Job, fabric: Fabric, split: SplitName) -> Validate:
         # The loader of last time with its workers, unless the teacher wanted its images prepared in another way.
         if preprocess not in kept:
             kept.clear()
-            kept[preprocess] = _plain_loader(job, fabric, images, preprocess, persistent=True)
+            kept[preprocess] = plain_loader(job, fabric, images, preprocess, persistent=True)
         with fabric.autocast():
             measured = evaluate_model(predict, kept[preprocess], len(job.manifest.classes), fabric.device)
         return {"loss": measured["nll"], "top1": measured["top1"], "top5": measured["top5"]}
@@ -315,8 +315,8 @@ def build_calibration(
         used = _used(job, images)
         chosen = used[flow_sample(len(used), job.seed, epoch, limit)]
         with teacher.as_evaluated() if teacher else nullcontext():
-            own = None if viewer is None else iter(_plain_loader(job, fabric, images, viewer, chosen))
-            for batch in _plain_loader(job, fabric, images, recipe.preprocess, chosen):
+            own = None if viewer is None else iter(plain_loader(job, fabric, images, viewer, chosen))
+            for batch in plain_loader(job, fabric, images, recipe.preprocess, chosen):
                 shown = batch.to(fabric.device, non_blocking=True)
                 seen = shown if own is None else next(own).to(fabric.device, non_blocking=True)
                 with fabric.autocast():
@@ -327,7 +327,7 @@ def build_calibration(
     return lambda epoch: lambda limit: batches(epoch, limit)
 
 
-def _plain_loader(
+def plain_loader(
     job: Job,
     fabric: Fabric,
     images: ArrowImages,
