@@ -24,6 +24,18 @@ def test_fabric_is_imported_without_the_compiler_which_is_there_for_who_asks():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@pytest.mark.slow
+def test_taps_of_a_small_network_are_planned_without_the_compiler():
+    script = (
+        "import sys\n"
+        "from distillery.models import create_model\n"
+        "from distillery.models.taps import plan_taps\n"
+        "assert plan_taps(create_model('cifar_resnet20', 10), 32).features == 64\n"
+        "assert not {'torch._dynamo', 'sympy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_a_hidden_module_is_absent_for_a_while_and_one_that_is_there_stays():
     with without("colorsys_that_is_nowhere", "torch"):
         assert sys.modules["torch"] is torch

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from distillery.cli import main
 from distillery.data.prepare import prepare_dataset
 from distillery.errors import UserError
-from distillery.evaluation import probe
+from distillery.evaluation import predict, probe
 from distillery.evaluation.probe import linear_probe, nearest_neighbours, probe_run
 from distillery.experiment import load_experiment
 from distillery.experiment.schema.dataset import Dataset
@@ -108,7 +108,11 @@ def test_embeddings_are_those_that_enter_the_last_layer(trained, monkeypatch):
     monkeypatch.setattr(probe, "nearest_neighbours", lambda *of: seen.append(of) or torch.zeros(12, dtype=torch.long))
     experiment = load_experiment(trained.experiment)
     probe.measure_probes(experiment, "big", 0, trained.results, device=CPU)
-    ((bank, labels, queries, classes),) = seen
+    monkeypatch.setattr(predict, "BATCH", 5)
+    probe.measure_probes(experiment, "big", 0, trained.results, device=CPU)
+    (bank, labels, queries, classes), (again, *_) = seen
+    # Whatever the batches, each row is that of its image.
+    assert torch.allclose(bank, again, atol=1e-5)
     assert len(bank) == len(labels) > len(queries) == 12
     assert classes == 3
     assert bank.shape[1] == 64

@@ -18,8 +18,10 @@ from distillery.evaluation.evaluate import evaluate_run
 from distillery.experiment import load_experiment
 from distillery.experiment.schema.dataset import Dataset
 from distillery.results import file_hash, write_sealed
+from distillery.training import initial
 from distillery.training.initial import CHANCE, is_chance
 from distillery.training.job import Job, Machine
+from distillery.training.neighbours import Neighbours
 from distillery.training.run import make_run
 
 pytestmark = pytest.mark.slow
@@ -457,6 +459,25 @@ def test_a_teacher_without_classifier_whose_features_tell_nothing_is_refused(wor
     blind(workplace.make("giant"), "norm.", number)
     with pytest.raises(UserError, match=said):
         workplace.make("by-giant")
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (Neighbours(24, 18, 18, 1 / 3, True), "tells classes no better apart than 8 x 8 pixels do"),
+        (Neighbours(0, 0, 0, 0.0, True), "what these know is not measured: no two classes have two"),
+    ],
+)
+def test_what_is_unsure_of_a_teacher_without_classifier_is_said(workplace, capsys, monkeypatch, found, said):
+    line = vit_beside(workplace)
+    student = "{model: cifar_resnet8, recipe: tiny, teacher: giant, objective: {rkd: {}}}"
+    workplace.edit(
+        "  tables:", f"    giant: {{model: vit_tiny_patch16_224, {line}}}\n    by-giant: {student}\n  tables:"
+    )
+    workplace.make("giant")
+    monkeypatch.setattr(initial, "ask_neighbours", lambda *_: found)
+    workplace.make("by-giant")
+    assert said in capsys.readouterr().out
 
 
 def test_weights_without_a_classifier_are_trained_further_with_a_new_one_alone(workplace):

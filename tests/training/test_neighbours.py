@@ -4,11 +4,12 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from distillery.distill.collective import Collective
+from distillery.evaluation import probe
 from distillery.training import neighbours
 from distillery.training.neighbours import Neighbours, ask_neighbours
 
@@ -39,8 +40,10 @@ def test_an_embedding_of_the_classes_is_always_right_and_one_of_nothing_is_not()
     assert ask(torch.eye(40), LABELS).right < 20
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**31), st.integers(2, 30), st.integers(1, 5))
-def test_each_image_is_asked_among_all_others(seed, images, classes):
+def test_each_image_is_asked_among_all_others(monkeypatch, seed, images, classes):
+    monkeypatch.setattr(probe, "QUERIES_AT_ONCE", 8)
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (images,), generator=generator)
     embedding = torch.randn(images, 6, generator=generator)

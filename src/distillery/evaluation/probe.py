@@ -129,14 +129,13 @@ def nearest_neighbours(
     ``own_M`` says which image of the bank each query is itself: it has no vote.
     """
     bank_ND = F.normalize(bank_ND, dim=1)
-    neighbours = min(NEIGHBOURS, len(bank_ND) - (own_M is not None))
     best = []
     for first, queries_BD in enumerate(torch.split(F.normalize(queries_MD, dim=1), QUERIES_AT_ONCE)):
         similar_BN = queries_BD @ bank_ND.T
         if own_M is not None:
             own_B = own_M[first * QUERIES_AT_ONCE :][: len(queries_BD)]
             similar_BN.scatter_(1, own_B[:, None], -torch.inf)
-        similar_BK, nearest_BK = similar_BN.topk(neighbours, dim=1)
+        similar_BK, nearest_BK = similar_BN.topk(min(NEIGHBOURS, len(bank_ND)), dim=1)
         votes_BC = torch.zeros(len(queries_BD), classes, dtype=torch.float64, device=bank_ND.device)
         # One neighbour after the other: sums in any order would differ from time to time on a GPU.
         for weight_B, label_B in zip((similar_BK.double() / TEMPERATURE).exp().T, labels_N[nearest_BK].T, strict=True):

@@ -72,7 +72,7 @@ def ask_neighbours(
     truth_M = labels_N[asked_M]
     finite = bool(embedding_ND.isfinite().all())
     largest = int(truth_M.bincount(minlength=1).max())
-    if largest == asked or not finite:
+    if largest == asked:
         return Neighbours(0, 0, 0, 0.0, finite)
 
     def right(rows_ND: Tensor) -> int:

@@ -9,10 +9,28 @@ import torch
 from torch import nn
 
 from distillery.models import create_model
-from distillery.models.taps import TapError, Taps, norm_affine, plan_taps
+from distillery.models.taps import TapError, Taps, norm_affine, plan_taps, trace
 from distillery.models.taps.trace import trace_network
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "arch_facts.json"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "cifar_resnet20",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("cifar_preact_resnet18", "cifar_densenet40", "cifar_crd_shufflenet_v1", "cifar_mobilenet_v2")
+        ),
+    ],
+)
+def test_a_small_network_has_the_plan_that_it_would_have_without_memory(monkeypatch, name):
+    monkeypatch.setattr(trace, "SMALL_NETWORK", 10**8)
+    network = create_model(name, 10)
+    there = plan_taps(network, 32)
+    monkeypatch.setattr(trace, "SMALL_IMAGE", 0)
+    assert plan_taps(network, 32) == there
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """One forward pass of a network, written down: every tensor, the operation that made it, and the modules it crossed.
 
-The network runs once on the ``meta`` device, so tracing costs no memory and no arithmetic for a network of any size.
+The network runs once on the ``meta`` device, so tracing costs no memory and no arithmetic for a network of any size; a
+small one on the CPU, for there torch need not import its compiler, which takes longer than any small network.
 Operations are seen below Python, which catches functional calls, operators and in-place updates that module hooks
 alone would miss. Nothing is written into the traced network: a copy of it runs.
 
@@ -18,8 +19,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from distillery.imports import uncompiled
+
 # Two images, so that no dimension of size one can be taken for the batch.
 BATCH = 2
+
+# Up to so many pixels a side, and so many numbers, a network runs in milliseconds.
+SMALL_IMAGE, SMALL_NETWORK = 64, 3_000_000
 
 POOLS = ("mean", "_adaptive_avg_pool2d", "adaptive_max_pool2d", "amax", "avg_pool2d")
 
@@ -163,16 +169,23 @@ class Trace:
 
 
 def trace_network(model: nn.Module, image_size: int) -> Trace:
-    """Run a copy of ``model`` in evaluation mode on two square ``meta`` images and write down what happens."""
-    network = _meta_copy(model).eval()
+    """Run a copy of ``model`` in evaluation mode on two square images and write down what happens."""
+    device = _device_for(model, image_size)
+    network = (_meta_copy(model) if device == "meta" else copy.deepcopy(model).to(device)).eval()
     trace = Trace(network, image_size)
     with torch.no_grad():
-        images = torch.empty(BATCH, 3, image_size, image_size, device="meta")
+        images = torch.zeros(BATCH, 3, image_size, image_size, device=device)
         with _Recorder(trace) as recorder:
             trace.images = recorder.value_of(images)
             output = network(images)
             trace.logits = recorder.value_of(_first_tensor(output))
     return trace
+
+
+def _device_for(model: nn.Module, image_size: int) -> str:
+    held = [*model.parameters(), *model.buffers()]
+    is_small = image_size <= SMALL_IMAGE and sum(part.numel() for part in held) <= SMALL_NETWORK
+    return "cpu" if is_small and not any(part.is_meta for part in held) else "meta"
 
 
 def _meta_copy(model: nn.Module) -> nn.Module:
@@ -278,6 +291,9 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         storage = _storage(tensor)
         version = self.versions.get(storage, 0)
         return storage, version, tensor.storage_offset(), tuple(tensor.shape), tensor.stride()
+
+
+uncompiled(_Recorder.__torch_dispatch__)
 
 
 def _storage(tensor: Tensor) -> int:
