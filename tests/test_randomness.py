@@ -3,10 +3,12 @@
 import random
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from distillery import randomness
 from distillery.randomness import (
     address_key,
     address_keys,
@@ -70,6 +72,20 @@ def test_library_generators_follow_the_address_whatever_came_before():
     assert draw() == first
     seed_generators(3, "augment", 1, 3)
     assert draw() != first
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_a_gpu_of_the_process_follows_the_address_and_no_other(monkeypatch, device):
+    seeded = []
+    randomness._gpu_seeder.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: device == "mps")
+    for kind in ("cuda", "mps"):
+        monkeypatch.setattr(getattr(torch, kind), "manual_seed", lambda key, kind=kind: seeded.append((kind, key)))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda key: pytest.fail("seeds the GPUs of others"))
+    seed_generators(3, "forward", 1)
+    randomness._gpu_seeder.cache_clear()
+    assert seeded == [(device, address_key(3, "forward", 1))]
 
 
 def test_keys_made_together_are_those_made_one_by_one():

@@ -6,7 +6,7 @@ generator state has to be saved.
 """
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from hashlib import blake2b
 
@@ -93,14 +93,17 @@ def seed_generators(seed: int, stream: str, *position: int) -> None:
     np.random.seed(key & 0xFFFFFFFF)
     torch.default_generator.manual_seed(key)
     # As torch.manual_seed, less the kinds of devices that nothing here runs on: it looks up the callers for each,
-    # which takes longer than a small network's layer.
-    if _has_gpu():
-        torch.cuda.manual_seed_all(key)
+    # which takes longer than a small network's layer. Of GPUs, only the process's own, which Fabric has made current.
+    seed_gpu = _gpu_seeder()
+    if seed_gpu is not None:
+        seed_gpu(key)
 
 
 @cache
-def _has_gpu() -> bool:
+def _gpu_seeder() -> Callable[[int], None] | None:
     """Asked once: torch asks the driver every time."""
     import torch
 
-    return torch.cuda.is_available()
+    if torch.cuda.is_available():
+        return torch.cuda.manual_seed
+    return torch.mps.manual_seed if torch.backends.mps.is_available() else None
