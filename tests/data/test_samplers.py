@@ -10,7 +10,7 @@ from distillery.data.samplers import GlobalBatches, Sample, copy_numbers
 from distillery.errors import UserError
 
 
-def collect(images, batch, world_size, accumulation, drop_last, epoch=0, step=0, order=None):
+def collect(images, batch, world_size, accumulation, drop_last, epoch=0, step=0, order=None, paired=False):
     """By step, micro-batch and rank: the samples."""
     ranks = []
     for rank in range(world_size):
@@ -22,6 +22,7 @@ def collect(images, batch, world_size, accumulation, drop_last, epoch=0, step=0,
             rank=rank,
             accumulation=accumulation,
             drop_last=drop_last,
+            paired=paired,
         )
         batches.start(epoch, step)
         lists = list(batches)
@@ -53,6 +54,31 @@ def test_ranks_and_micro_batches_partition_the_global_batch(images, batch, world
             assert set(sizes) == {len(flat) // (world_size * accumulation)}
         for micro in step:
             assert max(map(len, micro)) - min(map(len, micro)) <= 1
+
+
+@given(st.integers(1, 200), st.integers(1, 20), st.integers(1, 5), st.integers(1, 4))
+def test_images_that_are_mixed_stay_together_and_meet_as_in_the_whole_batch(images, pairs, world_size, accumulation):
+    batch = 2 * pairs
+    assume(pairs >= world_size * accumulation)
+    order = shuffled_order(images, 5)
+    options = {"world_size": world_size, "accumulation": accumulation, "paired": True}
+    made = GlobalBatches(order, images, batch, **options)
+    for number, step in enumerate(collect(images, batch, world_size, accumulation, True, order=order, paired=True)):
+        whole = order(0)[number * batch : (number + 1) * batch].tolist()
+        met = dict(zip(whole, reversed(whole), strict=True))
+        lists = [[sample.index for sample in part] for micro in step for part in micro]
+        assert sorted(index for part in lists for index in part) == sorted(whole)
+        assert all(met[first] == last for part in lists for first, last in zip(part, reversed(part), strict=True))
+        assert made.smallest == min(map(len, lists)) <= max(map(len, lists)) == made.largest
+    # One process in one piece has the batch in its own order, as without pairs.
+    assert collect(images, batch, 1, 1, True, order=order, paired=True) == collect(
+        images, batch, 1, 1, True, order=order
+    )
+
+
+def test_too_few_pairs_to_mix_are_refused():
+    with pytest.raises(UserError, match=r"batch: 3 pairs of images to mix cannot be split over 2 .*; use at least 8"):
+        GlobalBatches(shuffled_order(17, 0), 17, 6, world_size=2, accumulation=2, paired=True)
 
 
 @given(st.integers(1, 100), st.integers(1, 30), st.integers(0, 100))

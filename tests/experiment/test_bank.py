@@ -97,6 +97,7 @@ def test_students_of_other_methods_networks_and_rates_share_a_bank(load, others)
         f"{BANK}, epochs: 6",
         f"{BANK}, drop_last: false",
         f"{BANK}, crops: 2",
+        f"{BANK}, mix: {{mixup: 0.2}}",
         BANK.replace("kd: {}", "ce: {}, kd: {}") + ", labels: 3",
         BANK.replace("kd: {}", "bake: {}, kd: {}"),
     ],
@@ -104,6 +105,11 @@ def test_students_of_other_methods_networks_and_rates_share_a_bank(load, others)
 def test_what_changes_an_answer_or_the_images_has_a_bank_of_its_own(load, others):
     first, _, other = addresses(load, others)
     assert other != first
+
+
+def test_another_mix_has_another_bank(load):
+    found = {addresses(load, f"{BANK}, mix: {{mixup: {alpha}}}")[2] for alpha in (0.2, 0.8)}
+    assert len(found) == 2
 
 
 def test_with_crops_seeds_orders_and_lengths_share_a_bank(load):
@@ -125,7 +131,7 @@ def test_with_crops_seeds_orders_and_lengths_share_a_bank(load):
         (BANK.replace("kd: {}", "mgd: {}, kd: {}"), "taught.teacher.answers: 'mgd' learns from the teacher's stages"),
         (BANK.replace("kd: {}", "overhaul: {}"), "'overhaul' learns from the teacher's stages"),
         (f"{BANK}, teacher_norm: batch", "taught.teacher_norm: with `batch`, an answer depends on the other images"),
-        (f"{BANK}, mix: {{mixup: 0.2}}", "taught.mix: a bank holds answers to single images, not to mixed ones"),
+        (f"{BANK}, mix: {{mixup: 0.2}}, crops: 2", "taught.mix: with `crops`, a bank holds 2 views of each image"),
         (BANK.replace("bank}", "bank, rows: {top: 2}}").replace("kd", "rkd"), "top 2 holds logits alone, but 'rkd'"),
         (f"{BANK}, crops: 0", "taught.crops: 0 is not valid"),
     ],

@@ -47,15 +47,22 @@ def taught(workplace):
 BANK = "{run: big, answers: bank}"
 
 
-@pytest.mark.parametrize("recipe", ["", "repeats: 2", "drop_last: false", "channels_last: true", "selection: best"])
+MIX = "mix: {mixup: 0.8, cutmix: 1.0, p: 0.9}"
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    ["", "repeats: 2", "drop_last: false", "channels_last: true", "selection: best", MIX, f"{MIX}, repeats: 3"],
+)
 def test_float32_rows_make_the_weights_that_the_live_teacher_makes(taught, recipe):
     teach(taught, BANK, recipe)
     record(taught)
     assert written(taught.make("taught")) == written(taught.make("twin"))
 
 
-def test_a_bank_is_as_good_in_micro_batches_and_with_loader_workers(taught):
-    teach(taught, BANK)
+@pytest.mark.parametrize("recipe", ["", MIX])
+def test_a_bank_is_as_good_in_micro_batches_and_with_loader_workers(taught, recipe):
+    teach(taught, BANK, recipe)
     record(taught, device_batch=4, workers=1)
     assert written(taught.make("taught", device_batch=4, workers=2)) == written(taught.make("twin", device_batch=4))
 
@@ -74,10 +81,11 @@ def test_terms_of_embeddings_learn_from_a_bank(taught, objective):
     assert written(taught.make("taught")) == written(taught.make("twin"))
 
 
-def test_a_teacher_of_another_size_answers_for_its_own_squares(workplace):
+@pytest.mark.parametrize("recipe", ["", MIX])
+def test_a_teacher_of_another_size_answers_for_its_own_squares(workplace, recipe):
     workplace.edit("cifar_resnet14, recipe: tiny, seeds", "cifar_resnet14, recipe: tiny, preprocess: {size: 12}, seeds")
     workplace.make("big")
-    teach(workplace, BANK)
+    teach(workplace, BANK, recipe)
     record(workplace)
     assert written(workplace.make("taught")) == written(workplace.make("twin"))
 
@@ -173,8 +181,9 @@ def test_a_bank_of_other_weights_is_refused(taught):
     assert f"its answers are of other weights; remove {folder}, then: distillery answer" in refused(taught)
 
 
-def test_rows_that_are_not_this_teachers_are_refused(taught):
-    teach(taught, BANK)
+@pytest.mark.parametrize("recipe", ["", MIX])
+def test_rows_that_are_not_this_teachers_are_refused(taught, recipe):
+    teach(taught, BANK, recipe)
     folder = record(taught)
     for path in folder.glob("*.npy"):
         rows = np.load(path)

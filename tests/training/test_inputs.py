@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from distillery.errors import UserError
-from distillery.experiment import load_experiment
-from distillery.randomness import seed_generators
+from distillery.experiment.schema.recipe import Mix
 from distillery.results import write_sealed
 from distillery.training import inputs
+from distillery.training.mixing import Mixing
 
 
 def refusal(workplace, **machine):
@@ -37,6 +37,12 @@ def test_a_last_batch_too_small_for_its_parts_is_refused(workplace):
     )
 
 
+def test_a_single_image_has_none_to_be_mixed_with(workplace):
+    workplace.edit_recipe("mix: {mixup: 0.8}")
+    assert refusal(workplace, device_batch=1).startswith("--device-batch: 1 image has none to be mixed with (")
+    workplace.make(device_batch=3)
+
+
 def test_validation_keeps_its_loader_from_epoch_to_epoch(workplace, monkeypatch):
     made = []
     original = inputs.eval_loader
@@ -58,11 +64,8 @@ def test_lit_images_train_and_are_mixed_as_the_floats_they_are(workplace):
     path.write_text(recipe + "augment: [{name: lighting, std: 0.5}]\nmix: {mixup: 0.8}\n")
     workplace.make()
     assert len((workplace.results / "tiny/small/seed0/history.csv").read_text().splitlines()) == 3
-    mix = inputs.build_mix(load_experiment(workplace.experiment).recipes["small"], 3)
+    mixing = Mixing(Mix(mixup=0.8), 3, 0)
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     labels = torch.tensor([0, 1, 2, 0])
-    mixed = []
-    for shown in (images, images.float() / 255):
-        seed_generators(0, "mix")
-        mixed.append(mix(shown, labels)[0])
-    torch.testing.assert_close(mixed[0], mixed[1])
+    mixed = [mixing(shown, labels, 0, 0)[0] for shown in (images, images.float() / 255)]
+    torch.testing.assert_close(*mixed)

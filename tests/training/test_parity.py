@@ -65,6 +65,7 @@ RUNS = {
     "headed": "teacher: big, objective: {simkd: {}, srrl: {weight: 0.1}, ofa: {weight: 0.1}}",
     "refined": "objective: {pskd: {}}",
     "paired": "objective: {ce: {}, cskd: {}}",
+    "mixed": "teacher: big, objective: {ce: {}, kd: {}}, mix: {mixup: 0.8, cutmix: 1.0}, drop_last: true",
 }
 
 

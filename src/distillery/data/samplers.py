@@ -26,13 +26,16 @@ class GlobalBatches(Sampler[list[Sample]]):
     the same images for any number of either. An iteration goes from where ``start`` has put it to the end of that
     epoch.
 
+    With ``paired``, the first image of a global batch and the last, the second and the last but one, and so on, stay
+    together: a part is a slice of the first half and its mirror image in the second.
+
     With ``crops``, images are augmented in so many ways alone: each use of one is its view (epoch + copy) % crops.
 
     ``order`` gives the ``images`` sample ids of an epoch, which may repeat. ``drop_last`` leaves out its last, smaller
     batch.
 
     Raises:
-        UserError: a batch, or the last one, has fewer images than ranks times micro-batches.
+        UserError: a batch, or the last one, has fewer images, or pairs, than ranks times micro-batches.
     """
 
     def __init__(
@@ -46,7 +49,9 @@ class GlobalBatches(Sampler[list[Sample]]):
         accumulation: int = 1,
         drop_last: bool = True,
         crops: int | None = None,
+        paired: bool = False,
     ) -> None:
+        assert not paired or (batch % 2 == 0 and drop_last)
         assert 0 <= rank < world_size
         assert batch > 0
         assert accumulation > 0
@@ -54,12 +59,14 @@ class GlobalBatches(Sampler[list[Sample]]):
         self._world_size, self._rank, self._accumulation = world_size, rank, accumulation
         self._epoch = self._first_step = 0
         self._crops = crops
+        self._unit = 2 if paired else 1
         self.steps = images // batch if drop_last else -(-images // batch)
         parts = world_size * accumulation
-        if batch < parts:
+        if batch < parts * self._unit:
+            what = "pairs of images to mix" if paired else "images"
             raise UserError(
-                f"batch: {batch} images cannot be split over {world_size} processes x {accumulation} micro-batches; "
-                f"use at least {parts}"
+                f"batch: {batch // self._unit} {what} cannot be split over {world_size} processes x {accumulation} "
+                f"micro-batches; use at least {parts * self._unit}"
             )
         last = self.step_images(self.steps - 1) if self.steps else batch
         if last < parts:
@@ -71,12 +78,13 @@ class GlobalBatches(Sampler[list[Sample]]):
     @property
     def largest(self) -> int:
         """How many samples the largest list has."""
-        return -(-self._batch // (self._world_size * self._accumulation))
+        return self._unit * -(-self._batch // (self._unit * self._world_size * self._accumulation))
 
     @property
     def smallest(self) -> int:
         """How many samples the smallest list of an epoch has, on any rank."""
-        return self.step_images(self.steps - 1) // (self._world_size * self._accumulation)
+        pairs = self.step_images(self.steps - 1) // self._unit
+        return self._unit * (pairs // (self._world_size * self._accumulation))
 
     def start(self, epoch: int, step: int = 0) -> None:
         """Set where the next iteration begins."""
@@ -98,9 +106,12 @@ class GlobalBatches(Sampler[list[Sample]]):
         for step in range(self._first_step, self.steps):
             begin, size = step * self._batch, self.step_images(step)
             for micro in range(self._accumulation):
-                low, high = _part(begin, size, micro, self._accumulation)
+                low, high = _part(0, size // self._unit, micro, self._accumulation)
                 low, high = _part(low, high - low, self._rank, self._world_size)
-                rows = zip(order[low:high].tolist(), copies[low:high].tolist(), strict=True)
+                places = np.arange(begin + low, begin + high)
+                if self._unit == 2:
+                    places = np.r_[places, begin + size - high : begin + size - low]
+                rows = zip(order[places].tolist(), copies[places].tolist(), strict=True)
                 yield [self._address(epoch, index, copy) for index, copy in rows]
 
     def _address(self, epoch: int, index: int, copy: int) -> Sample:

@@ -36,6 +36,8 @@ def bank_ledger(spec: RunSpec) -> dict[str, Any]:
     if recipe.crops is not None:
         return content | {"crops": recipe.crops}
     sampling = objective.sampling()
+    # What an image is mixed with is decided by what decides the batches.
+    content |= {} if recipe.mix is None else {"mix": entry(recipe.mix)}
     return content | {
         "seed": spec.seed,
         "epochs": recipe.total_epochs,

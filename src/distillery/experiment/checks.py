@@ -230,8 +230,11 @@ def _check_bank(where: str, config: RunConfig, recipe: Recipe, taught: TeacherCo
             f"{where}.teacher_norm: with `batch`, an answer depends on the other images of its batch, which a "
             f"bank does not know; {live} or `teacher_norm: eval`"
         )
-    if recipe.mix is not None:
-        raise UserError(f"{where}.mix: a bank holds answers to single images, not to mixed ones; {live} or `mix: null`")
+    if recipe.mix is not None and recipe.crops is not None:
+        raise UserError(
+            f"{where}.mix: with `crops`, a bank holds {recipe.crops} views of each image, and each epoch mixes "
+            f"others of them; {live}, `crops: null` or `mix: null`"
+        )
 
 
 def _check_descent(experiment: Experiment, run: str) -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from distillery.atomic import replace_file
 from distillery.cluster.run_lock import RunLock
 from distillery.cluster.signals import StopSignal
 from distillery.data.arrow import ArrowImages
-from distillery.data.loader import TrainImages, said_every_minute
+from distillery.data.loader import Batch, TrainImages, said_every_minute
 from distillery.data.orders import Ids, Order
 from distillery.data.samplers import GlobalBatches, Sample, copy_numbers
 from distillery.distill.assembly import Side, tap_alone
@@ -41,6 +43,7 @@ from distillery.training.inputs import (
     view_seed,
 )
 from distillery.training.job import Job
+from distillery.training.mixing import Mixing, mixing_of
 
 RECORD = "bank.json"
 # How many rows a run computes anew before it believes a bank, in each of so many parts.
@@ -131,8 +134,11 @@ def _record(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, work: Pa
     rows, parts = len(order(0)), bank_parts(job.spec)
     left = [part for part in range(parts) if not part_path(work, part).exists()]
     _check_room(work, len(left) * rows * row_format.dtype.itemsize)
-    accumulation = accumulation_steps(job, recipe, 1)
-    batches = GlobalBatches(order, rows, recipe.batch // accumulation, drop_last=False)
+    accumulation, mix = accumulation_steps(job, recipe, 1), mixing_of(job, recipe)
+    if mix is None:
+        batches = GlobalBatches(order, rows, recipe.batch // accumulation, drop_last=False)
+    else:
+        batches = GlobalBatches(order, rows, recipe.batch, accumulation=accumulation, paired=True)
     loader = build_train_loader(job, recipe, fabric, images, batches, measured.viewer)
     what = "epoch" if recipe.crops is None else "view"
     for part in left:
@@ -142,11 +148,12 @@ def _record(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, work: Pa
         with replace_file(part_path(work, part)) as temporary:
             stored = np.lib.format.open_memmap(temporary, mode="w+", dtype=row_format.dtype, shape=(rows,))
             shown = iter(loader)
-            for samples in batches:
+            for number, samples in enumerate(batches):
                 with said_every_minute():
                     batch = next(shown).to(fabric.device, non_blocking=True)
+                images_BCHW = _seen(batch, mix, part, number // accumulation)
                 with fabric.autocast():
-                    outputs = teacher(batch.images if batch.teacher_images is None else batch.teacher_images)
+                    outputs = teacher(images_BCHW)
                 wanted = [_key(rows, sample.index, sample.copy) for sample in samples]
                 with located(job.where):
                     stored[np.searchsorted(keys, wanted)] = row_format.encode(outputs)
@@ -164,6 +171,14 @@ def _record(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, work: Pa
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)
     work.replace(target)
+
+
+def _seen(batch: Batch, mix: Mixing | None, epoch: int, step: int) -> Tensor:
+    """What the teacher sees of a batch: the student's squares or its own, mixed as the student's."""
+    if batch.teacher_images is not None:
+        own, size = batch.teacher_images, batch.images.shape[-1]
+        return own if mix is None else mix.alike(own, size, epoch, step)
+    return batch.images if mix is None else mix(batch.images, batch.labels, epoch, step)[0]
 
 
 def _identity(job: Job, measured: MeasuredTeacher) -> dict[str, str]:
@@ -300,17 +315,25 @@ def audit(
         UserError: its answers are not those of the bank.
     """
     order, parts = bank_order(job, recipe, images), bank_parts(job.spec)
-    rows = len(order(0))
+    rows, mix = len(order(0)), mixing_of(job, recipe)
     bits = addressed_bits(AUDITED_PARTS * (1 + AUDITED_ROWS), job.seed, "audit", fabric.global_rank)
-    samples: list[Sample] = []
-    for draws in np.split(bits, AUDITED_PARTS):
-        part, keys = int(draws[0] % np.uint64(parts)), _keys(order, int(draws[0] % np.uint64(parts)))
-        chosen = keys[(draws[1:] % np.uint64(rows)).astype(np.int64)]
-        samples += [Sample(part, *map(int, divmod(key, rows))) for key in chosen]
     transform, own = training_transforms(job, recipe, viewer)
-    batch = TrainImages(images, transform, view_seed(job, recipe), teacher=own)[samples].to(fabric.device)
+    shown = TrainImages(images, transform, view_seed(job, recipe), teacher=own)
+    samples: list[Sample] = []
+    seen: list[Tensor] = []
+    for draws in np.split(bits, AUDITED_PARTS):
+        part = int(draws[0] % np.uint64(parts))
+        ids = order(part)
+        copies = copy_numbers(ids)
+        for place in (draws[1:] % np.uint64(rows)).astype(np.int64).tolist():
+            step, within = divmod(place, recipe.batch)
+            # An image that is mixed is asked for together with the one that it is mixed with.
+            places = [place] if mix is None else [place, step * recipe.batch + recipe.batch - 1 - within]
+            asked = [Sample(part, int(ids[each]), int(copies[each])) for each in places]
+            samples += asked
+            seen.append(_seen(shown[asked].to(fabric.device), mix, part, step))
     with fabric.autocast():
-        live = teacher(batch.images if batch.teacher_images is None else batch.teacher_images)
+        live = teacher(torch.cat(seen))
     error = bank.row_format.error(bank.records(samples), live)
     allowed = TOLERANCE.get(recipe.precision, HALF_TOLERANCE)
     if not error <= allowed:

@@ -35,7 +35,6 @@ from distillery.training.inputs import (
     Validate,
     build_batches,
     build_calibration,
-    build_mix,
     build_train_loader,
     build_validate,
     training_images,
@@ -44,6 +43,7 @@ from distillery.training.inputs import (
 from distillery.training.job import Job
 from distillery.training.loop import Training
 from distillery.training.metric_logger import MetricLogger
+from distillery.training.mixing import mixing_of
 from distillery.training.optim import build_optimizer, total_epochs
 from distillery.training.speed import Compiled, Speed
 
@@ -122,7 +122,7 @@ def build_training(job: Job, recipe: Recipe, fabric: Fabric, stop: StopSignal, b
         several=several,
         scores=_scores(measured),
         head=parties.head,
-        mix=build_mix(recipe, len(job.manifest.classes)),
+        mix=mixing_of(job, recipe),
         optimizer=optimizer,
         ema=ema,
         batches=batches,

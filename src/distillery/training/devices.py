@@ -139,10 +139,15 @@ def accumulation_steps(job: Job, recipe: Recipe, world_size: int) -> int:
     Raises:
         UserError: the global batch cannot be shared out evenly.
     """
-    if recipe.batch % world_size:
-        raise UserError(f"{job.where}.batch: {recipe.batch} images cannot be shared out evenly to {world_size} devices")
-    each = recipe.batch // world_size
-    limit = job.machine.device_batch or each
+    # Images that are mixed stay together.
+    unit, what = (1, "images") if recipe.mix is None else (2, "pairs of images to mix")
+    units = recipe.batch // unit
+    if units % world_size:
+        raise UserError(f"{job.where}.batch: {units} {what} cannot be shared out evenly to {world_size} devices")
+    each = units // world_size
+    limit = (job.machine.device_batch or unit * each) // unit
+    if limit == 0:
+        raise UserError(f"--device-batch: 1 image has none to be mixed with ({job.where}.mix); give 2 or more")
     return next(steps for steps in range(1, each + 1) if each % steps == 0 and each // steps <= limit)
 
 

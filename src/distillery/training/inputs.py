@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
@@ -50,7 +49,6 @@ ORDERS: dict[str, Callable[..., Order]] = {"partners": partner_order}
 # The operations that images in memory are augmented by, as `transforms.Transform.batched` knows them.
 BATCHED = frozenset({"random_crop", "horizontal_flip"})
 
-Mix = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Validate = Callable[[Callable[[Tensor], Tensor], Preprocess], dict[str, float]]
 
 
@@ -99,6 +97,7 @@ def build_batches(job: Job, recipe: Recipe, fabric: Fabric, images: ArrowImages,
             accumulation=accumulation,
             drop_last=recipe.drop_last,
             crops=recipe.crops,
+            paired=recipe.mix is not None,
         )
     if batches.steps == 0:
         raise UserError(
@@ -228,36 +227,6 @@ def training_transforms(job: Job, recipe: Recipe, viewer: Preprocess | None) -> 
 def view_seed(job: Job, recipe: Recipe) -> int:
     """Of what augments the images: the run's, or with ``crops`` one that all runs share."""
     return job.seed if recipe.crops is None else 0
-
-
-def build_mix(recipe: Recipe, classes: int) -> Mix | None:
-    """Mixup and cutmix of timm, one of them for a whole batch: images and labels to mixed images and soft targets."""
-    if recipe.mix is None:
-        return None
-    from timm.data.mixup import Mixup
-
-    mix = Mixup(  # type: ignore[no-untyped-call]
-        mixup_alpha=recipe.mix.mixup,
-        cutmix_alpha=recipe.mix.cutmix,
-        prob=recipe.mix.p,
-        switch_prob=recipe.mix.switch,
-        mode="batch",
-        label_smoothing=0.0,
-        num_classes=classes,
-    )
-    return lambda images, labels: mix(images.float() / 255 if images.dtype == torch.uint8 else images, labels)
-
-
-def mixed_alike(mix: Mix, images: Tensor, size: int) -> Tensor:
-    """Mix a teacher's squares (B, 3, H, W) as ``mix`` mixes the student's, of ``size`` pixels a side, with equal draws.
-
-    A pair of a black and a white image shows which share of each pixel the partner gives.
-    """
-    pair = torch.stack([torch.zeros(1, size, size), torch.ones(1, size, size)]).to(images.device)
-    share_1HW = mix(pair, torch.zeros(2, dtype=torch.long, device=images.device))[0][0]
-    share_1HW = F.interpolate(share_1HW[None], images.shape[2:])[0]
-    images = images.float() / 255 if images.dtype == torch.uint8 else images
-    return images.lerp(images.flip(0), share_1HW.expand_as(images[0]))
 
 
 def build_validate(job: Job, fabric: Fabric, split: SplitName) -> Validate:

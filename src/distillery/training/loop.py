@@ -31,8 +31,8 @@ from distillery.randomness import seed_generators
 from distillery.training.alarms import Alarms
 from distillery.training.checkpoint import CheckpointFolder, TrainState
 from distillery.training.epoch_sums import EpochSums, Recent, StepValues, added, totals_of_rank, totals_of_ranks
-from distillery.training.inputs import Mix, mixed_alike
 from distillery.training.metric_logger import MetricLogger
+from distillery.training.mixing import Mixing
 from distillery.training.optim import learning_rate, total_epochs
 from distillery.training.speed import Speed
 
@@ -62,7 +62,7 @@ class Training:
     several: Several | None  # teachers, in place of one
     scores: Any  # of the teacher, for run.json; a list of those of several
     head: dict[str, Any] | None  # what run.json says of the head that is deployed with the student
-    mix: Mix | None
+    mix: Mixing | None
     optimizer: torch.optim.Optimizer
     ema: Any | None  # timm's ModelEmaV3 of the student
     batches: GlobalBatches
@@ -183,12 +183,10 @@ def _train_step(
     for micro in range(training.accumulation):
         # Later micro-batches are waited for to their end: the step has begun to move running statistics.
         batch, answers = _next_batch(training, batches) if first is None or micro else first
-        images, target = _mixed(training, batch.images, batch.labels, step, micro)
-        second = None if batch.view is None else _mixed(training, batch.view, batch.labels, step, micro)[0]
+        images, target = _mixed(training, batch.images, batch.labels, step)
+        second = None if batch.view is None else _mixed(training, batch.view, batch.labels, step)[0]
         size = batch.images.shape[-1]
-        seen, again = (
-            _mixed_alike(training, own, size, step, micro) for own in (batch.teacher_images, batch.teacher_view)
-        )
+        seen, again = (_mixed_alike(training, own, size, step) for own in (batch.teacher_images, batch.teacher_view))
         seed_generators(training.seed, "forward", epoch, step, micro, fabric.global_rank)
         with fabric.no_backward_sync(training.learner, enabled=micro + 1 < training.accumulation):
             fraction, now = images_in_step / recipe.batch, epoch + step / training.batches.steps
@@ -201,7 +199,7 @@ def _train_step(
                     if second is not None and not training.bare.partners:
                         view = (second, training.teacher(second if again is None else again))
                 if training.several is not None:
-                    own = [_mixed_alike(training, further, size, step, micro) for further in batch.further_images or ()]
+                    own = [_mixed_alike(training, further, size, step) for further in batch.further_images or ()]
                     squares = [image for image in (images, seen, *own) if image is not None]
                     found = [moved(each, fabric.device) for each in answers or () if isinstance(each, Outputs)]
                     teacher = training.several.answer(squares, found)
@@ -278,25 +276,16 @@ def _labelled(training: Training, batch: Batch, images_in_step: int) -> Labelled
     return Labelled(rows, labelled_part(images_in_step, training.labelled_share) / images_in_step)
 
 
-def _mixed(training: Training, images: Tensor, labels: Tensor, step: int, micro: int) -> tuple[Tensor, Tensor]:
+def _mixed(training: Training, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Images and target of a micro-batch, mixed if the recipe says so; every view of an image in the same way."""
-    if training.mix is None:
-        return images, labels
-    _seed_mix(training, step, micro)
-    # Without labels nothing looks at the target, but what makes it takes classes only.
-    return training.mix(images, labels.clamp(min=0))
+    return training.mix(images, labels, training.train_state.epoch, step) if training.mix else (images, labels)
 
 
-def _mixed_alike(training: Training, images: Tensor | None, size: int, step: int, micro: int) -> Tensor | None:
+def _mixed_alike(training: Training, images: Tensor | None, size: int, step: int) -> Tensor | None:
     """The squares that only the teacher sees, mixed as the student's of ``size`` pixels a side."""
     if images is None or training.mix is None:
         return images
-    _seed_mix(training, step, micro)
-    return mixed_alike(training.mix, images, size)
-
-
-def _seed_mix(training: Training, step: int, micro: int) -> None:
-    seed_generators(training.seed, "mix", training.train_state.epoch, step, micro, training.fabric.global_rank)
+    return training.mix.alike(images, size, training.train_state.epoch, step)
 
 
 def _look(training: Training, sums: EpochSums) -> None:
