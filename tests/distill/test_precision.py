@@ -1,6 +1,6 @@
 import torch
 
-from distillery.distill.precision import full_precision
+from distillery.distill.precision import as_the_networks, full_precision, without_autocast
 
 
 @full_precision
@@ -34,3 +34,21 @@ def test_the_widest_type_wins_and_integers_stay():
     half, double, integer = torch.ones(1).half(), torch.ones(1).double(), torch.ones(1).long()
     assert dtypes(half, integer) == [torch.float32, torch.int64]
     assert dtypes(half, double, integer) == [torch.float64, torch.float64, torch.int64]
+
+
+def test_within_a_loss_a_layer_is_computed_as_the_networks_are():
+    a = torch.randn(8, 8)
+
+    def product():
+        with without_autocast(a):
+            assert (a @ a).dtype == torch.float32
+            with as_the_networks(a):
+                found = (a @ a).dtype
+            assert (a @ a).dtype == torch.float32
+        return found
+
+    assert product() == torch.float32
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            assert product() == dtype
+    assert product() == torch.float32

@@ -108,6 +108,20 @@ def test_a_data_set_counts_by_what_decides_its_images(experiment_folder):
     assert digest("{path: data/few, holdout: 0.2}") != before
 
 
+@pytest.mark.parametrize(
+    ("keys", "held"),
+    [
+        ("precision: bf16-mixed, objective: {overhaul: {}}", "bf16-mixed"),
+        ("precision: 32-true, objective: {overhaul: {}}", None),
+        ("precision: bf16-mixed, objective: {mgd: {}}", None),
+    ],
+)
+def test_connectors_count_where_they_are_not_in_float32(experiment_folder, keys, held):
+    page = experiment_folder / "config" / "one.yaml"
+    page.write_text(page.read_text() + f"    more: {{model: cifar_resnet8, recipe: short, teacher: teacher, {keys}}}\n")
+    assert load_experiment(page).spec("more").ledger.get("connectors") == held
+
+
 def test_a_file_is_hashed_again_when_it_has_changed(tmp_path):
     path = tmp_path / "weights"
     assert file_sha256(path) is None

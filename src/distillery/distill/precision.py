@@ -1,7 +1,7 @@
 """Losses are computed in float32 at least, whatever the network around them computes in."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import reduce, wraps
 from typing import ParamSpec, TypeVar
 
@@ -44,7 +44,27 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """Compute outside autocast on a tensor's device; nothing, which takes no time, where there is none."""
-    return torch.autocast(tensor.device.type, enabled=False) if _is_narrowed(tensor) else nullcontext()
+    return _widened(tensor.device.type) if _is_narrowed(tensor) else nullcontext()
+
+
+# On which kinds of devices autocast was left for a loss, innermost last.
+_left: list[str] = []
+
+
+@contextmanager
+def _widened(kind: str) -> Iterator[None]:
+    _left.append(kind)
+    try:
+        with torch.autocast(kind, enabled=False):
+            yield
+    finally:
+        _left.pop()
+
+
+def as_the_networks(tensor: Tensor) -> AbstractContextManager[object]:
+    """Within a loss, compute in the run's precision again, as a layer that is part of a network would."""
+    kind = tensor.device.type
+    return torch.autocast(kind, torch.get_autocast_dtype(kind)) if kind in _left else nullcontext()
 
 
 def _is_narrowed(tensor: Tensor) -> bool:

@@ -181,6 +181,9 @@ class RunSpec(Block):
             content["teachers"] = [entry(taught) | {"run": taught.run.ledger} for taught in self.teachers]
         if self.recipe is not None:
             content["engine"] = ENGINE
+            # Before, connectors were computed in float32 whatever the networks were computed in.
+            if self.recipe.precision != "32-true" and self.objective and "overhaul" in self.objective.terms():
+                content["connectors"] = self.recipe.precision
             if self.model.startswith(WITH_DECAY_PATTERNS) and self.recipe.optimizer.name != "sgd":
                 content["decay_patterns"] = DECAY_PATTERNS
         return content

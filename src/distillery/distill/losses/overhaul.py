@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from distillery.distill.losses.partial_l2 import partial_l2, stage_weights
 from distillery.distill.losses.stages import MarginStages, check_normalizable
+from distillery.distill.precision import as_the_networks
 from distillery.distill.term import TermContext
 
 
@@ -35,7 +36,7 @@ class Overhaul(MarginStages):
     """The term ``overhaul``: the student's features, widened by a connector, meet the teacher's beyond their margins.
 
     A connector is a 1 x 1 convolution to the teacher's width and a batch norm, trained with the student and used for
-    nothing else.
+    nothing else. It is computed in the run's precision, as the student; what follows is not.
     """
 
     name = "overhaul"
@@ -51,7 +52,8 @@ class Overhaul(MarginStages):
     def distance(self, stage: int, student: Tensor, teacher: Tensor) -> Tensor:
         """Return one stage's weighted loss."""
         check_normalizable(student, self, self.name)
-        connected = self.connectors[str(stage)](student)
+        with as_the_networks(student):
+            connected = self.connectors[str(stage)](student)
         distance = self.weights[stage] * partial_l2(connected, teacher, self.get_buffer(f"margin{stage}"))
         return distance / (connected.numel() if self.normalize == "mean" else len(connected) * self.loss_factor)
 
