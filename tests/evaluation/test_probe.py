@@ -103,6 +103,17 @@ def test_a_run_is_probed_to_the_same_bytes_each_time(trained):
 
 
 @pytest.mark.slow
+def test_only_what_tables_show_of_a_run_is_measured(trained, monkeypatch):
+    monkeypatch.setattr(probe, "linear_probe", lambda *_: pytest.fail("nobody asked for it"))
+    experiment = load_experiment(trained.experiment)
+    table = next(table for table in experiment.config.tables.values() if "big" in table.runs())
+    config = experiment.config.model_copy(update={"tables": {"t": table.model_copy(update={"columns": ("knn",)})}})
+    probes = probe.measure_probes(dataclasses.replace(experiment, config=config), "big", 0, trained.results, device=CPU)
+    assert "knn" in probes
+    assert "linear_probe" not in probes
+
+
+@pytest.mark.slow
 def test_embeddings_are_those_that_enter_the_last_layer(trained, monkeypatch):
     seen = []
     monkeypatch.setattr(probe, "nearest_neighbours", lambda *of: seen.append(of) or torch.zeros(12, dtype=torch.long))

@@ -109,6 +109,14 @@ def test_a_run_needs_its_teacher_and_the_run_it_starts_from(plan):
     assert plan.initial_files("one", "taken") == []
 
 
+def test_a_run_is_probed_again_where_tables_show_another_probe(config):
+    found = []
+    for columns in ("top1", "top1, knn", "knn, linear_probe"):
+        (config / "one.yaml").write_text(ONE.replace("top1, params", columns))
+        found.append(make_plan(config, {"experiments": "one"}, needed_files).probing("one", "student", "3"))
+    assert found[0] == found[2] != found[1] == f"{found[0]}, no linear_probe"
+
+
 def test_a_table_needs_its_own_runs_only(plan):
     needed = plan.measurements("one", "fast")
     assert needed[0] == "results/datasets/few/manifest.json"

@@ -56,6 +56,17 @@ def test_results_of_the_present_configuration_are_up_to_date(place):
     assert all("up to date (digest " in line for line in lines)
 
 
+def test_a_run_whose_tables_show_another_probe_is_probed_again(place):
+    probes = place / "results/one/small/seed0/probes.json"
+    digest = json.loads(probes.with_name("run.json").read_text())["digest"]
+    probes.write_text(json.dumps({"digest": digest, "probing": 1, "knn": 50.0}))
+    page = place / "config/one.yaml"
+    page.write_text(ONE.replace("[top1]", "[top1, knn]"))
+    assert "up to date" in explained(place, "results/one/small/seed0/probes.json")[0]
+    page.write_text(ONE.replace("[top1]", "[top1, linear_probe, knn]"))
+    assert explained(place, "results/one/small/seed0/probes.json")[1].strip() == "probes.json: knn -> knn, linear_probe"
+
+
 def test_one_profile_counts_for_all_seeds_of_a_run(place):
     assert all("up to date" in line for line in explained(place, "one/small"))
 

@@ -44,6 +44,8 @@ def probe_run(
 ) -> dict[str, Any]:
     """Measure a trained or imported run's embedding, and write probes.json beside its metrics.json.
 
+    Where tables show one of the two of the run, the other is left out: a linear probe of many images is dear.
+
     Raises:
         UserError: the run or the data set is missing, damaged or stale; the data set has no training images, or one
             class only; the network has no embedding, or one that is not finite.
@@ -74,10 +76,8 @@ def measure_probes(
     bank_ND, queries_MD = (_embeddings(finished, images, workers, device, label) for images in (training, validation))
     labels_N, truth_M = (torch.from_numpy(images.labels).to(bank_ND.device) for images in (training, validation))
     classes = len(manifest.classes)
-    predicted = {
-        "knn": nearest_neighbours(bank_ND, labels_N, queries_MD, classes),
-        "linear_probe": linear_probe(bank_ND, labels_N, queries_MD, classes),
-    }
+    probes = {"knn": nearest_neighbours, "linear_probe": linear_probe}
+    predicted = {name: probes[name](bank_ND, labels_N, queries_MD, classes) for name in experiment.probes(run)}
     return {
         "run": run,
         "seed": seed,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from distillery.errors import UserError, located
 from distillery.experiment.reading import nearest
+from distillery.experiment.schema.columns import PROBED
 from distillery.experiment.schema.dataset import Dataset
 from distillery.experiment.schema.experiment import ExperimentConfig
 from distillery.experiment.schema.labels import FewLabels, resolve_labels
@@ -64,6 +65,11 @@ class Experiment:
     def teachers(self) -> set[str]:
         """Every run that teaches another."""
         return {teacher for run in self.config.runs for teacher in self.teachers_of(run)}
+
+    def probes(self, run: str) -> list[str]:
+        """The columns of probes.json that tables show of a run; all where none does, for a probe by hand."""
+        shown = {name for table in self.config.tables.values() if run in table.runs() for name in table.columns}
+        return [name for name in PROBED if name in shown] or PROBED
 
     def trained(self) -> list[str]:
         """The runs that are trained, not imported."""

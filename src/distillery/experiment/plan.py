@@ -29,7 +29,7 @@ from distillery.experiment.loading import experiment_names, load_dataset, load_e
 from distillery.experiment.reading import nearest, read_mapping
 from distillery.experiment.rehearsal import rehearsed_dataset, representatives
 from distillery.experiment.schema.block import NAME_PATTERN
-from distillery.experiment.schema.columns import COLUMNS, PROBES
+from distillery.experiment.schema.columns import COLUMNS, PROBED, PROBES
 from distillery.experiment.schema.dataset import HUB_PREFIX, Dataset
 from distillery.experiment.sweep import written_out
 from distillery.paths import bank_folder, dataset_folder, figure_folder, profile_path, run_folder, table_folder
@@ -195,8 +195,10 @@ class Plan:
         return f"{self.digest(experiment, run, seed)}, evaluation {MEASURED}"
 
     def probing(self, experiment: str, run: str, seed: str) -> str:
-        """What decides a run's probes: the run, and how its embedding is probed."""
-        return f"{self.digest(experiment, run, seed)}, probing {PROBING}"
+        """What decides a run's probes: the run, which ones tables show of it, and how its embedding is probed."""
+        shown = self.experiment(experiment).probes(run)
+        without = "".join(f", no {name}" for name in PROBED if name not in shown)
+        return f"{self.digest(experiment, run, seed)}, probing {PROBING}{without}"
 
     def profiling(self, experiment: str, run: str) -> str:
         """What decides a run's profile: the run, and how it is counted and timed."""

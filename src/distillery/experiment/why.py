@@ -11,7 +11,7 @@ from distillery.experiment.experiment import Experiment
 from distillery.experiment.ledger import MEASURED, PROBING, PROFILING, differences
 from distillery.experiment.loading import experiment_names, load_experiment
 from distillery.experiment.reading import nearest
-from distillery.experiment.schema.columns import PROBES
+from distillery.experiment.schema.columns import PROBED, PROBES
 from distillery.paths import dataset_folder, profile_path, run_folder
 from distillery.results import try_json
 
@@ -128,6 +128,9 @@ def stale_for(
         reasons.append(f"images of {spec.dataset}: {record.get('manifest_digest')} -> {images}")
     # A run's profile is of its first seed.
     profiled = [profile_path(results, experiment.name, run)] if seed == experiment.seeds(run)[0] else []
+    probed, shown = try_json(folder / PROBES), experiment.probes(run)
+    if probed and (found := [name for name in PROBED if name in probed]) != shown:
+        reasons.append(f"{PROBES}: {', '.join(found)} -> {', '.join(shown)}")
     for path in [folder / "metrics.json", folder / PROBES, *profiled]:
         measured = try_json(path) or {}
         expected = {

@@ -12,7 +12,7 @@ from typing import Any
 from distillery.cluster.gpus import all_devices
 from distillery.experiment import Experiment, RunSpec
 from distillery.experiment.ledger import PROBING, PROFILING
-from distillery.experiment.schema.columns import PROBES
+from distillery.experiment.schema.columns import PROBED, PROBES
 from distillery.paths import log_folder, profile_path, run_folder
 from distillery.reporting.measurements import needed_files
 from distillery.reporting.status import Line, read_status
@@ -248,7 +248,8 @@ class _Planner:
 
     def _probed(self, run: str, seed: int) -> bool:
         found = try_json(run_folder(self.results, self.experiment.name, run, seed) / PROBES) or {}
-        return (found.get("digest"), found.get("probing")) == (self.experiment.spec(run, seed).digest, PROBING)
+        made = (found.get("digest"), found.get("probing")) == (self.experiment.spec(run, seed).digest, PROBING)
+        return made and [name for name in PROBED if name in found] == self.experiment.probes(run)
 
     def _profile(self, run: str) -> None:
         self.costs.jobs += 1

@@ -245,3 +245,5 @@ COLUMNS: dict[str, Column] = {
     "gpu_throughput": _throughput("GPU images/s", "gpu_throughput", optional=True),
     "cpu_throughput": _throughput("CPU images/s", "cpu_throughput", optional=True, machine=("cpu", "cpu_threads")),
 }
+# What probes.json may hold; a probe measures those of them that tables show of its run.
+PROBED = [name for name, column in COLUMNS.items() if column.file == PROBES]
