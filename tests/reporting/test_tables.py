@@ -339,4 +339,11 @@ def test_a_table_says_which_labels_its_runs_may_use(workplace):
     rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in text.splitlines() if line.startswith("|")]
     assert rows[0] == ["Run", "Teacher", "Labels"]
     assert rows[2:] == [["big", "–", "all"], ["small", "–", "6"], ["taught", "big", "50 % + unlabelled"]]
-    assert "*Labels*: training images whose label" in text
+    assert "*Labels*: training images whose label a run may use, drawn by its seed; " in text
+    (workplace.folder / "few.txt").write_text("train/ape/000.png\n")
+    workplace.edit("labels: 0.5", f"labels: {{list: {workplace.folder / 'few.txt'}}}")
+    experiment = load_experiment(workplace.experiment)
+    tabulate_experiment(experiment, workplace.results, experiment.published, partial=True)
+    text = (workplace.results / "tables/tiny.md").read_text()
+    assert "few + unlabelled" in text
+    assert "*Labels*: training images whose label a run may use, drawn by its seed or named by a list; " in text

@@ -49,6 +49,7 @@ class Content:
     teachers: dict[str, str | None]
     runs: Mapping[str, Measured]
     labels: Mapping[str, str] = field(default_factory=dict)  # of the runs that may use few
+    chosen: frozenset[str] = frozenset()  # how these were
     longer: Mapping[str, float] = field(
         default_factory=dict
     )  # of runs whose order shows images more often, how many times the steps
@@ -133,8 +134,10 @@ def gather(experiment: Experiment, name: str, table: Table, runs: Mapping[str, M
             without = (column.needs_teacher and teachers[run] is None) or (column.beside and number is None)
             gap = summary is None and not without and not measured.holds(metric)
             entries[run, metric] = Entry(run, metric, summary, is_best, gap, number, verdict)
-    labels = {run: few.shown for run in table.runs() if (few := experiment.labels(run)) is not None}
-    return Content(name, table, entries, teachers, runs, labels, _longer(experiment, table))
+    few = {run: labels for run in table.runs() if (labels := experiment.labels(run)) is not None}
+    chosen = frozenset("named by a list" if labels.listed else "drawn by its seed" for labels in few.values())
+    shown = {run: labels.shown for run, labels in few.items()}
+    return Content(name, table, entries, teachers, runs, shown, chosen, _longer(experiment, table))
 
 
 def _longer(experiment: Experiment, table: Table) -> dict[str, float]:

@@ -20,8 +20,7 @@ _SELECTION_RULES = {
     "imported": "*imported*: weights that were trained elsewhere.",
 }
 _LABELS = (
-    "training images whose label a run may use, drawn by its seed; *+ unlabelled*: it learns from its teacher on the "
-    "other images too."
+    "training images whose label a run may use, {}; *+ unlabelled*: it learns from its teacher on the other images too."
 )
 _FINDING_RULES = {
     "reproduced": "*reproduced*: our mean is at least as good as the published number, by the digits of the latter.",
@@ -94,8 +93,8 @@ def legend(contents: Sequence[Content]) -> str:
 def _measures(contents: Sequence[Content]) -> list[str]:
     shown = dict.fromkeys(metric for content in contents for metric in content.table.columns)
     meanings = [f"  - *{COLUMNS[metric].heading}*: {COLUMNS[metric].meaning}." for metric in shown]
-    if any(content.labels for content in contents):
-        meanings.insert(0, f"  - *Labels*: {_LABELS}")
+    if chosen := {how for content in contents for how in content.chosen}:
+        meanings.insert(0, f"  - *Labels*: {_LABELS.format(' or '.join(sorted(chosen)))}")
     return ["- **Columns.**", *meanings] if meanings else []
 
 

@@ -78,6 +78,11 @@ class FewLabels(Block):
     labelled_share: LabelledShare | None = None
 
     @property
+    def listed(self) -> bool:
+        """Whether a list names them, for every seed."""
+        return isinstance(self.labels, LabelList)
+
+    @property
     def shown(self) -> str:
         """What a table says of them: ``0``, ``50``, ``10 %``; ``50 + unlabelled`` where other images are used too."""
         if isinstance(self.labels, float):
