@@ -285,6 +285,10 @@ def test_check_refuses_weights_that_are_absent_or_something_else_and_teachers_of
             "preprocess: {size: 40}}",
             "(preprocess.size): its patches of 16 pixels would leave 8 of them out; give 32 or 48",
         ),
+        (
+            "{model: cifar_resnet8, recipe: tiny, labels: {list: gap.txt}}",
+            "labels: gap.txt:1: 'ape' is no training image with a label; write its path, as 'train/ape/000.png'",
+        ),
     ],
 )
 def test_check_refuses_what_would_fail_or_be_wrong_later(workplace, capsys, monkeypatch, line, said):

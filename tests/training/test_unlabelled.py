@@ -173,6 +173,12 @@ def test_a_list_says_which_images_have_labels(workplace):
     assert load_experiment(workplace.experiment).spec("l").digest != first
 
 
+def test_a_list_may_lie_below_the_home_folder(workplace, monkeypatch):
+    monkeypatch.setenv("HOME", str(listed(workplace, "ape/000.png\n").parent))
+    workplace.edit(str(workplace.folder / "few.txt"), "~/few.txt")
+    assert (training_images(workplace.job("l")).labels != HIDDEN).sum() == 1
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [

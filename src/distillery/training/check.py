@@ -1,13 +1,15 @@
 """What `distillery check` looks at before anything is paid for: names, sizes, weights, and what runs will need."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from distillery.errors import located
 from distillery.experiment import Experiment
+from distillery.experiment.address import parse_address
 from distillery.experiment.checks import large_memories, names_stages
 from distillery.experiment.plugins import is_plugin
-from distillery.experiment.schema.labels import LabelList
+from distillery.experiment.schema.labels import FewLabels, LabelList
 from distillery.experiment.schema.recipe import AdamW, Optimizer, Sgd
 from distillery.models.pretrained.files import check_file
 from distillery.training.forecast import Forecast
@@ -21,6 +23,7 @@ def check_experiment(experiment: Experiment, forecast: Forecast) -> None:
     Raises:
         UserError: something does not.
     """
+    lists: set[str] = set()
     for run, line in experiment.config.runs.items():
         with located(experiment.where(run)):
             forecast.network(experiment.spec(run))
@@ -32,8 +35,8 @@ def check_experiment(experiment: Experiment, forecast: Forecast) -> None:
                 from distillery.models.pretrained.classes import weights_classes
 
                 weights_classes(spec.classes, {})
-            if spec.labels is not None and not isinstance(spec.labels.labels, LabelList) and forecast.labelled:
-                spec.labels.count(forecast.labelled)
+            if spec.labels is not None and forecast.labelled:
+                _check_labels(spec.labels, forecast, lists)
             if any(is_plugin(options.implementation) for options in line.objective.terms().values()):
                 from distillery.distill.objective import check_names
 
@@ -48,6 +51,19 @@ def check_experiment(experiment: Experiment, forecast: Forecast) -> None:
         from distillery.distill.losses.stages import check_stages
 
         check_stages(experiment)
+
+
+def _check_labels(few: FewLabels, forecast: Forecast, lists: set[str]) -> None:
+    """See that there are so many labels, or the images of a list; of one that lies here, once images are prepared."""
+    if not isinstance(few.labels, LabelList):
+        few.count(forecast.labelled)
+    elif few.labels.list not in lists and forecast.manifest is not None and parse_address(few.labels.list) is None:
+        from distillery.data.arrow import ArrowImages
+        from distillery.data.labels import listed_images
+
+        images = ArrowImages(forecast.folder, forecast.manifest, "train")
+        listed_images(images, len(images), Path(few.labels.list).expanduser())
+        lists.add(few.labels.list)
 
 
 def _check_optimizer(config: Optimizer) -> None:

@@ -68,7 +68,7 @@ def training_images(job: Job) -> ArrowImages:
         if there == 0 and few.labels != 0:
             raise UserError("labels: no training image of the data set has a label; write labels: 0")
         if isinstance(few.labels, LabelList):
-            return images.with_labels_of(listed_images(images, there, Path(fetched(few.labels.list))))
+            return images.with_labels_of(listed_images(images, there, Path(fetched(few.labels.list)).expanduser()))
         count = few.count(there)
     return images.with_labels_of(choose_labelled(images.labels[:there], count, job.seed) if count else np.arange(0))
 
