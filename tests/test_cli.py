@@ -303,6 +303,28 @@ def test_check_refuses_what_would_fail_or_be_wrong_later(workplace, capsys, monk
     assert err.count("\n") == 1
 
 
+def test_a_rehearsal_by_hand_lies_beside_the_real_results(workplace, capsys, monkeypatch):
+    monkeypatch.chdir(workplace.folder)
+    before = {path: path.read_bytes() for path in workplace.folder.rglob("*") if path.is_file()}
+    code, _, err = run(capsys, "train", "config/tiny.yaml", "small", "--rehearsal", "--workers", "0")
+    assert (code, err.count("distillery prepare tiny --rehearsal")) == (2, 1)
+    assert run(capsys, "prepare", "tiny", "--rehearsal", "--workers", "1")[0] == 0
+    code, _, err = run(capsys, "evaluate", "config/tiny.yaml", "small", "--rehearsal")
+    assert "first make it with: distillery train config/tiny.yaml small --seed 0 --rehearsal" in err
+    assert run(capsys, "train", "config/tiny.yaml", "small", "--rehearsal", "--workers", "0", "--measure")[0] == 0
+    assert "small   seed 0  trained" in run(capsys, "status", "config/tiny.yaml", "--rehearsal")[1]
+    said = run(capsys, "why", "results/tables/tiny/methods.md", "--rehearsal")[1]
+    assert "results/rehearsal/results/tiny/small/seed0: up to date" in said
+    assert (
+        "results/tiny/small/seed0: not made yet"
+        in run(capsys, "why", "tiny/small", "--rehearsal", "--results", "results")[1]
+    )
+    after = {path: path.read_bytes() for path in before}
+    assert after == before
+    new = {path.relative_to(workplace.folder).parts[:2] for path in workplace.folder.rglob("*") if path.is_file()}
+    assert new - {path.relative_to(workplace.folder).parts[:2] for path in before} == {("results", "rehearsal")}
+
+
 def test_what_the_system_refuses_is_one_line_with_its_path(workplace, capsys):
     results = workplace.folder / "file"
     results.write_text("")

@@ -20,7 +20,6 @@ from distillery.export.command import export
 from distillery.imports import import_fabric
 from distillery.options import (
     CONFIG_DIR,
-    RESULTS,
     AsJson,
     Config,
     ConfigDir,
@@ -39,6 +38,7 @@ from distillery.options import (
     plain_name,
     print_json,
 )  # fmt: skip
+from distillery.paths import RESULTS
 from distillery.process import end_process, keep_memory, limit_threads
 
 app = typer.Typer(
@@ -156,8 +156,10 @@ def prepare(
     from distillery.experiment.plan import Plan
     from distillery.paths import dataset_folder
 
-    plan = Plan(config_dir, rehearsal=rehearsal)
-    prepare_dataset(dataset, plan.dataset(dataset), dataset_folder(results, dataset), workers)
+    raw = Plan(config_dir, rehearsal=rehearsal).dataset(dataset)
+    if rehearsal:
+        raw = raw.model_copy(update={"path": str(results.parent / raw.path)})
+    prepare_dataset(dataset, raw, dataset_folder(results, dataset), workers)
 
 
 @app.command()

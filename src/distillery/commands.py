@@ -14,7 +14,6 @@ from distillery.errors import UserError, printable
 from distillery.experiment import load_experiment
 from distillery.options import (
     CONFIG_DIR,
-    RESULTS,
     AsJson,
     Config,
     ConfigDir,
@@ -25,6 +24,7 @@ from distillery.options import (
     Workers,
     print_json,
 )  # fmt: skip
+from distillery.paths import RESULTS
 from distillery.process import limit_threads
 
 Target = Annotated[

@@ -6,6 +6,8 @@ from pathlib import Path
 
 # The usual one; commands take another by --results.
 RESULTS = Path("results")
+# Where a rehearsal works: its own results, logs and generated images lie below.
+REHEARSAL = RESULTS / "rehearsal"
 
 # Through which processes that read images hand on their batches.
 SHARED_MEMORY = Path("/dev/shm")

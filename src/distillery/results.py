@@ -8,7 +8,7 @@ from typing import Any
 
 from distillery.atomic import write_text
 from distillery.errors import UserError
-from distillery.paths import RESULTS, regular
+from distillery.paths import REHEARSAL, RESULTS, regular
 
 # The last key of a sealed file: the SHA-256 of what stands before it. It finds what was edited or has decayed; whoever
 # wants to deceive can compute it anew.
@@ -21,7 +21,8 @@ def command(verb: str, experiment: Path, run: str, seed: int | None, results: Pa
     """The command line that makes a file of a run: ``distillery train config/digits.yaml resnet8 --seed 0``."""
     words = ["distillery", verb, str(experiment), *([run] if run else [])]
     words += [] if seed is None else ["--seed", str(seed)]
-    words += [] if results == RESULTS else ["--results", str(results)]
+    elsewhere = ["--rehearsal"] if results == REHEARSAL / RESULTS else ["--results", str(results)]
+    words += [] if results == RESULTS else elsewhere
     return " ".join(words)
 
 

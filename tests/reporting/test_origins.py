@@ -26,6 +26,7 @@ def test_nothing_is_said_of_one_clean_commit(desk):
     [
         ([origin("f" * 40)], "commit 1a2b3c4 and commit fffffff."),
         ([origin(), origin("f" * 40)], "commit 1a2b3c4 and commit fffffff."),
+        ([origin("e" * 40), origin("f" * 40)], "commit 1a2b3c4, commit eeeeeee and commit fffffff."),
         ([origin(torch="2.10.0")], "torch 2.10.0 and torch 2.9.0."),
         ([origin("f" * 40, torch="2.10.0")], "commit 1a2b3c4 and commit fffffff; torch 2.10.0 and torch 2.9.0."),
         ([origin(dirty=True)], "commit 1a2b3c4 and commit 1a2b3c4 with uncommitted changes."),

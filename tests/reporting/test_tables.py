@@ -1,6 +1,7 @@
 """From measurements on disk to the files of an experiment."""
 
 import csv
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -299,6 +300,14 @@ def test_nothing_is_written_when_something_is_wrong(judged, fault):
     with pytest.raises(UserError):
         tabulate(judged)
     assert snapshot(table_folder(judged.results)) == before
+
+
+def test_every_table_of_a_rehearsal_says_so(desk):
+    desk.write_results()
+    tabulate_experiment(dataclasses.replace(desk.experiment, rehearsal=True), desk.results, desk.ledger)
+    for path in ("toy.md", "toy.tex", "toy.html", "toy/methods.md", "toy/methods.tex", "toy/methods.html"):
+        text = (table_folder(desk.results) / path).read_text()
+        assert "A rehearsal on generated images: the numbers mean nothing." in text
 
 
 def test_titles_may_hold_anything(desk):

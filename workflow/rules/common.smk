@@ -9,8 +9,8 @@ from pathlib import Path
 try:
     from distillery.cluster.gpus import all_devices
     from distillery.errors import UserError
-    from distillery.experiment.plan import REHEARSAL, any_of, make_plan
-    from distillery.paths import shipped
+    from distillery.experiment.plan import any_of, make_plan
+    from distillery.paths import REHEARSAL, shipped
     from distillery.reporting.measurements import needed_files
     from distillery.results import dead_terms
 except ModuleNotFoundError as error:
@@ -69,7 +69,7 @@ for target in sys.argv[1:]:
 # Parts of the rules' commands. They are no parameters, for where things lie makes nothing stale.
 os.environ.update(
     CONFIG=str(plan.config),
-    SHRUNK="--rehearsal" if plan.rehearsal else "",
+    SHRUNK="--rehearsal --results results" if plan.rehearsal else "",
     PARTIAL="--partial" if plan.partial else "",
     LAUNCH=str(shipped("workflow/scripts/launch.sh")),
     WITH_GPUS="python -m distillery.cluster.gpus",

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from distillery.experiment.reading import validate
 from distillery.experiment.schema.block import Block, Statistics
+from distillery.paths import REHEARSAL
 from distillery.results import SEAL, file_hash, read_json, unusable
 
 FILE_NAME = "manifest.json"
@@ -132,7 +133,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _made_by(folder: Path) -> str:
-    return f"distillery prepare {folder.name}"
+    return f"distillery prepare {folder.name}{' --rehearsal' * folder.is_relative_to(REHEARSAL)}"
 
 
 def _check_counts(manifest: Manifest, path: Path, made_by: str) -> None:

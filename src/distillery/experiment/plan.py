@@ -32,11 +32,9 @@ from distillery.experiment.schema.block import NAME_PATTERN
 from distillery.experiment.schema.columns import COLUMNS, PROBED, PROBES
 from distillery.experiment.schema.dataset import HUB_PREFIX, Dataset
 from distillery.experiment.sweep import written_out
-from distillery.paths import bank_folder, dataset_folder, figure_folder, profile_path, run_folder, table_folder
+from distillery.paths import RESULTS, bank_folder, dataset_folder, figure_folder, profile_path, run_folder, table_folder
 from distillery.results import try_json
 
-RESULTS = Path("results")
-REHEARSAL = RESULTS / "rehearsal"
 # What `--config key=value` may set.
 SWITCHES = ("experiments", "partial", "rehearsal")
 TABLE_SUFFIXES = (".md", ".html", ".tex", ".csv", ".json")

@@ -12,7 +12,7 @@ from distillery.experiment.ledger import MEASURED, PROBING, PROFILING, differenc
 from distillery.experiment.loading import experiment_names, load_experiment
 from distillery.experiment.reading import nearest
 from distillery.experiment.schema.columns import PROBED, PROBES
-from distillery.paths import dataset_folder, profile_path, run_folder
+from distillery.paths import RESULTS, dataset_folder, profile_path, run_folder
 from distillery.results import try_json
 
 FORMS = "a file of results/, e.g. results/tables/digits.md, or EXPERIMENT/RUN, or EXPERIMENT"
@@ -33,7 +33,8 @@ def describe(findings: Iterable[Finding], target: str, results: Path) -> Iterato
     for each in findings:
         yield f"{each.folder}: {each.state}" + f" (digest {each.digest})" * (each.state == "up to date")
         yield from (f"  {reason}" for reason in each.reasons)
-    if Path(target).is_relative_to(results / "tables") or Path(target).is_relative_to(results / "figures"):
+    made = [folder / what for folder in (results, RESULTS) for what in ("tables", "figures")]
+    if any(Path(target).is_relative_to(folder) for folder in made):
         yield "Layout and published numbers are in no record; `snakemake -n` compares them."
 
 
@@ -73,7 +74,9 @@ def parse_target(target: str, config: Path, results: Path) -> tuple[str, str | N
         UserError: there is no such experiment.
     """
     path = Path(target)
-    parts = list(path.relative_to(results).parts if path.is_relative_to(results) else path.parts)
+    # A rehearsal's targets are written as the workflow has them.
+    below = next((folder for folder in (results, RESULTS) if path.is_relative_to(folder)), None)
+    parts = list(path.parts if below is None else path.relative_to(below).parts)
     if parts[:1] == ["datasets"]:
         raise UserError(
             f"{target}: prepared images hold no record of their line in datasets.yaml; `snakemake -n {target}` says "

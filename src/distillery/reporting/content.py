@@ -53,6 +53,7 @@ class Content:
     longer: Mapping[str, float] = field(
         default_factory=dict
     )  # of runs whose order shows images more often, how many times the steps
+    rehearsal: bool = False
 
     @property
     def timed(self) -> bool:
@@ -137,7 +138,9 @@ def gather(experiment: Experiment, name: str, table: Table, runs: Mapping[str, M
     few = {run: labels for run in table.runs() if (labels := experiment.labels(run)) is not None}
     chosen = frozenset("named by a list" if labels.listed else "drawn by its seed" for labels in few.values())
     shown = {run: labels.shown for run, labels in few.items()}
-    return Content(name, table, entries, teachers, runs, shown, chosen, _longer(experiment, table))
+    return Content(
+        name, table, entries, teachers, runs, shown, chosen, _longer(experiment, table), experiment.rehearsal
+    )
 
 
 def _longer(experiment: Experiment, table: Table) -> dict[str, float]:

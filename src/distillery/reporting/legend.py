@@ -6,7 +6,7 @@ from distillery.data.manifest import Manifest
 from distillery.experiment import Experiment
 from distillery.experiment.schema.columns import COLUMNS
 from distillery.reporting.content import Content, Entry
-from distillery.reporting.markup import escape_markdown
+from distillery.reporting.markup import enumerated, escape_markdown
 from distillery.reporting.measurements import Measured, needed_files
 
 NOT_RUN = "not run"
@@ -47,7 +47,7 @@ def introduce(
     seeds = experiment.config.seeds
     text = (
         f"{_describe(experiment.config.dataset, manifest)} "
-        f"Seed{'s' * (len(seeds) > 1)} {_enumerate(map(str, seeds))}, unless n says otherwise."
+        f"Seed{'s' * (len(seeds) > 1)} {enumerated(map(str, seeds))}, unless n says otherwise."
     )
     if manifest is not None and manifest.duplicates.across_splits:
         overlap = len({validation for _, validation in manifest.duplicates.across_splits})
@@ -167,8 +167,3 @@ def _sources(entries: Sequence[Entry]) -> list[str]:
         f"  - {escape_markdown(source)}: {', '.join(map(escape_markdown, runs))}." for source, runs in cited.items()
     ]
     return ["- **Published numbers.**", *lines] if lines else []
-
-
-def _enumerate(words: Iterable[str]) -> str:
-    *others, last = words
-    return f"{', '.join(others)} and {last}" if others else last

@@ -187,6 +187,12 @@ def _si_cell(cell: Cell) -> str:
     return rf"\bfseries {number}" if cell.bold else number
 
 
+def enumerated(words: Iterable[str]) -> str:
+    """Words as a sentence has them: ``a, b and c``."""
+    *others, last = words
+    return f"{', '.join(others)} and {last}" if others else last
+
+
 def escape_latex(text: str) -> str:
     """Plain text as LaTeX source, for any engine and without packages."""
     return "".join(_LATEX.get(character, character) for character in text)

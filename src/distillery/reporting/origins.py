@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from distillery.experiment import Experiment
 from distillery.paths import run_folder
+from distillery.reporting.markup import enumerated
 from distillery.results import command, read_json, unusable
 
 # A difference in these may be behind a difference in results.
@@ -61,4 +62,4 @@ def describe_origins(origins: Iterable[Origin]) -> str | None:
         differing = [{origin.code} for origin in known if origin.dirty][:1]
     if not differing:
         return None
-    return f"The runs were made by {'; '.join(' and '.join(sorted(kind)) for kind in differing)}."
+    return f"The runs were made by {'; '.join(enumerated(sorted(kind)) for kind in differing)}."

@@ -262,7 +262,8 @@ def _verdict_cells(entry: Entry) -> list[Cell]:
 def _notes(content: Content) -> tuple[str, ...]:
     """What gains are over, which rows take more steps, what the runs were made by, and on what they were timed."""
     baseline = content.table.baseline
-    notes = [f"Gains are over {baseline}, paired by seed."] if baseline else []
+    notes = ["A rehearsal on generated images: the numbers mean nothing."] if content.rehearsal else []
+    notes += [f"Gains are over {baseline}, paired by seed."] if baseline else []
     if content.table.grid is not None and content.labels:
         notes.append(f"Labels used: {'; '.join(f'{run} {labels}' for run, labels in content.labels.items())}.")
     notes += [
