@@ -1,6 +1,6 @@
 """What a table says, before it is laid out: values, the best of each column, published numbers, verdicts."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -114,7 +114,7 @@ def gather(experiment: Experiment, name: str, table: Table, runs: Mapping[str, M
     """
     teachers = {run: " + ".join(experiment.teachers_of(run)) or None for run in table.runs()}
     teaching = {teacher for run in table.runs() for teacher in experiment.teachers_of(run)}
-    competing = [run for run in dict.fromkeys(table.runs()) if run not in teaching]
+    competing = {run: None for run in table.runs() if run not in teaching}
     entries: dict[tuple[str, str], Entry] = {}
     for metric in table.paired:
         entries |= _compare(table, metric, competing, runs)
@@ -160,7 +160,7 @@ def _longer(experiment: Experiment, table: Table) -> dict[str, float]:
 
 
 def _compare(
-    table: Table, metric: str, competing: Sequence[str], runs: Mapping[str, Measured]
+    table: Table, metric: str, competing: Iterable[str], runs: Mapping[str, Measured]
 ) -> dict[tuple[str, str], Entry]:
     """Compare the competing rows with the baseline."""
     assert table.baseline is not None

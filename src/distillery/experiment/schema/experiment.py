@@ -1,6 +1,7 @@
 """What an experiment file may say: runs, and the tables over them."""
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -151,10 +152,11 @@ def _unlabelled(rows: Any) -> Any:  # noqa: ANN401
     """A plain list of runs is a mapping of runs without labels."""
     if not isinstance(rows, (list, tuple)):
         return rows
+    counts = Counter(run for run in rows if isinstance(run, str))
     for run in rows:
         if not isinstance(run, str):
             raise ValueError(f"{json.dumps(run)} is no run; put it in quotes")
-        if list(rows).count(run) > 1:
+        if counts[run] > 1:
             raise ValueError(f"run {run!r} occurs twice")
     return dict.fromkeys(rows, "")
 
