@@ -39,7 +39,7 @@ from distillery.options import (
     print_json,
 )  # fmt: skip
 from distillery.paths import RESULTS
-from distillery.process import end_process, keep_memory, limit_threads
+from distillery.process import end_process, garbage_kept, keep_memory, limit_threads
 
 app = typer.Typer(
     rich_markup_mode=None,
@@ -479,12 +479,14 @@ def tabulate(
     from distillery.tracking import chosen_trackers
 
     trackers = chosen_trackers(track)
-    experiment = load_experiment(config, rehearsal=rehearsal)
+    with garbage_kept():
+        experiment = load_experiment(config, rehearsal=rehearsal)
+        if table is None:
+            tabulate_experiment(experiment, results, experiment.published, partial=partial)
+        else:
+            tabulate_table(experiment, table, results, experiment.published, partial=partial)
     if table is None:
-        tabulate_experiment(experiment, results, experiment.published, partial=partial)
         show_tables(experiment, results, trackers)
-    else:
-        tabulate_table(experiment, table, results, experiment.published, partial=partial)
 
 
 @app.command()
