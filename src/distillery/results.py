@@ -87,11 +87,14 @@ def _is_sealed(content: Mapping[str, Any]) -> bool:
     return SEAL in content or last[1] == hashlib.sha256(_as_text(dict(kept)).encode()).hexdigest()
 
 
-def write_seals(path: Path, files: Iterable[Path], sources: Iterable[Path], results: Path) -> None:
-    """Write beside files that hold no seal of their own what their bytes are, and those that they were made from."""
-    parts = {"files": files, "made_from": sources}
+def write_seals(path: Path, files: Iterable[Path], sources: Mapping[Path, str], results: Path) -> None:
+    """Write beside files that hold no seal of their own what their bytes are, and those that they were made from.
+
+    ``sources`` are hashes by path.
+    """
+    parts = {"files": {each: file_hash(each) for each in files}, "made_from": sources}
     write_sealed(
-        path, {key: {each.relative_to(results).as_posix(): file_hash(each) for each in of} for key, of in parts.items()}
+        path, {key: {each.relative_to(results).as_posix(): of[each] for each in of} for key, of in parts.items()}
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from distillery.reporting.markup import Sheet
+from distillery.reporting.markup import Cell, Sheet
 from distillery.reporting.run_notes import HEIGHT, WIDTH, RunNote
 
 
@@ -17,6 +17,11 @@ class Part:
     title: str
     sheet: Sheet | None
     latex: str
+
+
+def _classes(cell: Cell, numeric: bool) -> str:
+    """How a cell looks: as a number, as a finding."""
+    return " ".join(filter(None, ("number" * numeric, cell.finding.replace(" ", "-"))))
 
 
 def to_html(
@@ -39,5 +44,8 @@ def to_html(
     environment.filters |= {"markdown": markdown, "quoted": lambda text: quote(text, safe="")}
     template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     texts = {"experiment": experiment, "introduction": introduction, "reading": reading, "up": up}
-    page: str = template.render(**texts, parts=parts, notes=notes, width=WIDTH, height=HEIGHT)
+    noted = {note.run for note in notes}
+    page: str = template.render(
+        **texts, parts=parts, notes=notes, noted=noted, width=WIDTH, height=HEIGHT, zip=zip, classes=_classes
+    )
     return page + "\n"

@@ -59,7 +59,7 @@ def keep_records(experiment: Experiment, results: Path, target: Path) -> list[st
     for path, copy in zip(files, copies, strict=True):
         with replace_file(copy) as temporary:
             shutil.copyfile(path, temporary)
-    write_seals(records_list(target, experiment.name), copies, [], target)
+    write_seals(records_list(target, experiment.name), copies, {}, target)
     return left_out
 
 

@@ -38,17 +38,31 @@ class RunNote:
     curve: Curve | None
 
 
+# By (run, neighbour).
+Notes = dict[tuple[str, str | None], RunNote]
+
+
 def note_runs(
-    experiment: Experiment, contents: Iterable[Content], runs: Mapping[str, Measured], results: Path
+    experiment: Experiment,
+    contents: Iterable[Content],
+    runs: Mapping[str, Measured],
+    results: Path,
+    made: Notes,
 ) -> list[RunNote]:
-    """Notes of the runs that some tables show, each once, beside its neighbour in the first of them."""
+    """Notes of the runs that some tables show, each once, beside its neighbour in the first of them.
+
+    ``made`` holds those of other pages, and takes the new ones.
+    """
     neighbours: dict[str, str | None] = {}
     for content in contents:
         above = None
         for run in content.table.runs():
             neighbours.setdefault(run, above)
             above = run
-    return [_note(experiment, run, above, runs.get(run, Measured()), results) for run, above in neighbours.items()]
+    for run, above in neighbours.items():
+        if (run, above) not in made:
+            made[run, above] = _note(experiment, run, above, runs.get(run, Measured()), results)
+    return [made[pair] for pair in neighbours.items()]
 
 
 def _note(experiment: Experiment, run: str, neighbour: str | None, measured: Measured, results: Path) -> RunNote:

@@ -1,6 +1,10 @@
 """The tables of an experiment: what each cell says, and the files under results/tables/."""
 
-from collections.abc import Iterable, Mapping
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +22,9 @@ from distillery.reporting.legend import NOT_RUN, SELECTIONS, introduce, legend
 from distillery.reporting.markup import Cell, Sheet, defuse, escape_markdown, latex_head, to_latex, to_markdown
 from distillery.reporting.measurements import Measured, Profile, needed_files, read_measurements
 from distillery.reporting.origins import describe_origins
-from distillery.reporting.run_notes import note_runs
+from distillery.reporting.run_notes import Notes, note_runs
 from distillery.reporting.statistics import MOST_SEEDS, Gain
-from distillery.results import remove_others, write_seals
+from distillery.results import file_hash, remove_others, write_seals
 
 NOTHING = "–"
 CSV_HEADER = (
@@ -44,28 +48,28 @@ def tabulate_experiment(experiment: Experiment, results: Path, published: Path, 
     ledger = read_ledger(experiment, published)
     runs = read_measurements(experiment, results, partial=partial, origins=True)
     contents = [gather(experiment, name, table, runs, ledger) for name, table in experiment.config.tables.items()]
-    stable = [content for content in contents if not content.timed]
-    sheets = {content.name: lay_out(content) for content in contents}
+    tables = [_Written(experiment.name, content) for content in contents]
+    stable = [table for table in tables if not table.content.timed]
+    notes: Notes = {}
 
-    folder = table_folder(results)
-    top = [f"# {experiment.name}\n", introduce(experiment, manifest, runs)]
+    folder, introduction = table_folder(results), introduce(experiment, manifest, runs)
+    reading = legend([table.content for table in stable])
     files = {
         folder / f"{experiment.name}.md": _join(
-            [*top, *(_section(experiment, content, sheets[content.name]) for content in contents), legend(stable)]
+            [f"# {experiment.name}\n", introduction, *(_section(table) for table in tables), reading]
         ),
-        folder / f"{experiment.name}.tex": _latex(experiment, stable, sheets),
+        folder / f"{experiment.name}.tex": _latex(stable),
         folder / f"{experiment.name}.csv": _csv(stable),
-        folder / f"{experiment.name}.html": _html(
-            experiment, contents, sheets, introduce(experiment, manifest, runs), legend(stable), runs, results
-        ),
+        folder / f"{experiment.name}.html": _html(experiment, tables, introduction, reading, runs, results, notes),
     }
     parts: dict[str | None, dict[Path, str]] = {None: files}
-    for content in contents:
-        introduction = introduce(experiment, manifest, runs, [content.name])
-        parts[content.name] = _alone(experiment, content, sheets, introduction, results)
+    for table in tables:
+        introduction = introduce(experiment, manifest, runs, [table.content.name])
+        parts[table.content.name] = _alone(experiment, table, introduction, results, notes)
     # Snakemake declares the folder as an output: a seal makes it even for an experiment without tables.
-    made_of = {name: [content.name for content in stable] if name is None else [name] for name in parts}
-    seals = [_write(experiment, name, part, made_of[name], results) for name, part in parts.items()]
+    made_of = {name: tuple(table.content.name for table in stable) if name is None else (name,) for name in parts}
+    sources = _sources(experiment, made_of.values(), results)
+    seals = [_write(experiment, name, part, sources[made_of[name]], results) for name, part in parts.items()]
     written = [path for part in parts.values() for path in part]
     remove_others(folder / experiment.name, (".md", ".tex", ".csv", ".html", ".json"), keep=[*written, *seals])
     return written
@@ -87,8 +91,8 @@ def tabulate_table(
     runs = read_measurements(experiment, results, [name], partial=partial, origins=True)
     content = gather(experiment, name, experiment.config.tables[name], runs, ledger)
     introduction = introduce(experiment, manifest, runs, [name])
-    files = _alone(experiment, content, {name: lay_out(content)}, introduction, results)
-    _write(experiment, name, files, [name], results)
+    files = _alone(experiment, _Written(experiment.name, content), introduction, results, {})
+    _write(experiment, name, files, _sources(experiment, [(name,)], results)[name,], results)
     return list(files)
 
 
@@ -308,84 +312,108 @@ def _read_manifest(experiment: Experiment, results: Path, partial: bool) -> Mani
     return None if partial and not (folder / FILE_NAME).exists() else read_manifest(folder)
 
 
+@dataclass(frozen=True, eq=False)
+class _Written:
+    """A table in each format, made once: it stands on its experiment's page and on one of its own."""
+
+    experiment: str
+    content: Content
+
+    @cached_property
+    def sheet(self) -> Sheet:
+        return lay_out(self.content)
+
+    @cached_property
+    def markdown(self) -> str:
+        return to_markdown(self.sheet)
+
+    @cached_property
+    def latex(self) -> str:
+        # No name has a colon, so that no two tables have the same label.
+        return to_latex(self.sheet, f"tab:{self.experiment}:{self.content.name}", self.content.table.latex)
+
+    @cached_property
+    def csv(self) -> str:
+        """Its rows, without the header."""
+        table = self.content.table
+        entries = [self.content.entries[run, metric] for run in table.runs() for metric in table.columns]
+        records = [_record(self.content, entry) for entry in entries]
+        return _csv_lines([[record.get(name) for name in CSV_HEADER] for record in records])
+
+
 def _write(
-    experiment: Experiment, table: str | None, files: dict[Path, str], made_of: list[str], results: Path
+    experiment: Experiment, table: str | None, files: dict[Path, str], sources: Mapping[Path, str], results: Path
 ) -> Path:
-    """Write files and, beside them, what they are and which tables' results they were made of; return that."""
+    """Write files and, beside them, what they are and what they were made of; return that."""
     for path, text in files.items():
         write_text(path, text)
     seal = table_seal(results, experiment.name, table)
-    write_seals(seal, files, _sources(experiment, made_of, results), results)
+    write_seals(seal, files, sources, results)
     return seal
 
 
-def _sources(experiment: Experiment, tables: list[str], results: Path) -> list[Path]:
-    """The results that there are of those that tables are made from."""
-    paths = [dataset_folder(results, experiment.config.dataset) / FILE_NAME]
-    for run, names in needed_files(experiment, tables).items():
-        folders = [run_folder(results, experiment.name, run, seed) for seed in experiment.seeds(run)]
-        paths += [folder / name for name in sorted(names - {PROFILE}) for folder in folders]
-        paths += [profile_path(results, experiment.name, run)] if PROFILE in names else []
-    return [path for path in paths if path.is_file()]
+def _sources(
+    experiment: Experiment, several: Iterable[tuple[str, ...]], results: Path
+) -> dict[tuple[str, ...], dict[Path, str]]:
+    """The hashes of the results behind each of several choices of tables, as far as they are there."""
+    hashes: dict[Path, str | None] = {}
+    found = {}
+    for tables in dict.fromkeys(several):
+        paths = [dataset_folder(results, experiment.config.dataset) / FILE_NAME]
+        for run, names in needed_files(experiment, tables).items():
+            folders = [run_folder(results, experiment.name, run, seed) for seed in experiment.seeds(run)]
+            paths += [folder / name for name in sorted(names - {PROFILE}) for folder in folders]
+            paths += [profile_path(results, experiment.name, run)] if PROFILE in names else []
+        hashes |= {path: file_hash(path) if path.is_file() else None for path in paths if path not in hashes}
+        found[tables] = {path: made for path in paths if (made := hashes[path]) is not None}
+    return found
 
 
-def _alone(
-    experiment: Experiment, content: Content, sheets: Mapping[str, Sheet], introduction: str, results: Path
-) -> dict[Path, str]:
+def _alone(experiment: Experiment, table: _Written, introduction: str, results: Path, notes: Notes) -> dict[Path, str]:
     """A table in files of its own."""
-    path = table_folder(results) / experiment.name / content.name
-    top = [f"# {experiment.name}\n", introduction]
+    path, reading = table_folder(results) / experiment.name / table.content.name, legend([table.content])
     return {
-        path.with_name(f"{content.name}.md"): _join([*top, to_markdown(sheets[content.name]), legend([content])]),
-        path.with_name(f"{content.name}.tex"): _latex(experiment, [content], sheets),
-        path.with_name(f"{content.name}.csv"): _csv([content]),
-        path.with_name(f"{content.name}.html"): _html(
-            experiment, [content], sheets, introduction, legend([content]), content.runs, results, alone=True
+        path.with_name(f"{path.name}.md"): _join([f"# {experiment.name}\n", introduction, table.markdown, reading]),
+        path.with_name(f"{path.name}.tex"): _latex([table]),
+        path.with_name(f"{path.name}.csv"): _csv([table]),
+        path.with_name(f"{path.name}.html"): _html(
+            experiment, [table], introduction, reading, table.content.runs, results, notes, alone=True
         ),
     }
 
 
-def _section(experiment: Experiment, content: Content, sheet: Sheet) -> str:
+def _section(table: _Written) -> str:
     """A table on its experiment, or the way to it."""
-    if not content.timed:
-        return to_markdown(sheet)
-    link = f"[{experiment.name}/{content.name}.md]({experiment.name}/{content.name}.md)"
+    if not table.content.timed:
+        return table.markdown
+    place = f"{table.experiment}/{table.content.name}.md"
     why = "Times differ from machine to machine and from day to day, so they stand apart"
-    return f"## {escape_markdown(content.title)}\n\n{why}: {link}.\n"
+    return f"## {escape_markdown(table.content.title)}\n\n{why}: [{place}]({place}).\n"
 
 
 def _html(
     experiment: Experiment,
-    contents: list[Content],
-    sheets: Mapping[str, Sheet],
+    tables: list[_Written],
     introduction: str,
     reading: str,
     runs: Mapping[str, Measured],
     results: Path,
+    notes: Notes,
     *,
     alone: bool = False,
 ) -> str:
+    shown = [table for table in tables if alone or not table.content.timed]
     parts = [
-        Part(
-            content.name,
-            content.title,
-            None if content.timed and not alone else sheets[content.name],
-            _latex(experiment, [content], sheets),
-        )
-        for content in contents
+        Part(table.content.name, table.content.title, table.sheet if table in shown else None, _latex([table]))
+        for table in tables
     ]
-    notes = note_runs(experiment, [content for content in contents if alone or not content.timed], runs, results)
-    return to_html(experiment.name, introduction, parts, notes, reading, up="../../" if alone else "../")
+    noted = note_runs(experiment, [table.content for table in shown], runs, results, notes)
+    return to_html(experiment.name, introduction, parts, noted, reading, up="../../" if alone else "../")
 
 
-def _latex(experiment: Experiment, contents: list[Content], sheets: Mapping[str, Sheet]) -> str:
-    # No name has a colon, so that no two tables have the same label.
-    tables = [
-        to_latex(sheets[content.name], f"tab:{experiment.name}:{content.name}", content.table.latex)
-        for content in contents
-    ]
-    siunitx = any(content.table.latex.siunitx for content in contents)
-    return _join([latex_head(["siunitx"] if siunitx else []), *tables])
+def _latex(tables: Iterable[_Written]) -> str:
+    siunitx = any(table.content.table.latex.siunitx for table in tables)
+    return _join([latex_head(["siunitx"] if siunitx else []), *(table.latex for table in tables)])
 
 
 def _join(parts: Iterable[str]) -> str:
@@ -393,23 +421,17 @@ def _join(parts: Iterable[str]) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def _csv(contents: list[Content]) -> str:
-    import pandas
+def _csv(tables: Iterable[_Written]) -> str:
+    return _csv_lines([CSV_HEADER]) + "".join(table.csv for table in tables)
 
-    records = [
-        _record(content, content.entries[run, metric])
-        for content in contents
-        for run in content.table.runs()
-        for metric in content.table.columns
-    ]
-    records = [
-        {name: defuse(cell) if isinstance(cell, str) else cell for name, cell in record.items()} for record in records
-    ]
-    # As objects, counts stay whole numbers and floats keep their shortest exact form.
-    text: str = pandas.DataFrame(records, columns=list(CSV_HEADER), dtype=object).to_csv(
-        index=False, lineterminator="\n"
+
+def _csv_lines(rows: Iterable[Sequence[Any]]) -> str:
+    file = io.StringIO()
+    # Floats have their shortest exact form, and None is empty.
+    csv.writer(file, lineterminator="\n").writerows(
+        [defuse(cell) if isinstance(cell, str) else cell for cell in row] for row in rows
     )
-    return text
+    return file.getvalue()
 
 
 def _record(content: Content, entry: Entry) -> dict[str, Any]:
