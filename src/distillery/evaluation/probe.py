@@ -6,6 +6,7 @@ has, whatever labels the run was trained with.
 N training images, M validation images, D features, C classes, K neighbours, B rows at once.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -76,7 +77,7 @@ def measure_probes(
     bank_ND, queries_MD = (_embeddings(finished, images, workers, device, label) for images in (training, validation))
     labels_N, truth_M = (torch.from_numpy(images.labels).to(bank_ND.device) for images in (training, validation))
     classes = len(manifest.classes)
-    probes = {"knn": nearest_neighbours, "linear_probe": linear_probe}
+    probes: dict[str, Callable[..., Tensor]] = {"knn": nearest_neighbours, "linear_probe": linear_probe}
     predicted = {name: probes[name](bank_ND, labels_N, queries_MD, classes) for name in experiment.probes(run)}
     return {
         "run": run,
