@@ -73,7 +73,7 @@ def test_the_bytes_of_a_list_decide_a_run_and_not_its_place(workplace, other_cla
     assert digest(workplace.folder / "same.txt") == first
     (workplace.folder / "same.txt").write_text("ape\nbee\ncow\nx\ny\n")
     assert digest(workplace.folder / "same.txt") != first
-    with pytest.raises(UserError, match=r"classes: .*none\.txt cannot be read, and its bytes decide the run"):
+    with pytest.raises(UserError, match=r"^\S+: tiny\.runs\.five\.classes: .*none\.txt cannot be read"):
         digest(workplace.folder / "none.txt")
 
 

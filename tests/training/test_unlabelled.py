@@ -200,7 +200,10 @@ def test_a_list_that_does_not_fit_is_refused(workplace, content, line):
         ("{list: https://example.org/few.txt}", "labels.list: .*its bytes could be others tomorrow"),
         ("{list: 3}", "labels.list: 3 is not valid; expected text"),
         ("{file: few.txt}", "labels"),
-        ("{list: none.txt}", "labels: none.txt cannot be read, and its bytes decide the run"),
+        (
+            "{list: none.txt}",
+            r"^\S+tiny\.yaml: tiny\.runs\.l\.labels: none.txt cannot be read",
+        ),
     ],
 )
 def test_a_list_that_cannot_be_one_is_refused(workplace, labels, line):

@@ -173,7 +173,7 @@ class Experiment:
             margin_source=config.margin_source if config.teacher else "teacher",
             labels=self.labels(run),
             answers=alone.stored if alone and recipe else None,
-        )
+        ).at(self.where(run))
 
     def _objective(self, run: str) -> Objective:
         """A run's objective, of which terms name their teachers by digests, so that runs may be renamed."""

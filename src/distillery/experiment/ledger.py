@@ -90,14 +90,23 @@ def labels_entry(labels: FewLabels | None) -> Any:  # noqa: ANN401
     if labels is not None and isinstance(labels.labels, LabelList):
         address = parse_address(labels.labels.list)
         path = Path(labels.labels.list).expanduser()
-        found = file_sha256(path) if address is None else address.sha256
-        if found is None:
-            raise UserError(
-                f"labels: {path} cannot be read, and its bytes decide the run and all that descends from it; put the "
-                "file back, or name another"
-            )
-        content["labels"] = {"sha256": found}
+        content["labels"] = file_entry("labels", path) if address is None else {"sha256": address.sha256}
     return content
+
+
+def file_entry(key: str, path: Path) -> dict[str, str]:
+    """The bytes of a file that a key names.
+
+    Raises:
+        UserError: it cannot be read; the line begins with the key.
+    """
+    found = file_sha256(path)
+    if found is None:
+        raise UserError(
+            f"{key}: {path} cannot be read, and its bytes decide the run and all that descends from it; put the file "
+            "back, or name another"
+        )
+    return {"sha256": found}
 
 
 def _is_neutral(metadata: list[Any], block: Block, name: str) -> bool:

@@ -1,12 +1,13 @@
 """A resolved run: everything that decides what its weights will be, and nothing else."""
 
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
-from distillery.errors import UserError, keyed
+from distillery.errors import keyed, located
 from distillery.experiment.address import Address, parse_address
 from distillery.experiment.ledger import (
     DECAY_PATTERNS,
@@ -15,7 +16,7 @@ from distillery.experiment.ledger import (
     WITH_DECAY_PATTERNS,
     digest_of,
     entry,
-    file_sha256,
+    file_entry,
     images_entry,
     labels_entry,
 )
@@ -72,6 +73,12 @@ class RunSpec(Block):
     margin_source: Literal["teacher", "pretrained"] = "teacher"
     labels: Annotated[FewLabels | None, Neutral(None)] = None
     answers: Annotated[Answers | None, Neutral(None)] = None
+    _where: str = PrivateAttr("")
+
+    def at(self, where: str) -> "RunSpec":
+        """Itself, knowing where it stands, as ``config/digits.yaml: digits.runs.resnet8``, for errors."""
+        self._where = where
+        return self
 
     @property
     def address(self) -> Address | None:
@@ -136,30 +143,8 @@ class RunSpec(Block):
         Raises:
             UserError: the file of its weights cannot be read.
         """
-        content: dict[str, Any] = entry(self)
-        content["images"] = images_entry(self.images)
-        if self.labels is not None:
-            content["labels"] = labels_entry(self.labels)
-        if self.model in ZOO:
-            network = ZOO[self.model]
-            content["network"] = {**network.fixed, "numerics": network.numerics}
-        elif is_plugin(self.model):
-            with keyed("model"):
-                content["network"] = {"source": source_of(self.model)}
-        if self.weights_file is not None:
-            content["weights"] = {"sha256": file_sha256(self.weights_file)}
-            if content["weights"]["sha256"] is None:
-                raise UserError(
-                    f"weights: {self.weights_file} cannot be read, and its bytes decide the run and all that descends "
-                    "from it; put the file back, or name another"
-                )
-        if self.classes_file is not None:
-            content["classes"] = {"sha256": file_sha256(self.classes_file)}
-            if content["classes"]["sha256"] is None:
-                raise UserError(
-                    f"classes: {self.classes_file} cannot be read, and its bytes decide the run and all that descends "
-                    "from it; put the file back, or name another"
-                )
+        with located(self._where) if self._where else nullcontext():
+            content = self._own_content()
         if self.address is not None:
             # Like a file's: from wherever they come, here or from a mirror, the same bytes are the same weights.
             content["weights"] = {"sha256": self.address.sha256}
@@ -186,6 +171,24 @@ class RunSpec(Block):
                 content["connectors"] = self.recipe.precision
             if self.model.startswith(WITH_DECAY_PATTERNS) and self.recipe.optimizer.name != "sgd":
                 content["decay_patterns"] = DECAY_PATTERNS
+        return content
+
+    def _own_content(self) -> dict[str, Any]:
+        """What the ledger has of no other run."""
+        content: dict[str, Any] = entry(self)
+        content["images"] = images_entry(self.images)
+        if self.labels is not None:
+            content["labels"] = labels_entry(self.labels)
+        if self.model in ZOO:
+            network = ZOO[self.model]
+            content["network"] = {**network.fixed, "numerics": network.numerics}
+        elif is_plugin(self.model):
+            with keyed("model"):
+                content["network"] = {"source": source_of(self.model)}
+        if self.weights_file is not None:
+            content["weights"] = file_entry("weights", self.weights_file)
+        if self.classes_file is not None:
+            content["classes"] = file_entry("classes", self.classes_file)
         return content
 
     @cached_property
