@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -48,6 +50,27 @@ def problems(draw):
     return np.array(cells, dtype=np.int64).reshape(rows, columns), group
 
 
+def by_widening(cost, group):
+    """Without adding arcs one by one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assignment, "_sole_optimum", lambda *given: None)
+        return assign(cost, group)
+
+
+def optima(cost, group):
+    """All assignments that cost the least, by trying everything."""
+    rows, columns = cost.shape
+    share, rest = divmod(rows * group, columns)
+    best, found = None, []
+    for picks in itertools.product(itertools.combinations(range(columns), group), repeat=rows):
+        loads = np.bincount(np.ravel(picks), minlength=columns)
+        if loads.min() >= share and loads.max() <= share + bool(rest):
+            total = sum(cost[row, list(own)].sum() for row, own in enumerate(picks))
+            if best is None or total <= best:
+                best, found = total, [*(found if total == best else []), picks]
+    return found
+
+
 @pytest.mark.slow
 @settings(deadline=None)
 @given(problem=problems(), candidates=st.sampled_from([1, 2, 64]))
@@ -56,10 +79,32 @@ def test_any_problem_is_solved_to_the_optimum(problem, candidates):
         patch.setattr(assignment, "FIRST_CANDIDATES", candidates)
         cost, group = problem
         assert check(cost, group) == least_cost(cost, group)
+        assert (assign(cost, group) == by_widening(cost, group)).all()
 
 
-@pytest.mark.parametrize("kind", ["uniform", "hubs", "ties", "channels"])
-@pytest.mark.parametrize(("rows", "columns"), [(96, 200), (150, 150), (120, 485)])
+def test_what_is_called_the_only_optimum_is_one_and_has_no_equal():
+    generator, found = np.random.Generator(np.random.Philox(key=6)), 0
+    for _ in range(1500):
+        rows, columns = generator.integers(1, 5), generator.integers(1, 6)
+        group = generator.integers(1, columns + 1) if rows < 4 else 1
+        cost = generator.integers(0, generator.choice([3, 10, 400_000]), (rows, columns))
+        arcs = generator.random((rows, columns)) < 0.5
+        arcs[generator.integers(rows, size=columns), np.arange(columns)] = True
+        first = assignment._solve(cost, group, arcs)
+        if first is None:
+            continue
+        sole = assignment._sole_optimum(cost, first, arcs)
+        if sole is not None:
+            assert optima(cost, group) == [tuple(map(tuple, sole))]
+            found += 1
+    assert found > 300
+
+
+KINDS = ["uniform", "hubs", "ties", "equal", "channels", "two causes", "zeros"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("rows", "columns"), [(96, 200), (150, 150), (120, 485), (200, 96)])
 def test_candidates_do_not_cost_the_optimum(kind, rows, columns):
     generator = np.random.Generator(np.random.Philox(key=rows))
     cost = generator.integers(150_000, 220_000, (rows, columns))
@@ -67,13 +112,39 @@ def test_candidates_do_not_cost_the_optimum(kind, rows, columns):
         cost += generator.integers(0, 200_000, columns)
     if kind == "ties":
         cost = generator.integers(0, 3, (rows, columns))
-    if kind == "channels":
-        maps = generator.standard_normal((rows + columns, 6)) @ generator.standard_normal((6, 50))
+    if kind == "equal":
+        cost[:] = 7
+    if kind in ("channels", "two causes", "zeros"):
+        causes = 2 if kind == "two causes" else 6
+        maps = generator.standard_normal((rows + columns, causes)) @ generator.standard_normal((causes, 50))
         maps /= np.linalg.norm(maps, axis=1, keepdims=True)
+        if kind == "zeros":
+            maps[::17] = 0
         cost = (1e5 * (2 - 2 * maps[:rows] @ maps[rows:].T)).astype(np.int64)
-    for group in (1, columns // rows):
-        repeated = np.tile(cost, (group, 1))
-        assert check(cost, group) == repeated[linear_sum_assignment(repeated)].sum()
+    for group in {1, max(columns // rows, 1)}:
+        # Columns that each serve two rows, or three, which only the last of their copies may do without.
+        copies = np.tile(cost, (group, -(-rows * group // columns)))
+        spared = max(copies.shape[1] - len(copies), 0) if rows > columns else 0
+        idle = np.full((spared, copies.shape[1]), 10**9)
+        idle[:, copies.shape[1] - columns :] = 0
+        copies = np.concatenate([copies, idle])
+        assert check(cost, group) == copies[linear_sum_assignment(copies)].sum()
+        assert (assign(cost, group) == by_widening(cost, group)).all()
+
+
+def test_channels_of_few_causes_are_matched_without_asking_all_arcs(monkeypatch):
+    """A handful of arcs beyond the candidates was enough, where trying all of them took longer than any rival."""
+    asked, original = [], assignment._solve
+    monkeypatch.setattr(assignment, "_solve", lambda *given: asked.append(given[2].mean()) or original(*given))
+    generator = np.random.Generator(np.random.Philox(key=3))
+    maps = generator.standard_normal((1500, 4)) @ generator.standard_normal((4, 200))
+    maps += 0.4 * generator.standard_normal(maps.shape)
+    maps /= np.linalg.norm(maps, axis=1, keepdims=True)
+    cost = (1e5 * (2 - 2 * maps[:500] @ maps[500:].T)).astype(np.int64)
+    repeated = np.tile(cost, (2, 1))
+    assert check(cost, 2) == repeated[linear_sum_assignment(repeated)].sum()
+    assert 1 < len(asked) < 6
+    assert max(asked) < 1.1 * asked[0]
 
 
 def test_every_arc_is_tried_where_candidates_do_not_suffice(monkeypatch):
