@@ -56,10 +56,11 @@ def flow_updates() -> Iterator[Part]:
         "independent": lambda: features(causes=0),
         "8 causes, ReLU": lambda: tuple(part.relu() for part in features(causes=8, noise=0.3)),
         "4 causes": lambda: features(causes=4, noise=0.2),
+        "2 causes": lambda: features(causes=2, noise=0.1),
     }
     for kind, made in kinds.items():
         # So few causes are not usual: there it should only not be slower.
-        yield flow_update(kind, matching_cost(*made()) / BATCH, 1.0 if kind == "4 causes" else 2.0)
+        yield flow_update(kind, matching_cost(*made()) / BATCH, 1.0 if kind in ("4 causes", "2 causes") else 2.0)
     for trained in (False, True):
         yield flow_update(*real_networks(trained), 2.0)
 
