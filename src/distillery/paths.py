@@ -1,6 +1,7 @@
 """Where everything lies under the results folder."""
 
 import errno
+import os
 import stat
 from pathlib import Path
 
@@ -23,6 +24,11 @@ def regular(path: Path) -> Path:
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return path
+
+
+def cache_folder() -> Path:
+    """What can be made again at any time, and may be removed at any time: the user's own."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "distillery"
 
 
 def dataset_folder(results: Path, dataset: str) -> Path:

@@ -1,13 +1,15 @@
 """YAML says what it looks like, or is refused in one line; no file of any kind is waited for or fills the memory."""
 
 import os
+import shutil
 import socket
 import time
 
 import pytest
 
 from distillery.errors import UserError
-from distillery.experiment.reading import MOST_BYTES, parse_yaml, read_mapping
+from distillery.experiment import reading
+from distillery.experiment.reading import MOST_BYTES, MOST_KEPT, parse_yaml, read_mapping
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]\n" for level in range(1, 10)
@@ -111,3 +113,84 @@ def test_what_is_no_file_of_a_configuration_is_refused_without_waiting(tmp_path,
     expected = {"large": f"the limit is {MOST_BYTES:,}", "dangling": "cannot be read: No such file"}
     with pytest.raises(UserError, match=expected.get(kind, f"cannot be read: it is a {kind}, not a file")):
         read_mapping(path)
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """Where long texts are kept; nothing of them is remembered in this process."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(reading, "_parse", reading._parse.__wrapped__)
+    monkeypatch.setattr(reading, "LONG", 1000)
+    return tmp_path / "distillery" / "yaml"
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """The texts that were parsed."""
+    texts, parse = [], reading._parse_now
+    monkeypatch.setattr(reading, "_parse_now", lambda text, joins: [texts.append(text), parse(text, joins)][1])
+    return texts
+
+
+def long(last="1"):
+    values = "['010', ~, true, 1.5, -3, 0.1, 1.0e+22, x: y, \"\\u00e9\\n\"]"
+    lines = "".join(f"  k{number}: {values}\n" for number in range(20))
+    return f"a:\n{lines}b: &b {{c: {last}}}\nd: *b\ne: {{<<: *b, f: g}}\n"
+
+
+def test_a_long_text_is_parsed_once_for_all_processes(kept, parsed):
+    first = parse_yaml(long(), "f")
+    assert parse_yaml(long(), "f") == first == reading._parse_now(long(), False)
+    assert repr(parse_yaml(long(), "f")) == repr(first)  # 1 is no 1.0 and no true
+    assert len(parsed) == 2
+    assert [path.stat().st_size > 1000 for path in kept.iterdir()] == [True]
+
+
+def test_a_changed_text_is_never_taken_for_the_one_that_is_kept(kept, parsed):
+    parse_yaml(long(), "f")
+    for last in ("2", "1.0", "'1'"):
+        assert parse_yaml(long(last), "f")["b"] == reading._parse_now(long(last), False)["b"]
+    with pytest.raises(UserError, match="occurs twice"):
+        parse_yaml(long("1, c: 2"), "f")
+    with pytest.raises(UserError, match="occurs twice"):
+        parse_yaml(long("1, c: 2"), "f")
+    parse_yaml(long(), "f", joins=True)
+    assert parsed.count(long()) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "edited", "another's", "empty", "no text", "a folder"])
+def test_what_is_kept_and_damaged_or_of_another_text_is_not_used(kept, damage):
+    right = parse_yaml(long(), "f")
+    (path,) = kept.iterdir()
+    text = path.read_text()
+    if damage == "another's":
+        parse_yaml(long("2"), "f")
+        (other,) = set(kept.iterdir()) - {path}
+        shutil.copy(other, path)
+    elif damage == "a folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        new = {"cut": text[:-100], "edited": text.replace("1.5", "2.5", 1), "empty": "", "no text": ""}[damage]
+        path.write_bytes(b"\xff\xfe" if damage == "no text" else new.encode())
+    assert parse_yaml(long(), "f") == right
+
+
+def test_another_reader_does_not_use_what_is_kept(kept, parsed, monkeypatch):
+    parse_yaml(long(), "f")
+    monkeypatch.setattr(reading.yaml, "__version__", "0")
+    parse_yaml(long(), "f")
+    other = kept / "reader.py"
+    other.write_text("# another release")
+    monkeypatch.setattr(reading, "__file__", str(other))
+    parse_yaml(long(), "f")
+    assert len(parsed) == 3
+
+
+def test_only_the_newest_long_texts_are_kept_and_without_a_place_it_works_too(kept):
+    for number in range(MOST_KEPT + 3):
+        parse_yaml(long(str(number)), "f")
+    assert len(list(kept.iterdir())) == MOST_KEPT
+    shutil.rmtree(kept)
+    kept.write_text("no folder")
+    assert parse_yaml(long(), "f")["d"] == {"c": 1}

@@ -1,10 +1,12 @@
 """Read YAML strictly and say what is wrong in one line: file, key, value, and what would be right."""
 
+import hashlib
 import json
 import math
 import re
 import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from difflib import get_close_matches
 from functools import lru_cache
@@ -14,7 +16,9 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from distillery.atomic import write_text
 from distillery.errors import UserError
+from distillery.paths import cache_folder
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -23,6 +27,9 @@ MOST_BYTES = 2**22
 MOST_NODES = 100_000
 DEEPEST = 50
 LONGEST_JOINED = 10_000
+# A text of so many letters takes longer to parse than to look for what came of it before; so many are kept.
+LONG = 30_000
+MOST_KEPT = 20
 
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's where there is one: ten times as fast
 _TAG = "tag:yaml.org,2002:"
@@ -108,7 +115,33 @@ def parse_yaml(text: str, where: str, *, joins: bool = False) -> Any:  # noqa: A
 
 @lru_cache(maxsize=512)
 def _parse(text: str, joins: bool) -> object:
-    """Parse a text once: the recipes of an experiment's many runs are few, and parsing YAML is what takes its time."""
+    """Parse a text once: the recipes of an experiment's many runs are few, and parsing YAML is what takes its time.
+
+    A long one is not parsed again by other processes either, of which a page of thousands of runs has as many.
+    """
+    if len(text) < LONG:
+        return _parse_now(text, joins)
+    # All that decides what comes of it. Nothing else is looked at, so that nothing can be stale.
+    made_of = (text, joins, Path(__file__).read_text(encoding="utf-8"), yaml.__version__, _Loader.__name__)
+    key = hashlib.sha256(repr(made_of).encode()).hexdigest()
+    with suppress(OSError, RuntimeError, ValueError):  # RuntimeError: there is no home
+        seal, _, content = (cache_folder() / "yaml" / f"{key}.json").read_text(encoding="utf-8").partition("\n")
+        if seal == _seal(key, content):
+            return json.loads(content)
+    parsed = _parse_now(text, joins)
+    with suppress(OSError, RuntimeError, ValueError, UserError):
+        folder, content = cache_folder() / "yaml", json.dumps(parsed)
+        write_text(folder / f"{key}.json", f"{_seal(key, content)}\n{content}")
+        for old in sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)[:-MOST_KEPT]:
+            old.unlink(missing_ok=True)
+    return parsed
+
+
+def _seal(key: str, content: str) -> str:
+    return hashlib.sha256(f"{key}\n{content}".encode()).hexdigest()
+
+
+def _parse_now(text: str, joins: bool) -> object:
     _check_extent(text)
     loader = (_JoiningLoader if joins else _Loader)(text)
     try:

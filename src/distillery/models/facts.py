@@ -5,7 +5,6 @@ The facts lie in the user's cache folder; they may be removed at any time, and a
 
 import atexit
 import json
-import os
 from contextlib import suppress
 from functools import cache, lru_cache
 from hashlib import sha256
@@ -16,6 +15,7 @@ from distillery.atomic import write_json
 from distillery.errors import UserError
 from distillery.experiment import zoo
 from distillery.experiment.plugins import is_plugin, source_of
+from distillery.paths import cache_folder
 
 FLOAT = 4
 Arguments = tuple[tuple[str, bool | int | float | str], ...]
@@ -66,7 +66,7 @@ def _built_bytes(name: str, classes: int, arguments: Arguments, size: int | None
 @cache
 def _facts() -> dict[str, int]:
     """All that is known, read once; what is added is written when the process ends."""
-    path = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "distillery" / "networks.json"
+    path = cache_folder() / "networks.json"
     known: dict[str, int] = {}
     code = _code()
     with suppress(OSError, ValueError, LookupError, TypeError):
