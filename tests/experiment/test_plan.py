@@ -5,7 +5,9 @@ import re
 import pytest
 
 from distillery.errors import UserError
+from distillery.experiment.loading import experiment_names
 from distillery.experiment.plan import Plan, make_plan
+from distillery.paths import shipped
 from distillery.reporting.measurements import needed_files
 
 ONE = """
@@ -266,3 +268,49 @@ def test_all_names_every_experiment(config):
 )
 def test_a_misspelt_target_is_known_for_what_was_meant(config, target, meant):
     assert Plan(config).meant(target) == meant
+
+
+ASKED = ("digest", "profiling", "first_seed_files", "teacher_files", "initial_files", "manifest", "raw_images_of")
+
+
+def said(plan, name, run):
+    """All that rules of single runs ask, or the line that says why there is no answer."""
+    try:
+        seed = str(plan.experiment(name, run).seeds(run)[0])
+        answers = [getattr(plan, asked)(name, run) for asked in ASKED]
+        return [*answers, plan.bank(name, run, seed), plan.evaluation(name, run, seed), plan.probing(name, run, seed)]
+    except UserError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("name", experiment_names(shipped("config")))
+def test_a_job_that_reads_only_its_own_run_is_told_the_same(name):
+    whole = Plan(shipped("config"))
+    for run in list(whole.experiment(name).config.runs)[::9]:
+        assert said(Plan(shipped("config"), whole=False), name, run) == said(whole, name, run)
+
+
+def test_a_job_reads_its_run_with_all_that_it_descends_from_and_no_other_line(config):
+    lines = "    rest: {model: cifar_resnet8, recipe: short, seeds: [1, 1]}\n"
+    wrong = ONE.replace("  tables:\n", f"{lines}  tables:\n")
+    (config / "one.yaml").write_text(wrong + "    wrong: {rows: [nobody], columns: [top1]}\n")
+    for run, family in (("student", {"student", "big"}), ("tuned", {"tuned", "small"}), ("small", {"small"})):
+        assert set(Plan(config, whole=False).experiment("one", run).config.runs) == family
+    assert "rest.seeds: a seed occurs twice" in said(Plan(config, whole=False), "one", "rest")
+    with pytest.raises(UserError):
+        Plan(config).experiment("one", "student")
+    (config / "one.yaml").write_text(ONE)
+    assert said(Plan(config, whole=False), "one", "bug") == said(Plan(config), "one", "bug")
+
+
+def test_a_page_that_starts_from_others_and_one_of_many_jobs_are_read_whole(config):
+    (config.parent / "data.dvc").touch()
+    two = (config / "two.yaml").read_text().replace("{copy", "{alone: {model: cifar_resnet8, recipe: short}, copy")
+    (config / "two.yaml").write_text(two)
+    plan = Plan(config, whole=False)
+    assert set(plan.experiment("two", "alone").config.runs) == {"alone", "copy"}
+    assert plan.raw_images_of("two", "alone") == Plan(config).raw_images_of("two") == ["data.dvc"]
+    many = "".join(f"    r{number}: {{model: cifar_resnet8, recipe: short}}\n" for number in range(20))
+    (config / "one.yaml").write_text(ONE.replace("  tables:\n", f"{many}  tables:\n"))
+    assert [len(plan.experiment("one", f"r{number}").config.runs) for number in range(20)][:9] == [1] * 9
+    assert len(plan.experiment("one", "r19").config.runs) == 25

@@ -2,6 +2,7 @@
 #
 # Inputs are results and data.dvc, parameters are digests of all that decides a result. Code is neither: editing or updating
 # it makes nothing again, and `distillery why TARGET` says what does.
+import gc
 import os
 import sys
 from pathlib import Path
@@ -30,8 +31,8 @@ os.environ.update(
 class OneLineErrors:
     """Lets a user's mistake end Snakemake with its one line; exceptions would come with a traceback."""
 
-    def __init__(self, make, *arguments):
-        self.plan = self.answer(make, *arguments)
+    def __init__(self, make, *arguments, **options):
+        self.plan = self.answer(make, *arguments, **options)
 
     def answer(self, function, *arguments, **options):
         try:
@@ -46,7 +47,12 @@ class OneLineErrors:
         return lambda *arguments, **options: self.answer(found, *arguments, **options)
 
 
-plan = OneLineErrors(make_plan, Path("config"), config, needed_files)
+# What is imported stays, and need not be looked through for garbage.
+gc.freeze()
+
+plan = OneLineErrors(
+    make_plan, Path("config"), config, needed_files, whole=workflow.is_main_process
+)
 
 # A rehearsal works in a folder of its own, with its own logs and results.
 if plan.rehearsal:

@@ -3,8 +3,8 @@
 
 rule evaluate:
     input:
-        manifest=lambda w: plan.manifest(w.experiment),
-        raw=lambda w: plan.raw_images_of(w.experiment),
+        manifest=lambda w: plan.manifest(w.experiment, w.run),
+        raw=lambda w: plan.raw_images_of(w.experiment, w.run),
         weights="results/{experiment}/{run}/seed{seed}/weights.safetensors",
         record="results/{experiment}/{run}/seed{seed}/run.json",
         teacher=lambda w: plan.teacher_files(w.experiment, w.run),
@@ -36,8 +36,8 @@ rule evaluate:
 # Made only where a table has a column of it.
 rule probe:
     input:
-        manifest=lambda w: plan.manifest(w.experiment),
-        raw=lambda w: plan.raw_images_of(w.experiment),
+        manifest=lambda w: plan.manifest(w.experiment, w.run),
+        raw=lambda w: plan.raw_images_of(w.experiment, w.run),
         weights="results/{experiment}/{run}/seed{seed}/weights.safetensors",
         record="results/{experiment}/{run}/seed{seed}/run.json",
     output:
@@ -63,8 +63,8 @@ rule probe:
 
 rule profile_model:
     input:
-        manifest=lambda w: plan.manifest(w.experiment),
-        raw=lambda w: plan.raw_images_of(w.experiment),
+        manifest=lambda w: plan.manifest(w.experiment, w.run),
+        raw=lambda w: plan.raw_images_of(w.experiment, w.run),
         network=lambda w: plan.first_seed_files(w.experiment, w.run),
     output:
         "results/{experiment}/{run}/profile.json",

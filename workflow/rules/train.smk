@@ -13,8 +13,8 @@
 
 rule train_student:
     input:
-        manifest=lambda w: plan.manifest(w.experiment),
-        raw=lambda w: plan.raw_images_of(w.experiment),
+        manifest=lambda w: plan.manifest(w.experiment, w.run),
+        raw=lambda w: plan.raw_images_of(w.experiment, w.run),
         teacher=lambda w: plan.teacher_files(w.experiment, w.run),
         initial=lambda w: plan.initial_files(w.experiment, w.run),
         answers=lambda w: plan.bank(
@@ -71,8 +71,8 @@ use rule train_student as train_teacher with:
 # A teacher's answers to all augmented images, once for all students that share them; `snakemake --notemp` keeps them.
 rule answer_teacher:
     input:
-        manifest=lambda w: plan.manifest(w.experiment),
-        raw=lambda w: plan.raw_images_of(w.experiment),
+        manifest=lambda w: plan.manifest(w.experiment, w.run),
+        raw=lambda w: plan.raw_images_of(w.experiment, w.run),
         teacher=lambda w: plan.first_seed_files(w.experiment, w.run),
     output:
         temp(directory("results/{experiment}/{run}/seed{seed}/bank/{address}")),
@@ -101,8 +101,8 @@ rule answer_teacher:
 # Local: the machine that starts jobs has the network that a download needs, and computing nodes often have not.
 rule import_weights:
     input:
-        manifest=lambda w: plan.manifest(w.experiment),
-        raw=lambda w: plan.raw_images_of(w.experiment),
+        manifest=lambda w: plan.manifest(w.experiment, w.run),
+        raw=lambda w: plan.raw_images_of(w.experiment, w.run),
         initial=lambda w: plan.initial_files(w.experiment, w.run),
     output:
         weights=ensure(

@@ -3,7 +3,7 @@
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from distillery.experiment.schema.objective import TERMS, Objective
 from distillery.experiment.schema.recipe import Preprocess, Recipe
 from distillery.experiment.spec import RUN_PREFIX
 from distillery.experiment.sweep import merged, written_out
+from distillery.process import garbage_kept
 
 # Names that stand beside experiments in the results folder.
 RESERVED = ("datasets", "tables", "figures", "rehearsal", "work")
@@ -31,17 +32,20 @@ def experiment_names(folder: Path) -> list[str]:
     return sorted(path.stem for path in files if path.name != "datasets.yaml")
 
 
-def load_experiment(path: Path, *, rehearsal: bool = False) -> Experiment:
+def load_experiment(path: Path, *, rehearsal: bool = False, run: str | None = None) -> Experiment:
     """Read an experiment file with the recipes, the data set and the other experiments that it names.
 
-    With ``rehearsal``, everything that it says is shrunk to a few steps on generated images.
+    With ``rehearsal``, everything that it says is shrunk to a few steps on generated images. With ``run``, it may be
+    read as if it had this run alone, with those that it descends from, and no tables: what they are does not depend on
+    the others.
 
     Raises:
         UserError: something in it is wrong; one line says what, where, and what would be right.
     """
-    experiment = _read_experiment(path, {}, rehearsal=False)
-    check_experiment(experiment)
-    return _read_experiment(path, {}, rehearsal=True) if rehearsal else experiment
+    with garbage_kept():
+        experiment = _read_experiment(path, {}, run=run)
+        check_experiment(experiment)
+        return _read_experiment(path, {}, rehearsal=True) if rehearsal else experiment
 
 
 def load_experiments(folder: Path) -> dict[str, Experiment]:
@@ -59,7 +63,9 @@ def load_experiments(folder: Path) -> dict[str, Experiment]:
     return {experiment.name: experiment for experiment in experiments}
 
 
-def _read_experiment(path: Path, linked: dict[str, Experiment], rehearsal: bool = False) -> Experiment:
+def _read_experiment(
+    path: Path, linked: dict[str, Experiment], rehearsal: bool = False, run: str | None = None
+) -> Experiment:
     """Read an experiment and remember it among the linked ones; what its runs say of other runs is not checked yet."""
     raw = read_mapping(path)
     use_project(path.resolve().parent.parent)
@@ -73,23 +79,52 @@ def _read_experiment(path: Path, linked: dict[str, Experiment], rehearsal: bool 
     if name in RESERVED:
         raise UserError(f"{path}: {name!r} is a folder of results/ and cannot name an experiment")
     body = written_out(path, name, raw[name]) if isinstance(raw[name], dict) else raw[name]
+    body = body if run is None else _narrowed(body, run)
     runs, overrides = _split_runs(path, name, body)
     config = validate(ExperimentConfig, {**body, "runs": runs}, path, (name,))
     dataset = load_dataset(path.parent / "datasets.yaml", config.dataset, f"{path}: {name}.dataset")
     recipes = _merge_recipes(path, config, name, overrides)
-    for run, run_config in config.runs.items():
-        check_run(f"{path}: {name}.runs.{run}", run_config, overrides[run], recipes.get(run), dataset)
+    for each, run_config in config.runs.items():
+        check_run(f"{path}: {name}.runs.{each}", run_config, overrides[each], recipes.get(each), dataset)
     preprocesses = {
-        run: validate(Preprocess, overrides[run]["preprocess"], path, (name, "runs", run, "preprocess"))
-        for run, run_config in config.runs.items()
-        if run_config.recipe is None and overrides[run].get("preprocess") is not None
+        each: validate(Preprocess, overrides[each]["preprocess"], path, (name, "runs", each, "preprocess"))
+        for each, run_config in config.runs.items()
+        if run_config.recipe is None and overrides[each].get("preprocess") is not None
     }
     experiment = Experiment(path, name, config, dataset, recipes, preprocesses, linked=linked)
     linked[name] = rehearsed(experiment) if rehearsal else experiment
-    for run, run_config in config.runs.items():
+    for each, run_config in config.runs.items():
         if run_config.weights is not None and run_config.weights.startswith(RUN_PREFIX):
-            _link(path, run_config.weights, f"{path}: {name}.runs.{run}.weights", linked, rehearsal)
+            _link(path, run_config.weights, f"{path}: {name}.runs.{each}.weights", linked, rehearsal)
     return linked[name]
+
+
+def teachers_written(keys: Mapping[str, Any]) -> list[str]:
+    """The runs that a run's line names as its teachers, before the schema has seen it."""
+    teacher = keys.get("teacher")
+    each = teacher if isinstance(teacher, list) else [teacher]
+    return [str(one.get("run") if isinstance(one, dict) else one) for one in each if one is not None]
+
+
+def _narrowed(body: Any, run: str) -> Any:  # noqa: ANN401
+    """An experiment with a run and those that it descends from; all of one that leads to others or is misshapen."""
+    runs = body.get("runs") if isinstance(body, dict) else None
+    lines = list(runs.values()) if isinstance(runs, dict) else []
+    origins = {str(keys.get("weights")) for keys in lines if isinstance(keys, dict)}
+    if not isinstance(runs, dict) or any(weights.startswith(RUN_PREFIX) and "/" in weights for weights in origins):
+        return body
+    kept, waiting = set[str](), [run]
+    while waiting:
+        one = waiting.pop()
+        if one in kept:
+            continue
+        keys = runs.get(one)
+        if not isinstance(keys, dict):
+            return body
+        kept.add(one)
+        weights = str(keys.get("weights"))
+        waiting += [*teachers_written(keys), *([weights.removeprefix(RUN_PREFIX)] * weights.startswith(RUN_PREFIX))]
+    return body | {"runs": {name: keys for name, keys in runs.items() if name in kept}, "tables": {}}
 
 
 def _link(path: Path, weights: str, where: str, linked: dict[str, Experiment], rehearsal: bool) -> None:

@@ -25,7 +25,7 @@ from distillery.experiment.ledger import (
     file_sha256,
     images_entry,
 )
-from distillery.experiment.loading import experiment_names, load_dataset, load_experiment
+from distillery.experiment.loading import experiment_names, load_dataset, load_experiment, teachers_written
 from distillery.experiment.reading import nearest, read_mapping
 from distillery.experiment.rehearsal import rehearsed_dataset, representatives
 from distillery.experiment.schema.block import NAME_PATTERN
@@ -39,6 +39,8 @@ from distillery.results import try_json
 SWITCHES = ("experiments", "partial", "rehearsal")
 TABLE_SUFFIXES = (".md", ".html", ".tex", ".csv", ".json")
 Kind = Literal["imported", "teacher", "student"]
+# So often, reading a page for single runs is cheaper than reading it whole.
+MOST_NARROWED = 8
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Plan:
         partial: assemble what there is, and make nothing.
         rehearsal: every experiment shrunk to a few steps on generated images.
         needed_files: says which files fill the cells of some tables, by run (``reporting`` knows the columns).
+        whole: experiments are read whole; a single job needs no other lines of a long page than those of its run.
     """
 
     config: Path
@@ -58,7 +61,8 @@ class Plan:
     partial: bool = False
     rehearsal: bool = False
     needed_files: Callable[..., Mapping[str, set[str]]] = lambda experiment, tables=None: {}
-    _read: dict[str, Experiment] = field(default_factory=dict, compare=False, repr=False)
+    whole: bool = True
+    _read: dict[tuple[str, str | None], Experiment] = field(default_factory=dict, compare=False, repr=False)
     _datasets: dict[str, Dataset] = field(default_factory=dict, compare=False, repr=False)
     # The data sets behind each experiment: thousands of jobs ask for them.
     _families: dict[str, list[str]] = field(default_factory=dict, compare=False, repr=False)
@@ -66,18 +70,21 @@ class Plan:
 
     # --- which targets there are -------------------------------------------------------------------------------------
 
-    def experiment(self, name: str) -> Experiment:
-        """One experiment, read and checked when it is first asked for.
+    def experiment(self, name: str, run: str | None = None) -> Experiment:
+        """One experiment, read and checked when it is first asked for; of a plan that is not ``whole``, for a run.
 
         Raises:
             UserError: there is none of this name, or it is wrong.
         """
-        if name not in self._read:
+        # A group of many jobs reads it once.
+        seen = sum(other == name for other, _ in self._read)
+        only = None if self.whole or self.rehearsal or seen > MOST_NARROWED else run
+        if (name, only) not in self._read:
             path = self.config / f"{name}.yaml"
             if not path.is_file():
                 raise UserError(f"no experiment {path}; {nearest(name, experiment_names(self.config))}")
-            self._read[name] = load_experiment(path, rehearsal=self.rehearsal)
-        return self._read[name]
+            self._read[name, only] = load_experiment(path, rehearsal=self.rehearsal, run=only)
+        return self._read[name, only]
 
     def names(self) -> list[str]:
         """The names of all experiments, by their files: none is read."""
@@ -158,9 +165,7 @@ class Plan:
             runs: dict[str, Any] = {run: keys for run, keys in content["runs"].items() if isinstance(keys, dict)}
         except (UserError, LookupError, TypeError, AttributeError):
             return {}
-        named = [keys.get("teacher") for keys in runs.values()]
-        each = [one for key in named for one in (key if isinstance(key, list) else [key])]
-        teachers = {str(one.get("run") if isinstance(one, dict) else one) for one in each}
+        teachers = {teacher for keys in runs.values() for teacher in teachers_written(keys)}
         # A run with neither key trains by `defaults`; a rehearsal trains stand-ins for weights from elsewhere.
         imported = {
             run
@@ -186,7 +191,7 @@ class Plan:
 
     def digest(self, experiment: str, run: str, seed: str | None = None) -> str:
         """What decides a run's weights, as a hash; of the first seed where none is named."""
-        return self.experiment(experiment).spec(run, None if seed is None else int(seed)).digest
+        return self.experiment(experiment, run).spec(run, None if seed is None else int(seed)).digest
 
     def evaluation(self, experiment: str, run: str, seed: str) -> str:
         """What decides a run's metrics: the run, and how it is measured."""
@@ -204,11 +209,11 @@ class Plan:
 
     def first_seed_files(self, experiment: str, run: str) -> list[str]:
         """Weights and record of a run's first seed, which stands for all where only the architecture matters."""
-        return self._network(self.experiment(experiment), run)
+        return self._network(self.experiment(experiment, run), run)
 
     def teacher_files(self, experiment: str, run: str) -> list[str]:
         """Weights and record of a run's teacher, if it has one."""
-        read = self.experiment(experiment)
+        read = self.experiment(experiment, run)
         read.seeds(run)
         return [file for teacher in read.teachers_of(run) for file in self._network(read, teacher)]
 
@@ -219,7 +224,7 @@ class Plan:
         for one student more, and Snakemake would train all of them again with it. A finished student that is trained
         anew for another reason, and a job that was planned so (not ``planning``), records what it does not find.
         """
-        read = self.experiment(experiment)
+        read = self.experiment(experiment, run)
         read.seeds(run)
         spec = read.spec(run, int(seed))
         banks = [
@@ -237,7 +242,7 @@ class Plan:
 
         Files from elsewhere are no inputs: the digest holds their bytes, wherever they lie.
         """
-        origin = self.experiment(experiment).origin(run)
+        origin = self.experiment(experiment, run).origin(run)
         return self._network(*origin) if origin else []
 
     def _network(self, experiment: Experiment, run: str) -> list[str]:
@@ -246,9 +251,9 @@ class Plan:
 
     # --- data sets ---------------------------------------------------------------------------------------------------
 
-    def manifest(self, experiment: str) -> str:
-        """The prepared data set of an experiment."""
-        return str(dataset_folder(RESULTS, self.experiment(experiment).config.dataset) / "manifest.json")
+    def manifest(self, experiment: str, run: str | None = None) -> str:
+        """The prepared data set of an experiment, which all its runs have in common."""
+        return str(dataset_folder(RESULTS, self.experiment(experiment, run).config.dataset) / "manifest.json")
 
     def dataset(self, name: str) -> Dataset:
         """What datasets.yaml says about a data set; generated images in a rehearsal.
@@ -276,13 +281,14 @@ class Plan:
         known = Path("data.dvc").exists() and Path(self.dataset(name).path).is_relative_to("data")
         return ["data.dvc"] if known else []
 
-    def raw_images_of(self, experiment: str) -> list[str]:
+    def raw_images_of(self, experiment: str, run: str | None = None) -> list[str]:
         """The same for the data set of an experiment and of all that its runs start from.
 
         All that descends from the images asks for it, and not only the job that reads them: a failed job loses its
         outputs, and Snakemake takes a missing intermediate file for no reason to run, so that old tables would pass.
         """
-        read = self.experiment(experiment)
+        # One that is read for a run alone has no runs that start from others of other experiments.
+        read = self.experiment(experiment, run)
         if experiment not in self._families:
             family = read.family(read.config.runs)
             self._families[experiment] = sorted({other.config.dataset for other, _ in family} | {read.config.dataset})
@@ -408,7 +414,11 @@ def any_of(names: Iterable[str]) -> str:
 
 
 def make_plan(
-    folder: Path, switches: Mapping[str, object], needed_files: Callable[..., Mapping[str, set[str]]]
+    folder: Path,
+    switches: Mapping[str, object],
+    needed_files: Callable[..., Mapping[str, set[str]]],
+    *,
+    whole: bool = True,
 ) -> Plan:
     """The plan that Snakemake's command line asks for, by `--config key=value`.
 
@@ -423,6 +433,7 @@ def make_plan(
         partial=_switch(switches, "partial"),
         rehearsal=_switch(switches, "rehearsal"),
         needed_files=needed_files,
+        whole=whole,
     )
     # This repository's demo, where it is there; a workflow that takes this one as a module has pages of its own.
     asked = switches.get("experiments", "digits" if "digits" in plan.names() else "all")
