@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -32,6 +33,20 @@ def test_taps_of_a_small_network_are_planned_without_the_compiler():
         "from distillery.models.taps import plan_taps\n"
         "assert plan_taps(create_model('cifar_resnet20', 10), 32).features == 64\n"
         "assert not {'torch._dynamo', 'sympy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not all(map(find_spec, ("snakemake", "boto3"))), reason="not installed: a core installation")
+def test_snakemake_starts_without_boto3_which_is_there_for_who_asks():
+    script = (
+        "import sys\n"
+        "import snakemake.cli\n"
+        "from snakemake.common import parse_uri\n"
+        "assert parse_uri('/a/Snakefile').uri_path == '/a/Snakefile' and parse_uri('https://a/b').scheme == 'https'\n"
+        "assert 'boto3' not in sys.modules and 'smart_open' in sys.modules\n"
+        "import boto3"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
 
