@@ -1,12 +1,17 @@
 """Shards are cut by count and bytes, and broken images are found."""
 
+import random
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from distillery.data import shards
+from distillery.data.decode import open_image
 from distillery.data.raw import RawFile
 from distillery.data.shards import BadImageError, examine, split_into_shards
 from distillery.data.sources import RawImage
@@ -39,6 +44,29 @@ def test_a_file_cut_anywhere_is_broken(encode, noise, kind):
     for length in [*range(0, whole, 41), *range(whole - 30, whole)]:
         with pytest.raises(BadImageError):
             examine(content[:length])
+
+
+@pytest.mark.parametrize("saved", [{}, {"quality": 30, "progressive": True}, {"subsampling": 0}, {"keep_rgb": True}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_is_what_pillow_makes_of_it_also_a_damaged_one(saved, mode):
+    draw = random.Random(0)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (33, 41, 3), dtype=np.uint8)).convert(mode)
+    noise.save(file := BytesIO(), "JPEG", **({} if mode != "RGB" and "keep_rgb" in saved else saved))
+    for _ in range(60):
+        content = bytearray(file.getvalue())
+        for _ in range(draw.randrange(3)):
+            content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        content += bytes(draw.randrange(2) * 7)
+        try:
+            with open_image(bytes(content)) as opened:
+                expected = np.asarray(opened.convert("RGB"))
+        except Exception:  # Pillow's readers raise anything
+            with pytest.raises(BadImageError):
+                examine(bytes(content))
+        else:
+            image, pixels_HWC = examine(bytes(content))
+            assert np.array_equal(pixels_HWC, expected)
+            assert image.size == pixels_HWC.shape[1::-1]
 
 
 def test_every_flipped_bit_of_a_pngs_pixels_is_found(noise_png):

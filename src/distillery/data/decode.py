@@ -42,7 +42,7 @@ def decode_rgb(encoded: bytes | memoryview, reduction: int = 1) -> Tensor:
     """
     import torch
 
-    pixels_HWC = _decode_jpeg(encoded, reduction)
+    pixels_HWC = decode_plain_jpeg(encoded, reduction)
     if pixels_HWC is None:
         assert reduction == 1, "only JPEGs can be reduced"
         pixels_HWC = np.array(as_rgb(open_image(encoded)))
@@ -89,8 +89,11 @@ def as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _decode_jpeg(encoded: bytes | memoryview, reduction: int) -> npt.NDArray[np.uint8] | None:
-    """Decode by libjpeg-turbo; None for what Pillow must decide upon: other formats, four colours, damaged files."""
+def decode_plain_jpeg(encoded: bytes | memoryview, reduction: int = 1) -> npt.NDArray[np.uint8] | None:
+    """Decode by libjpeg-turbo to (H, W, 3).
+
+    None for what Pillow must decide upon: other formats, four colours, damaged files. All else Pillow takes, too.
+    """
     from simplejpeg import decode_jpeg
 
     header = _jpeg_header(encoded)

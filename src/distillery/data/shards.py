@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from xxhash import xxh3_128
 
-from distillery.data.decode import as_rgb, open_image
+from distillery.data.decode import as_rgb, decode_plain_jpeg, open_image
 from distillery.data.png import encode_png
 from distillery.data.raw import AnyFile, RawFile, RawReader
 from distillery.data.sources import RawImage
@@ -105,18 +106,17 @@ def write_shard(task: ShardTask, report: Callable[[int], None]) -> ShardFacts:
         for position, image in enumerate(task.images):
             content = reader.read(image.file)
             try:
-                opened, rgb = examine(content)
+                opened, pixels_HWC = examine(content)
                 if _is_turned(opened) and task.turn:
                     content = encode_png(np.asarray(as_rgb(ImageOps.exif_transpose(opened))))
-                    opened, rgb = examine(content)
-                _count(facts, opened, rgb)
+                    opened, pixels_HWC = examine(content)
+                _count(facts, opened, pixels_HWC)
             except BadImageError as fault:
                 facts.faults.append((image.path, str(fault)))
             else:
                 facts.kept.append(position)
                 facts.hashes.append(hashlib.sha256(content).digest())
-                shape = f"{rgb.width} x {rgb.height}".encode()
-                facts.pixels.append(hashlib.blake2b(shape + rgb.tobytes(), digest_size=16).digest())
+                facts.pixels.append(_shape_and_hash(pixels_HWC))
                 if task.embed:
                     encoded.append(content)
             if (position + 1) % _REPORT_EVERY == 0:
@@ -127,8 +127,8 @@ def write_shard(task: ShardTask, report: Callable[[int], None]) -> ShardFacts:
     return facts
 
 
-def examine(content: bytes) -> tuple[Image.Image, Image.Image]:
-    """Decode an image file wholly; return it as opened (mode, format, size) and as RGB.
+def examine(content: bytes) -> tuple[Image.Image, npt.NDArray[np.uint8]]:
+    """Decode an image file wholly; return it as opened (mode, format, size) and its pixels in RGB, (H, W, 3).
 
     Raises:
         BadImageError: the file is empty, no image, truncated, damaged, or so large that it may be a decompression bomb.
@@ -144,8 +144,12 @@ def examine(content: bytes) -> tuple[Image.Image, Image.Image]:
             # Decoding alone passes over damaged checksums and a missing end. It uses the file up.
             image.verify()
             image = open_image(content)
-        image.load()
-        return image, as_rgb(image)
+        # What libjpeg-turbo takes without a warning Pillow would take too, as the same pixels, and more slowly.
+        pixels_HWC = decode_plain_jpeg(content) if image.format == "JPEG" else None
+        if pixels_HWC is None:
+            image.load()
+            pixels_HWC = np.asarray(as_rgb(image))
+        return image, pixels_HWC
     except BadImageError:
         raise
     except UnidentifiedImageError:
@@ -183,13 +187,18 @@ def _is_turned(image: Image.Image) -> bool:
         return False
 
 
-def _count(facts: ShardFacts, image: Image.Image, rgb: Image.Image) -> None:
+def _shape_and_hash(pixels_HWC: npt.NDArray[np.uint8]) -> bytes:
+    """What tells images with different pixels apart, in this process and its parent: it is not kept."""
+    return repr(pixels_HWC.shape).encode() + xxh3_128(np.ascontiguousarray(pixels_HWC).data).digest()
+
+
+def _count(facts: ShardFacts, image: Image.Image, pixels_HWC: npt.NDArray[np.uint8]) -> None:
     facts.modes[image.mode] += 1
     facts.formats[image.format or "unknown"] += 1
     facts.turned += _is_turned(image)
     facts.widths.append(image.width)
     facts.heights.append(image.height)
-    facts.histogram += np.array(rgb.histogram(), dtype=np.int64).reshape(3, 256)
+    facts.histogram += np.array(Image.fromarray(pixels_HWC).histogram(), dtype=np.int64).reshape(3, 256)
 
 
 def _write_arrow(task: ShardTask, facts: ShardFacts, encoded: list[bytes]) -> None:
