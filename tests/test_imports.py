@@ -51,6 +51,17 @@ def test_snakemake_starts_without_boto3_which_is_there_for_who_asks():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@pytest.mark.slow
+def test_the_size_of_a_network_is_found_without_the_compiler():
+    script = (
+        "import sys\n"
+        "from distillery.models.facts import _built_bytes\n"
+        "assert _built_bytes('cifar_resnet8', 10, (), None, None) == 303108\n"
+        "assert not {'torch._dynamo', 'sympy'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
 def test_a_hidden_module_is_absent_for_a_while_and_one_that_is_there_stays():
     with without("colorsys_that_is_nowhere", "torch"):
         assert sys.modules["torch"] is torch

@@ -5,11 +5,12 @@ The facts lie in the user's cache folder; they may be removed at any time, and a
 
 import atexit
 import json
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import cache, lru_cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from distillery.atomic import write_json
 from distillery.errors import UserError
@@ -54,13 +55,27 @@ def _built_bytes(name: str, classes: int, arguments: Arguments, size: int | None
             check_training(network, name, size, images)
     else:
         try:
-            with torch.device("meta"):  # shapes alone: nothing is drawn
+            with torch.device("meta"), _undrawn():  # shapes alone
                 network = create_model(name, classes, **dict(arguments))
         # Some networks compute with numbers while they are built, and cannot be built without any.
         except (UserError, RuntimeError):
             network = create_model(name, classes, **dict(arguments))
     count: int = sum(value.numel() for value in network.state_dict().values())
     return FLOAT * count
+
+
+def _undrawn() -> AbstractContextManager[object]:
+    """Draw no weights: where they have shapes alone, torch would import its compiler for that, which takes a second."""
+    from torch.overrides import TorchFunctionMode
+
+    class Undrawn(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, given: Any = (), named: Any = None) -> Any:  # noqa: ANN401
+            initial = getattr(function, "__module__", None) == "torch.nn.init"
+            if initial or getattr(function, "__name__", "") in ("normal_", "uniform_"):
+                return next(iter((*given, *(named or {}).values())))
+            return function(*given, **(named or {}))
+
+    return Undrawn()
 
 
 @cache
