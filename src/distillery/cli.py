@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from typer import Argument, Option
@@ -54,18 +54,16 @@ def main(arguments: list[str] | None = None) -> None:
     if "_DISTILLERY_COMPLETE" in os.environ:  # the shell asks, not the user
         command.main(prog_name="distillery")
     try:
-        # Not command.main(), which takes an EOFError out of a library for the user's Ctrl-C.
-        given = sys.argv[1:] if arguments is None else list(arguments)
-        with command.make_context("distillery", given or ["--help"]) as context:
-            code = command.invoke(context)
+        code = _invoke(command, sys.argv[1:] if arguments is None else list(arguments))
+        # What a command has said must have arrived: here, a full disk or a closed pipe still has its answer.
+        if code == 0 and sys.stdout is not None:
+            sys.stdout.flush()
     except UserError as error:
         code = _fail(str(error))
     except typer.TyperException as error:
         where = getattr(error, "ctx", None)
         path = where.command_path if where else "distillery"
         code = _fail(f"{' '.join(error.format_message().split()).rstrip('.')}; see {path} --help")
-    except typer.Exit as end:
-        code = end.exit_code
     except KeyboardInterrupt:
         code = 130
     except BrokenPipeError:
@@ -81,8 +79,17 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         code = _fail(said)
     if arguments is None:
-        end_process(code or 0)
-    sys.exit(code or 0)
+        end_process(code)
+    sys.exit(code)
+
+
+def _invoke(command: Any, given: list[str]) -> int:  # noqa: ANN401
+    # Not command.main(), which takes an EOFError out of a library for the user's Ctrl-C.
+    try:
+        with command.make_context("distillery", given or ["--help"]) as context:
+            return command.invoke(context) or 0
+    except typer.Exit as end:
+        return end.exit_code
 
 
 def _fail(line: str) -> int:

@@ -177,7 +177,9 @@ def test_a_run_that_another_user_keeps_to_himself_is_not_called_one_that_has_not
 
 
 @pytest.mark.slow
-def test_standard_output_that_is_full_or_closed_is_said_or_left(workplace):
+@pytest.mark.parametrize("buffered", [True, False])
+def test_standard_output_that_is_full_or_closed_is_said_or_left(workplace, monkeypatch, buffered):
+    monkeypatch.setenv("PYTHONUNBUFFERED", "" if buffered else "1")
     words = [
         sys.executable,
         "-m",

@@ -235,7 +235,7 @@ class Alarms:
 
     def _judge_teacher(self, step: int, agreeing: int, judged: int) -> None:
         self.agreeing, self.judged_images = 0, 0
-        if is_chance(agreeing, judged, self.classes):
+        if is_chance(agreeing, judged, 1 / self.classes):
             self._raise(
                 "teacher_at_chance",
                 None,
