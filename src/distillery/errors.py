@@ -34,19 +34,21 @@ def located(where: str) -> Iterator[None]:
 
 
 def machine_at_fault(error: RuntimeError) -> str | None:
-    """Say what to do where memory ran out, of a GPU or of a process that reads images; None for other errors."""
+    """Say what to do where memory or files ran out, or a process that reads images ended; None for other errors."""
     sentences = str(error).strip().split(". ")
     # By its name, for light commands do without torch.
     if type(error).__name__ == "OutOfMemoryError":
         said = ". ".join(sentences[:3])
         return f"{said}; give `train` a --device-batch (or a smaller one), or free the GPU: see nvidia-smi"
-    if "DataLoader worker" in str(error):
+    if str(error).startswith("DataLoader worker"):
         reason = sentences[0].splitlines()[0].rstrip(".")
         return (
             f"a process that reads images has ended ({reason}): memory or /dev/shm was full, or somebody ended it; use "
             "fewer --workers, more memory, or a larger --shm-size of the container; the same command continues from "
             "what is saved"
         )
+    if sentences[0] == "Too many open files":
+        return "too many open files; raise their limit (ulimit -n), or use fewer --workers"
     return None
 
 

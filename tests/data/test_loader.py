@@ -1,5 +1,6 @@
 """The same batches with any number of workers, at any place, without touching anybody's generators."""
 
+import errno
 import multiprocessing.util
 import os
 import random
@@ -21,7 +22,7 @@ from distillery.data.orders import ClassPartners, repeated_order, shuffled_order
 from distillery.data.prepare import prepare_dataset
 from distillery.data.samplers import GlobalBatches
 from distillery.data.transforms import eval_transform, train_transform
-from distillery.errors import UserError
+from distillery.errors import UserError, machine_at_fault
 from distillery.experiment.schema.augmentation import (
     ColorJitter,
     HorizontalFlip,
@@ -188,7 +189,7 @@ def test_workers_outlive_a_warning_to_stop_that_reaches_the_whole_group(images):
     made[1].start(0)
     batches = iter(made[0])
     found = [next(batches)]
-    for worker in batches._workers:
+    for worker in multiprocessing.active_children():
         for name in ("TERM", "INT", "USR1"):
             # From another process, as a cluster's warnings come; the parent's own word counts.
             subprocess.run(["/bin/sh", "-c", f"kill -{name} {worker.pid}"], check=True)
@@ -265,7 +266,7 @@ def test_evaluation_can_keep_its_workers(images):
         pids = []
         for _ in range(2):
             iterator = iter(made)
-            pids.append(iterator._workers[0].pid)
+            pids.append(multiprocessing.active_children()[0].pid)
             assert torch.cat([batch.indices for batch in iterator]).tolist() == list(range(len(images)))
         assert (pids[0] == pids[1]) == kept
 
@@ -338,6 +339,55 @@ def test_a_batch_that_shared_memory_cannot_hold_ends_the_epoch_in_one_line(image
     monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
     with pytest.raises(UserError, match=r"^/dev/shm has no room for a batch of .* more by --shm-size$"):
         epoch(loader(images, workers=1), 0)
+
+
+@pytest.mark.parametrize(
+    ("met", "said"),
+    [
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), "Connection reset by peer"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "Connection refused"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "Broken pipe"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), "No such file or directory"),
+        (EOFError(), "EOFError"),
+        # As a thread that pins memory passes it on.
+        (EOFError("Caught EOFError in pin memory thread for device 0.\nOriginal Traceback\nEOFError"), "EOFError"),
+    ],
+)
+def test_a_worker_that_is_gone_before_its_batch_is_taken_is_said(images, monkeypatch, met, said):
+    def detach(_):
+        raise met
+
+    # How a batch's memory is asked of the worker that filled it.
+    monkeypatch.setattr("multiprocessing.resource_sharer.DupFd.detach", detach)
+    with pytest.raises(RuntimeError) as error:
+        epoch(loader(images, workers=1), 0)
+    assert said in (line := machine_at_fault(error.value))
+    assert line.startswith("a process that reads images has ended (DataLoader worker is gone: ")
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("kind", [FileNotFoundError, ConnectionResetError, EOFError, OSError])
+def test_what_the_system_does_to_a_worker_is_said_without_its_traceback(images, monkeypatch, kind):
+    def fail(*_):
+        raise kind(errno.EIO, "Input/output error", "train-00000.arrow")
+
+    made = loader(images, workers=1)
+    monkeypatch.setattr(images, "encoded", fail)
+    with pytest.raises(OSError, match=r"Input/output error.*train-00000\.arrow") as error:
+        epoch(made, 0)
+    assert "\n" not in str(error.value)
+    assert not isinstance(error.value, BrokenPipeError)
+
+
+def test_a_fault_of_the_program_in_a_worker_keeps_its_traceback(images, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("size mismatch")
+
+    made = loader(images, workers=1)
+    monkeypatch.setattr(images, "encoded", fail)
+    with pytest.raises(RuntimeError, match=r"(?s)Traceback.*size mismatch") as error:
+        epoch(made, 0)
+    assert machine_at_fault(error.value) is None
 
 
 def test_a_long_wait_for_images_is_said(monkeypatch, capsys):

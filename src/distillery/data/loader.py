@@ -288,7 +288,25 @@ class _Loader(DataLoader[Batch]):
 
     def __iter__(self) -> Any:  # noqa: ANN401  # torch names its class of iterators nowhere
         with warnings_blocked():
-            return super().__iter__()
+            batches = super().__iter__()
+        return _errors_in_one_line(batches) if self.num_workers else batches
+
+
+def _errors_in_one_line(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Hand on batches of workers; what the system did to a worker is said as it would be without one.
+
+    torch puts a worker's traceback before its words. And it says that a worker has ended, unless a batch's memory is
+    asked of that worker before the kernel has counted it among the dead.
+    """
+    try:
+        yield from batches
+    except (OSError, EOFError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        if " in DataLoader worker process " in lines[0]:
+            raise OSError(lines[-1].partition(": ")[2] or lines[-1]) from error
+        if isinstance(error, ConnectionError | EOFError | FileNotFoundError):
+            raise RuntimeError(f"DataLoader worker is gone: {lines[-1]}") from error
+        raise
 
 
 @contextmanager
