@@ -22,7 +22,7 @@ from distillery.reporting.measurements import read_measurements
 from distillery.reporting.origins import origin_of
 from distillery.reporting.records import keep_records, report_records
 from distillery.reporting.run_cards import card_link, cards_path, device_of, read_records, seconds_of
-from distillery.reporting.tables import describe_gain
+from distillery.reporting.sheets import describe_gain
 
 TUNING, BENCHMARK = "cifar10-laptop-tuning", "cifar10-laptop"
 PLAIN, TUNED = "plain", "kd-tuned"  # the baselines, of the tables `plain` and `tuned`

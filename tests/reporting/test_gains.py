@@ -7,8 +7,9 @@ import pytest
 
 from distillery.errors import UserError
 from distillery.paths import run_folder, table_folder
+from distillery.reporting.sheets import show_p
 from distillery.reporting.statistics import paired_gain, seeds_needed
-from distillery.reporting.tables import show_p, tabulate_experiment, tabulate_table
+from distillery.reporting.tables import tabulate_experiment, tabulate_table
 
 SEEDS = "seeds: [0, 1, 2]"
 TABLE = """  tables:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from distillery.experiment.schema.columns import Summary
 from distillery.experiment.schema.experiment import Table
 from distillery.reporting.content import Content, Entry
-from distillery.reporting.tables import lay_out
+from distillery.reporting.sheets import lay_out
 
 GRID = {
     "title": "Temperature",

@@ -16,7 +16,7 @@ from distillery.reporting.content import gather
 from distillery.reporting.measurements import read_measurements, read_run
 from distillery.reporting.published import load_published
 from distillery.reporting.run_cards import written
-from distillery.reporting.tables import describe_gain
+from distillery.reporting.sheets import describe_gain
 from distillery.reporting.verdict import judge
 from distillery.results import read_json, record_sha256
 

@@ -16,8 +16,8 @@ from distillery.experiment import Experiment
 from distillery.experiment.ledger import differences, with_names
 from distillery.experiment.schema.columns import COLUMNS, METRICS, summarize
 from distillery.reporting.measurements import Measured, read_run
+from distillery.reporting.sheets import describe_gain
 from distillery.reporting.statistics import Gain, paired_gain
-from distillery.reporting.tables import describe_gain
 
 # Those that stand in metrics.json as they are.
 COMPARED = [

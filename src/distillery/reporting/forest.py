@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from distillery.experiment.schema.columns import COLUMNS
 from distillery.experiment.schema.experiment import head_cells
 from distillery.reporting.content import Content, Entry
+from distillery.reporting.sheets import show_p
 from distillery.reporting.statistics import Gain
 from distillery.reporting.style import COLOURS, INK
-from distillery.reporting.tables import show_p
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
