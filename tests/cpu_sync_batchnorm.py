@@ -28,13 +28,16 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
         count = total[-1].item()
         mean = total[:channels] / count
         variance = (total[channels:-1] / count - mean.square()).clamp(min=0)
+        mean_C, variance_C, scale_C = (
+            value.to(feature_BCHW.dtype) for value in (mean, variance, (variance + self.eps).rsqrt())
+        )
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean.float(), self.momentum)
-            self.running_var.lerp_((variance * (count / (count - 1))).float(), self.momentum)
+            self.running_mean.lerp_(mean_C, self.momentum)
+            self.running_var.lerp_(variance_C * (count / (count - 1)), self.momentum)
         shape = (1, -1, 1, 1)
-        scale = (variance + self.eps).rsqrt().float() * self.weight
-        return (feature_BCHW - mean.float().view(shape)) * scale.view(shape) + self.bias.view(shape)
+        scale_C = scale_C * self.weight
+        return (feature_BCHW - mean_C.view(shape)) * scale_C.view(shape) + self.bias.view(shape)
 
 
 def convert_for_cpu(module, device_type):
