@@ -184,12 +184,13 @@ def test_the_process_keeps_its_generators(images, workers):
 
 
 def test_workers_outlive_a_warning_to_stop_that_reaches_the_whole_group(images):
+    before = set(multiprocessing.active_children())
     made = loader(images, workers=2)
     expected = epoch(loader(images), 0)
     made[1].start(0)
     batches = iter(made[0])
     found = [next(batches)]
-    for worker in multiprocessing.active_children():
+    for worker in set(multiprocessing.active_children()) - before:
         for name in ("TERM", "INT", "USR1"):
             # From another process, as a cluster's warnings come; the parent's own word counts.
             subprocess.run(["/bin/sh", "-c", f"kill -{name} {worker.pid}"], check=True)
@@ -257,18 +258,18 @@ def test_evaluation_sees_every_image_once_in_order(images, world_size, workers):
 
 
 @pytest.mark.slow
-def test_evaluation_can_keep_its_workers(images):
-    loaders = [
-        eval_loader(images, eval_transform(PREPROCESS), 4, 1, 1, 0, pin_memory=False, persistent=kept)
-        for kept in (True, False)
-    ]
-    for made, kept in zip(loaders, (True, False), strict=True):
-        pids = []
-        for _ in range(2):
-            iterator = iter(made)
-            pids.append(multiprocessing.active_children()[0].pid)
-            assert torch.cat([batch.indices for batch in iterator]).tolist() == list(range(len(images)))
-        assert (pids[0] == pids[1]) == kept
+@pytest.mark.parametrize("kept", [True, False])
+def test_evaluation_can_keep_its_workers(images, kept):
+    before = set(multiprocessing.active_children())
+    made = eval_loader(images, eval_transform(PREPROCESS), 4, 1, 1, 0, pin_memory=False, persistent=kept)
+    workers = []
+    for _ in range(2):
+        batches = iter(made)
+        workers.append(set(multiprocessing.active_children()) - before)
+        assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(len(images)))
+        del batches
+    assert all(workers)
+    assert (workers[0] == workers[1]) == kept
 
 
 def test_more_ranks_than_images_leaves_some_without(images):
