@@ -114,7 +114,9 @@ def start_devices(
                 f"({torch.cuda.device_count()}); each process needs its own"
             )
     else:
-        environment, strategy = LightningEnvironment(), SingleDeviceStrategy(torch.device(accelerator, 0))
+        # A CPU has no number: to the one of number 0, torch copies each batch that is there already.
+        device = torch.device("cpu") if accelerator == "cpu" else torch.device(accelerator, 0)
+        environment, strategy = LightningEnvironment(), SingleDeviceStrategy(device)
         world, local = 1, 1
     fabric = Fabric(
         accelerator=accelerator,
