@@ -87,19 +87,12 @@ class StopSignal:
                 dist.barrier(group=self._process_group)
             raise Stopped(self._agreed.name)
 
-    @contextmanager
-    def interrupting(self) -> Iterator[None]:
+    def interrupting(self) -> "_Interrupting":
         """Let a signal end a wait in here by Interrupted, also one that has come before.
 
         Of several processes, each ends its own wait, and then all meet in ``should_save``.
         """
-        self._waiting = True
-        try:
-            if self._received is not None:
-                raise Interrupted
-            yield
-        finally:
-            self._waiting = False
+        return _Interrupting(self)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         again = number == signal.SIGINT == self._received
@@ -110,6 +103,22 @@ class StopSignal:
         if self._waiting:
             self._waiting = False
             raise Interrupted
+
+
+class _Interrupting:
+    """Entered in each step: a class, for a generator takes longer."""
+
+    def __init__(self, stop: StopSignal) -> None:
+        self._stop = stop
+
+    def __enter__(self) -> None:
+        self._stop._waiting = True
+        if self._stop._received is not None:
+            self._stop._waiting = False
+            raise Interrupted
+
+    def __exit__(self, *error: object) -> None:
+        self._stop._waiting = False
 
 
 # --- worker processes ------------------------------------------------------------------------------------------------

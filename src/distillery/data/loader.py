@@ -309,29 +309,30 @@ def _errors_in_one_line(batches: Iterator[Batch]) -> Iterator[Batch]:
         raise
 
 
-@contextmanager
-def said_every_minute() -> Iterator[None]:
-    """Say every minute how long this has been waited for."""
-    _waits.begin()
-    try:
-        yield
-    finally:
-        _waits.since = None
+def said_every_minute() -> "_Waits":
+    """Say every minute how long has been waited in here."""
+    return _waits
 
 
 class _Waits:
-    """A thread that looks every few seconds whether somebody still waits for data."""
+    """A thread that looks every few seconds whether somebody still waits for data.
+
+    Entered in each step: a class, for a generator takes longer.
+    """
 
     def __init__(self) -> None:
         self.since: float | None = None
         self.said = 0
         self.process = 0
 
-    def begin(self) -> None:
+    def __enter__(self) -> None:
         self.since, self.said = time.monotonic(), 0
         if self.process != os.getpid():
             self.process = os.getpid()
             threading.Thread(target=self._watch, daemon=True).start()
+
+    def __exit__(self, *error: object) -> None:
+        self.since = None
 
     def _watch(self) -> None:
         while True:

@@ -151,10 +151,12 @@ def _first_batch(training: Training, batches: Answered) -> tuple[Batch, Stored] 
 
 def _next_batch(training: Training, batches: Answered) -> tuple[Batch, Stored]:
     asked = time.monotonic()
-    with training.metric_logger.timed("data_wait"), said_every_minute():
+    with said_every_minute():
         batch, answers = next(batches)
         batch = batch.to(training.fabric.device, non_blocking=True)
-    training.alarms.waited(time.monotonic() - asked)
+    waited = time.monotonic() - asked
+    training.metric_logger.took("data_wait", waited)
+    training.alarms.waited(waited)
     return batch, answers
 
 

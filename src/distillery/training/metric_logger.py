@@ -72,7 +72,11 @@ class MetricLogger:
         try:
             yield
         finally:
-            self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - before
+            self.took(part, time.perf_counter() - before)
+
+    def took(self, part: str, seconds: float) -> None:
+        """Count seconds for a part of the epoch, as ``timed`` does."""
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
 
     def step(self, images: int, means: Callable[[], dict[str, float]]) -> None:
         """Count one optimizer step; the epoch's means so far are asked for only when they are shown."""
