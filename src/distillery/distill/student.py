@@ -37,7 +37,7 @@ class FeatureExtractor:
         unpooled: bool = False,
     ) -> None:
         self.network, self.normalize, self.taps, self.sizes = network, normalize, taps, sizes
-        self.unpooled = unpooled
+        self.unpooled, self.gives_logits = unpooled, has_classifier(network)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.lender: FeatureExtractor | None = None
         self._lends = False
@@ -79,7 +79,7 @@ class FeatureExtractor:
             return self.network.run(pixels)
         output: Tensor = self.network(pixels)
         # Without a classifier it is the embedding, which the taps take.
-        return output if has_classifier(self.network) else output[:, :0], None
+        return output if self.gives_logits else output[:, :0], None
 
     def _matched(self, maps: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # Empty where that kind of map is not wanted.
