@@ -57,6 +57,8 @@ class Outputs(NamedTuple):
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Outputs":
         """The same with every tensor changed."""
+        if self[1:] == NO_FEATURES:
+            return Outputs(change(self.logits_BC))
 
         def changed(value: Any) -> Any:  # noqa: ANN401
             if isinstance(value, Tensor):
@@ -77,6 +79,10 @@ class Outputs(NamedTuple):
     def only(self, rows: Tensor) -> "Outputs":
         """The same for some images of the batch."""
         return self.each(lambda tensor: tensor[rows])
+
+
+# What follows the logits where no term asks for more; comparing with it is quicker than going through all.
+NO_FEATURES = tuple(Outputs._field_defaults.values())
 
 
 class View(NamedTuple):
@@ -163,8 +169,13 @@ class StepInputs(NamedTuple):
 
     def widened(self) -> "StepInputs":
         """The same in float32 at least."""
-        return self._replace(
-            student=self.student.widened(),
-            teacher=None if self.teacher is None else self.teacher.widened(),
-            view=None if self.view is None else self.view.widened(),
+        return StepInputs(
+            self.student.widened(),
+            self.target,
+            None if self.teacher is None else self.teacher.widened(),
+            self.batch_fraction,
+            self.epoch,
+            self.indices_B,
+            None if self.view is None else self.view.widened(),
+            self.labelled,
         )
