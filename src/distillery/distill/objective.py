@@ -1,9 +1,10 @@
 """The loss of a run: the weighted sum of the terms that its objective names."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from importlib import import_module
 from types import MappingProxyType
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -34,15 +35,15 @@ class WeightedTerms(nn.Module):
         super().__init__()
         self.terms = nn.ModuleDict(terms)
         self.weights = weights
+        # Most terms do nothing at a step's end.
+        self.ending = [term for term in terms.values() if type(term).end_step is not Term.end_step]
         self.by_labels, self.partly, self.of_teacher = by_labels, frozenset(known), of_teacher
         for name, classes in known.items():
             self.register_buffer(f"known_{name}", torch.tensor(classes), persistent=False)
 
-    def each(self) -> Iterator[tuple[str, Term]]:
+    def each(self) -> Iterable[tuple[str, Term]]:
         """The terms by name."""
-        for name, term in self.terms.items():
-            assert isinstance(term, Term)
-            yield name, term
+        return cast(Iterable[tuple[str, Term]], self.terms.items())
 
     def forward(self, inputs: StepInputs) -> dict[str, Tensor]:
         """Return every term's unweighted value by name, and their weighted sum as ``loss``."""
@@ -50,7 +51,9 @@ class WeightedTerms(nn.Module):
             inputs = inputs.widened()
             values = {name: self._value(name, term, inputs) for name, term in self.each()}
         epoch = int(inputs.epoch)
-        parts = [self.weights[name](epoch) * value for name, value in values.items()]
+        weights = {name: self.weights[name](epoch) for name in values}
+        # A factor of 1, which changes no bit, is left out: autograd would follow it.
+        parts = [value if weights[name] == 1 else weights[name] * value for name, value in values.items()]
         # Of one or two, the bits of torch's sum, which begins with 0, without what autograd would do for a stack.
         total = torch.stack(parts).sum() if len(parts) > 2 else sum(parts[1:], parts[0] + 0)
         return {"loss": total, **values}
@@ -86,7 +89,7 @@ class WeightedTerms(nn.Module):
 
     def end_step(self) -> None:
         """Let every term act after an optimizer step."""
-        for _, term in self.each():
+        for term in self.ending:
             term.end_step()
 
     def own_buffers(self) -> list[str]:
