@@ -76,7 +76,7 @@ class EpochSums:
         hard_B = target if target.ndim == 1 else target.argmax(dim=1)
         self.images += images
         self.labelled += images if labelled is None else len(labelled)
-        self._waiting.append((detached, logits_BC.detach().argmax(dim=1) == hard_B, images))
+        self._waiting.append((detached, logits_BC.argmax(dim=1) == hard_B, images))
 
     @property
     def sums(self) -> dict[str, float]:
