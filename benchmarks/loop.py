@@ -45,7 +45,8 @@ def ours(case: Case, run: str, steps: int) -> Way:
 
     def epoch() -> None:
         torch.use_deterministic_algorithms(deterministic, warn_only=True)
-        training.train_state.step, training.train_state.sums = 0, []
+        # Not the first epoch, in which a run once says what its weights are.
+        training.train_state.epoch, training.train_state.step, training.train_state.sums = 1, 0, []
         loop._train_epoch(training, time.monotonic())
 
     return epoch
