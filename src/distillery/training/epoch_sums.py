@@ -72,7 +72,7 @@ class EpochSums:
         """Count one micro-batch, of which the rows ``labelled`` have labels, or all."""
         detached = {name: value.detach() for name, value in values.items()}
         self.recent.append(StepValues(step, detached, indices_B))
-        images = len(logits_BC)
+        images = logits_BC.shape[0]
         hard_B = target if target.ndim == 1 else target.argmax(dim=1)
         self.images += images
         self.labelled += images if labelled is None else len(labelled)

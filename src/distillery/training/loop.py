@@ -210,7 +210,7 @@ def _train_step(
                 values, logits_BC = forward(images, target, teacher, fraction, now, batch.indices, view, labelled)
             training.alarms.heard(teacher, target, batch.labelled)
             # DDP averages gradients over ranks; the share turns that mean into the mean over the global batch.
-            share = len(images) * fabric.world_size / images_in_step
+            share = images.shape[0] * fabric.world_size / images_in_step
             fabric.backward(values["loss"] if share == 1 else values["loss"] * share)
         counted.append((values, logits_BC, target, batch.indices, batch.labelled))
     training.alarms.end_step()
