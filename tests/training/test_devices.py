@@ -19,3 +19,9 @@ def test_more_processes_than_gpus_are_refused(workplace, monkeypatch, gpus, said
         return
     with pytest.raises(UserError, match=f"^--nproc-per-node: {said}"):
         start_devices(recipe, None)
+
+
+def test_a_batch_is_not_copied_on_a_cpu(workplace, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    fabric, images = start_devices(workplace.job().spec.recipe, None), torch.zeros(2)
+    assert images.to(fabric.device) is images
