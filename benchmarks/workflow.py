@@ -125,18 +125,26 @@ def starting(folder: Path, rounds: int) -> list[Row]:
     limits = {"check": 1.5, "train, one step": 3.0, "train, weights taken": 2.5, "evaluate": 2.5, "profile": 2.5}
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     memory: dict[str, list[float]] = {name: [] for name in commands}
-    new = spent(commands["check"], folder)
+    shutil.copy(ROOT / "src/distillery/template/config/example.yaml", folder / "config")
+    first = {
+        "check, of shipped networks": spent((*DISTILLERY, "check", "config/example.yaml"), folder),
+        "check, of new networks": spent(commands["check"], folder),
+    }
     for _ in range(rounds):
         shutil.rmtree(folder / "results/short", ignore_errors=True)
         shutil.rmtree(folder / "results/taken", ignore_errors=True)
         for name, command in commands.items():
             for values, value in zip((seconds[name], memory[name]), spent(command, folder), strict=True):
                 values.append(value)
-    middle = {name: statistics.median(seconds[name]) for name in limits} | {"check, of new networks": new[0]}
+    middle = {name: statistics.median(seconds[name]) for name in limits}
+    middle |= {name: seconds for name, (seconds, _) in first.items()}
     found = [
         within("start-up", name, value, limits[name.partition(", of")[0]], "CPU s") for name, value in middle.items()
     ]
-    for name, value in (("check", statistics.median(memory["check"])), ("check, of new networks", new[1])):
+    largest = {"check": statistics.median(memory["check"])} | {
+        name: megabytes for name, (_, megabytes) in first.items()
+    }
+    for name, value in largest.items():
         found.append(within("start-up", name, value, 200.0, "MB"))
     for name in limits:
         found += [beside("start-up", name, seconds, name, rival, unit="CPU s") for rival in ("import torch", usual)]

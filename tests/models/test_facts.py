@@ -13,6 +13,7 @@ from distillery.models.facts import network_bytes
 def process(tmp_path, monkeypatch):
     """Begin as a process does that knows only what others have written; the function ends one and begins another."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(facts, "SHIPPED", tmp_path / "shipped.json")
     ends = []
     monkeypatch.setattr(facts.atexit, "register", ends.append)
 
@@ -73,6 +74,20 @@ def test_other_code_damaged_files_and_folders_without_permission_forget_all(proc
     network_bytes("cifar_resnet8", 10, ())
     process()
     assert len(built) == 6
+
+
+def test_what_is_shipped_of_the_same_code_is_not_built(process, built):
+    network = ("cifar_resnet8", 10, ())
+    known = {json.dumps([*network, None, None, ""]): 5}
+    for code, found, kept in (("other", 303108, True), (facts._code(), 5, False)):
+        facts.SHIPPED.write_text(json.dumps({"code": code, "facts": known}))
+        path = process()
+        path.unlink(missing_ok=True)
+        assert network_bytes(*network) == found
+        assert process().exists() == kept
+        path.unlink(missing_ok=True)
+        process()
+    assert len(built) == 1
 
 
 @pytest.mark.slow

@@ -1,10 +1,12 @@
 """What building a network tells of it, kept for the next time: a check of a thousand runs need not import torch again.
 
 The facts lie in the user's cache folder; they may be removed at any time, and are left out where it cannot be written.
+Those of the networks that Distillery's own pages name are shipped.
 """
 
 import atexit
 import json
+from collections import ChainMap
 from contextlib import AbstractContextManager, suppress
 from functools import cache, lru_cache
 from hashlib import sha256
@@ -14,11 +16,14 @@ from typing import Any
 
 from distillery.atomic import write_json
 from distillery.errors import UserError
-from distillery.experiment import zoo
 from distillery.experiment.plugins import is_plugin, source_of
 from distillery.paths import cache_folder
 
 FLOAT = 4
+# What checks of Distillery's pages find; tests/models/test_shipped_facts.py writes it, and holds it true.
+SHIPPED = Path(__file__).with_name("networks.json")
+# What decides whether a network can be built, how large it is and which images it takes, beside the libraries.
+SOURCES = ("facts.py", "initialisation.py", "registry.py", "zoo/*.py", "../experiment/zoo.py")
 Arguments = tuple[tuple[str, bool | int | float | str], ...]
 
 
@@ -79,30 +84,40 @@ def _undrawn() -> AbstractContextManager[object]:
 
 
 @cache
-def _facts() -> dict[str, int]:
+def _facts() -> ChainMap[str, int]:
     """All that is known, read once; what is added is written when the process ends."""
-    path = cache_folder() / "networks.json"
-    known: dict[str, int] = {}
-    code = _code()
-    with suppress(OSError, ValueError, LookupError, TypeError):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        known = dict(content["facts"]) if content["code"] == code else {}
-    before = len(known)
+    path, code = cache_folder() / "networks.json", _code()
+    kept = _read_facts(path, code)
+    before = len(kept)
 
     def keep() -> None:
-        if len(known) > before:
+        if len(kept) > before:
             with suppress(UserError):
-                write_json(path, {"code": code, "facts": known})
+                write_json(path, {"code": code, "facts": kept})
 
     atexit.register(keep)
-    return known
+    return ChainMap(kept, _read_facts(SHIPPED, code))
+
+
+def _read_facts(path: Path, code: str) -> dict[str, int]:
+    """The facts of a file, none if they are of other code."""
+    with suppress(OSError, ValueError, LookupError, TypeError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["code"] == code:
+            return dict(content["facts"])
+    return {}
 
 
 def _code() -> str:
     """What stands for all code that builds networks, plugins aside: with another, nothing is known any more."""
-    files = [*Path(__file__).parent.rglob("*.py"), Path(zoo.__file__)]
-    hashed = sha256(b"".join(path.read_bytes() for path in sorted(files)))
+    files = [path for pattern in SOURCES for path in sorted(Path(__file__).parent.glob(pattern))]
+    return f"{sha256(b''.join(path.read_bytes() for path in files)).hexdigest()} {_libraries()}"
+
+
+def _libraries() -> str:
+    """The versions of those that build networks; a build for GPUs builds the same."""
+    found = []
     for package in ("torch", "timm", "torchvision"):
         with suppress(PackageNotFoundError):
-            hashed.update(f"{package} {version(package)} ".encode())
-    return hashed.hexdigest()
+            found.append(f"{package} {version(package).partition('+')[0]}")
+    return ", ".join(found)
