@@ -76,9 +76,12 @@ def addressed_permutation(count: int, seed: int, stream: str, *position: int) ->
     """A uniform permutation of ``range(count)``, shape ``(count,)``, fixed by its address."""
     # Each number rides in the low bits of a random word: one plain sort, twice as fast as argsort, and never a tie.
     low = np.uint64((1 << max(count - 1, 0).bit_length()) - 1)
-    words = (addressed_bits(count, seed, stream, *position) & ~low) | np.arange(count, dtype=np.uint64)
+    words = addressed_bits(count, seed, stream, *position)
+    words &= ~low
+    words |= np.arange(count, dtype=np.uint64)
     words.sort()
-    return (words & low).astype(np.int64)
+    words &= low
+    return words.view(np.int64)
 
 
 def seed_generators(seed: int, stream: str, *position: int) -> None:

@@ -92,17 +92,21 @@ def partner_order(labels: Ids, seed: int, partners: int) -> Order:
     starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
     place = np.empty_like(by_class)
     place[by_class] = np.arange(len(labels)) - starts[labels[by_class]]
+    # An epoch reads these in random order: the narrower they are, the more of them a processor's cache holds.
+    narrow = np.min_scalar_type(len(labels))
+    by_class, place, classes = by_class.astype(narrow), place.astype(narrow), labels.astype(narrow)
 
     def order(epoch: int) -> Ids:
         anchors = addressed_permutation(len(labels), seed, "order", epoch)
         bits = addressed_bits(len(labels) * partners, seed, "partners", epoch).reshape(len(labels), partners)
-        others = sizes[labels[anchors]] - 1
+        own = classes[anchors]
+        others = sizes[own] - 1
         picks = _distinct_picks(bits, others)
         # Places at or after the anchor's own move up by one, which skips the anchor.
-        skipped = picks + (picks >= place[anchors][:, None])
-        skipped[others == 0] = 0
-        chosen = by_class[starts[labels[anchors]][:, None] + skipped]
-        return np.concatenate([anchors[:, None], chosen], axis=1).reshape(-1)
+        picks += picks >= place[anchors][:, None]
+        picks[others == 0] = 0
+        picks += starts[own][:, None]
+        return np.concatenate([anchors[:, None], by_class[picks]], axis=1).reshape(-1)
 
     return order
 
@@ -131,8 +135,7 @@ def _distinct_picks(bits: npt.NDArray[np.uint64], counts: Ids) -> Ids:
     enough = counts >= wanted
     picks = np.empty((rows, wanted), dtype=np.int64)
     for column in range(wanted):
-        left = np.where(enough, counts - column, np.maximum(counts, 1)).astype(np.uint64)
-        pick = _scaled(bits[:, column], left)
+        pick = _scaled(bits[:, column], np.maximum(counts - column * enough, 1))
         # The pick counts only numbers not taken yet: step over the taken ones in ascending order.
         for taken in np.sort(picks[:, :column], axis=1).T:
             pick += enough & (pick >= taken)
@@ -140,6 +143,9 @@ def _distinct_picks(bits: npt.NDArray[np.uint64], counts: Ids) -> Ids:
     return picks
 
 
-def _scaled(words: npt.NDArray[np.uint64], below: npt.NDArray[np.uint64]) -> Ids:
+def _scaled(words: npt.NDArray[np.uint64], below: Ids) -> Ids:
     """Map random words to integers in [0, below) by the high half of a 32 x 32 bit product."""
-    return (((words >> np.uint64(32)) * below) >> np.uint64(32)).astype(np.int64)
+    high = words >> np.uint64(32)
+    high *= below.view(np.uint64)
+    high >>= np.uint64(32)
+    return high.view(np.int64)
