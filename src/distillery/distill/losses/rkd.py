@@ -14,6 +14,8 @@ from distillery.distill.term import Term
 
 # Numbers that one piece of the angles, of B^3 in all, may hold; beyond, pieces are computed again for their gradients.
 PIECE = 2**24
+# Numbers of one slice of the directions on a CPU, where no gradient needs them all: its cache holds so many.
+SLICE = 2**20
 
 
 @full_precision
@@ -76,11 +78,26 @@ def _angle_sum(student_BD: Tensor, teacher_BD: Tensor, start: int, rows: int) ->
 
 
 def _cosines(embedding_BD: Tensor, start: int, rows: int) -> Tensor:
-    differences = embedding_BD[None, :, :] - embedding_BD[start : start + rows, None, :]
-    # Images with one embedding have no direction between them, and give none a gradient.
-    length = torch.linalg.vector_norm(differences, dim=2, keepdim=True)
-    unit: Tensor = differences / length.clamp_min(1e-12).where(length > 0, torch.inf)
+    rows = min(rows, len(embedding_BD) - start)
+    if embedding_BD.requires_grad or not embedding_BD.is_cpu:
+        differences = embedding_BD[None, :, :] - embedding_BD[start : start + rows, None, :]
+        unit = differences / _lengths(differences)
+    else:
+        unit = embedding_BD.new_empty(rows, *embedding_BD.shape)
+        few = max(SLICE // embedding_BD.numel(), 1)
+        for first in range(0, rows, few):
+            part = unit[first : first + few]
+            at_RD = embedding_BD[start + first :][: len(part)]
+            torch.sub(embedding_BD[None, :, :], at_RD[:, None, :], out=part)
+            part.div_(_lengths(part))
     return unit @ unit.transpose(1, 2)
+
+
+def _lengths(differences: Tensor) -> Tensor:
+    length = torch.linalg.vector_norm(differences, dim=2, keepdim=True)
+    # Images with one embedding have no direction between them, and give none a gradient.
+    found: Tensor = length.clamp_min(1e-12).where(length > 0, torch.inf)
+    return found
 
 
 class RKD(Term):
