@@ -32,10 +32,10 @@ def check_rkd(stored, meta):
         "angle": rkd_angle_loss,
         "feat_s": lambda *both: rkd_loss(*both, meta["w_distance"], meta["w_angle"]),
     }
-    for piece in (rkd.PIECE, 1, 500):  # however many pieces the angles are computed in
+    for piece in (rkd.PIECE, 1, 500):  # however many pieces and slices the angles are computed in
         for part, function in functions.items():
             student = stored["feat_s"].clone().requires_grad_()
-            with patch.object(rkd, "PIECE", piece):
+            with patch.object(rkd, "PIECE", piece), patch.object(rkd, "SLICE", piece):
                 value = function(student, stored["feat_t"])
                 value.backward()
             close(value, stored["loss" if part == "feat_s" else part], part)
