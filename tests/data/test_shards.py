@@ -13,7 +13,7 @@ from PIL import Image
 from distillery.data import shards
 from distillery.data.decode import open_image
 from distillery.data.raw import RawFile
-from distillery.data.shards import BadImageError, examine, split_into_shards
+from distillery.data.shards import BadImageError, channel_sums, examine, split_into_shards
 from distillery.data.sources import RawImage
 
 SIZES = st.lists(st.one_of(st.integers(0, 100), st.just(2**28 + 1), st.just(2**27)), max_size=60)
@@ -67,6 +67,16 @@ def test_a_jpeg_is_what_pillow_makes_of_it_also_a_damaged_one(saved, mode):
             image, pixels_HWC = examine(bytes(content))
             assert np.array_equal(pixels_HWC, expected)
             assert image.size == pixels_HWC.shape[1::-1]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (255, 3), (256, 1), (257, 2), (1031, 5)])
+@pytest.mark.parametrize("least", [0, 255])
+def test_sums_of_channels_are_exact_at_any_height(shape, least):
+    pixels_HWC = np.random.default_rng(0).integers(least, 256, (*shape, 3), dtype=np.uint8)
+    wide_HWC = pixels_HWC.astype(np.int64)
+    sums, squares = channel_sums(pixels_HWC)
+    assert sums.tolist() == wide_HWC.sum(axis=(0, 1)).tolist()
+    assert squares.tolist() == (wide_HWC**2).sum(axis=(0, 1)).tolist()
 
 
 def test_every_flipped_bit_of_a_pngs_pixels_is_found(noise_png):

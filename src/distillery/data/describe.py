@@ -7,9 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from distillery.data.manifest import Duplicates, Manifest, Shard, SkippedImage, Split
 from distillery.data.shards import ShardFacts
 from distillery.data.sources import RawImage, RawImages
@@ -47,7 +44,7 @@ def describe(
             "name": name,
             "digest": hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
             "classes": images.classes,
-            "statistics": pixel_statistics(sum(shard.facts.histogram for shard in seen)),
+            "statistics": pixel_statistics([shard.facts for shard in seen]),
             "splits": splits,
             "duplicates": _find_duplicates([*train, *written.get("holdout", [])], written["val"], unlabelled),
             "ignored": images.ignored,
@@ -56,16 +53,16 @@ def describe(
     )
 
 
-def pixel_statistics(histogram: npt.NDArray[np.int64] | int) -> Statistics:
-    """Mean and population standard deviation of each channel, from its counts of values, shape (3, 256).
+def pixel_statistics(seen: Sequence[ShardFacts]) -> Statistics:
+    """Mean and population standard deviation of each channel of all pixels in some shards.
 
     The sums are exact integers, so the order of images and the number of processes cannot change a digit.
     """
+    pixels = sum(facts.count for facts in seen)
     means, deviations = [], []
-    for counts in np.asarray(histogram).tolist():
-        pixels = sum(counts)
-        total = sum(value * count for value, count in enumerate(counts))
-        squares = sum(value * value * count for value, count in enumerate(counts))
+    for channel in range(3):
+        total = sum(int(facts.sums[channel]) for facts in seen)
+        squares = sum(int(facts.squares[channel]) for facts in seen)
         means.append(total / (255 * pixels))
         deviations.append(math.sqrt((pixels * squares - total * total) / (255 * pixels) ** 2))
     return Statistics.model_validate({"mean": means, "std": deviations})

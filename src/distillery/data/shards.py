@@ -38,6 +38,9 @@ _PLACE = {"file": pa.string(), "offset": pa.int64(), "size": pa.int64(), "sha256
 # Progress is reported after so many images: often enough for a moving bar, seldom enough to cost nothing.
 _REPORT_EVERY = 32
 
+# Of so many rows, float32 adds up the squares of bytes exactly, in any order: 256 * 255**2 < 2**24.
+_ROWS = 256
+
 
 @dataclass(frozen=True)
 class ShardTask:
@@ -57,7 +60,8 @@ class ShardFacts:
     ``hashes`` are of the images' files and ``pixels`` of what these decode to; ``turned`` counts the images whose EXIF
     orientation asks to be turned, and which are not.
 
-    ``histogram`` counts the values of each channel, shape (3, 256): exact sums for mean and deviation, in any order.
+    ``count`` is the number of pixels, and ``sums`` and ``squares`` are the sums of each channel's values and of their
+    squares, shape (3,): exact integers, so that mean and deviation are the same in any order.
     """
 
     size: int = 0
@@ -71,7 +75,9 @@ class ShardFacts:
     formats: Counter[str] = field(default_factory=Counter)
     widths: list[int] = field(default_factory=list)
     heights: list[int] = field(default_factory=list)
-    histogram: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((3, 256), np.int64))
+    count: int = 0
+    sums: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(3, np.int64))
+    squares: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(3, np.int64))
 
 
 class BadImageError(Exception):
@@ -198,7 +204,22 @@ def _count(facts: ShardFacts, image: Image.Image, pixels_HWC: npt.NDArray[np.uin
     facts.turned += _is_turned(image)
     facts.widths.append(image.width)
     facts.heights.append(image.height)
-    facts.histogram += np.array(Image.fromarray(pixels_HWC).histogram(), dtype=np.int64).reshape(3, 256)
+    facts.count += image.height * image.width
+    sums, squares = channel_sums(pixels_HWC)
+    facts.sums += sums
+    facts.squares += squares
+
+
+def channel_sums(pixels_HWC: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Sums of each channel's values and of their squares, each (C,) and exact."""
+    height, width, channels = pixels_HWC.shape
+    rows_HX = pixels_HWC.reshape(height, width * channels)
+    sums_X, squares_X = np.zeros((2, width * channels), np.int64)
+    for begin in range(0, height, _ROWS):
+        block_HX = rows_HX[begin : begin + _ROWS].astype(np.float32)
+        sums_X += block_HX.sum(axis=0).astype(np.int64)
+        squares_X += np.einsum("hx,hx->x", block_HX, block_HX).astype(np.int64)
+    return sums_X.reshape(width, channels).sum(axis=0), squares_X.reshape(width, channels).sum(axis=0)
 
 
 def _write_arrow(task: ShardTask, facts: ShardFacts, encoded: list[bytes]) -> None:
