@@ -38,8 +38,9 @@ _PLACE = {"file": pa.string(), "offset": pa.int64(), "size": pa.int64(), "sha256
 # Progress is reported after so many images: often enough for a moving bar, seldom enough to cost nothing.
 _REPORT_EVERY = 32
 
-# Of so many rows, float32 adds up the squares of bytes exactly, in any order: 256 * 255**2 < 2**24.
-_ROWS = 256
+# Of so many rows, float32 adds up the squares of bytes exactly, in any order (up to 256 rows: 256 * 255**2 < 2**24).
+# Of more, the allocator would give the memory back to the system after each image, which takes longer than the sums.
+_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def write_shard(task: ShardTask, report: Callable[[int], None]) -> ShardFacts:
         UserError: a file cannot be read.
         OSError: the shard cannot be written.
     """
-    facts, encoded = ShardFacts(), []
+    facts, encoded, ends = ShardFacts(), bytearray(), [0]
     with RawReader() as reader, warnings.catch_warnings():
         # Pillow's warnings are about metadata, and about sizes that `examine` refuses itself.
         warnings.simplefilter("ignore")
@@ -124,11 +125,12 @@ def write_shard(task: ShardTask, report: Callable[[int], None]) -> ShardFacts:
                 facts.hashes.append(hashlib.sha256(content).digest())
                 facts.pixels.append(_shape_and_hash(pixels_HWC))
                 if task.embed:
-                    encoded.append(content)
+                    encoded += content
+                    ends.append(len(encoded))
             if (position + 1) % _REPORT_EVERY == 0:
                 report(_REPORT_EVERY)
     if facts.kept:
-        _write_arrow(task, facts, encoded)
+        _write_arrow(task, facts, encoded, ends)
     report(len(task.images) % _REPORT_EVERY)
     return facts
 
@@ -222,10 +224,14 @@ def channel_sums(pixels_HWC: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int6
     return sums_X.reshape(width, channels).sum(axis=0), squares_X.reshape(width, channels).sum(axis=0)
 
 
-def _write_arrow(task: ShardTask, facts: ShardFacts, encoded: list[bytes]) -> None:
+def _write_arrow(task: ShardTask, facts: ShardFacts, encoded: bytearray, ends: list[int]) -> None:
+    """Write what was found; ``encoded`` has the embedded images one after the other, with ``ends`` between them."""
     schema = arrow_schema(task.classes, task.embed)
     images = [task.images[position] for position in facts.kept]
-    contents = pa.array(encoded, pa.binary()) if task.embed else pa.nulls(len(images), pa.binary())
+    contents = pa.nulls(len(images), pa.binary())
+    if task.embed:  # as they lie: pa.array would copy them
+        parts = [None, pa.py_buffer(np.array(ends, np.int32)), pa.py_buffer(encoded)]
+        contents = pa.Array.from_buffers(pa.binary(), len(images), parts)
     paths = pa.array([image.path for image in images], pa.string())
     image_column = pa.StructArray.from_arrays([contents, paths], fields=list(schema.field("image").type))
     label_column = pa.array([image.label for image in images], pa.int64())
