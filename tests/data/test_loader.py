@@ -26,6 +26,7 @@ from distillery.errors import UserError, machine_at_fault
 from distillery.experiment.schema.augmentation import (
     ColorJitter,
     HorizontalFlip,
+    Lighting,
     RandAugment,
     RandomCrop,
     RandomResizedCrop,
@@ -75,13 +76,27 @@ def test_a_batch_is_bytes_labels_and_ids(images):
     same([batch.to("cpu", non_blocking=True)], [batch])
 
 
-def test_each_sample_is_what_its_address_says(images):
-    transform = train_transform(PREPROCESS, AUGMENT)
+@pytest.mark.parametrize(
+    "augment",
+    [
+        AUGMENT,
+        (
+            RandomResizedCrop(name="random_resized_crop"),
+            HorizontalFlip(name="horizontal_flip"),
+            Lighting(name="lighting"),
+        ),
+        (RandomResizedCrop(name="random_resized_crop"), Rotation(name="rotation", degrees=30)),
+    ],
+)
+def test_each_sample_is_what_its_address_says(images, augment):
+    transform = train_transform(PREPROCESS, augment)
     for batch in epoch(loader(images, transform=transform), 2):
-        for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
+        for row, index in enumerate(batch.indices.tolist()):
             picture = decode_rgb(images.encoded(index))
             seed_generators(3, "augment", 2, index, 0)
-            assert torch.equal(image, transform(picture))
+            assert torch.equal(batch.images[row], transform(picture))
+            shift = transform.draw_shift()
+            assert shift is None if batch.shifts is None else torch.equal(batch.shifts[row], shift)
 
 
 @pytest.mark.slow

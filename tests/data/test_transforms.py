@@ -248,6 +248,21 @@ def test_an_image_is_never_decoded_below_the_size_of_the_input(monkeypatch):
     assert seen == [1, 1]
 
 
+@pytest.mark.parametrize("reduced", [False, True])
+def test_an_image_is_planned_as_it_is_decoded(reduced):
+    encoded = jpeg(image(300, 420))
+    crop = {"name": "random_resized_crop", "reduced_decoding": reduced}
+    transform = build(crop, {"name": "horizontal_flip"}, {"name": "lighting"}, {"name": "horizontal_flip", "p": 0.3})
+    assert transform.plannable
+    for seed in range(20):
+        seed_generators(seed, "augment")
+        square, shift = transform.decode(encoded), transform.draw_shift()
+        seed_generators(seed, "augment")
+        plan = transform.plan(encoded)
+        assert torch.equal(plan.shift, shift)
+        assert torch.equal(transform.decode_planned(encoded, plan), square)
+
+
 def test_reduced_decoding_leaves_other_formats_whole(noise_png):
     encoded = noise_png(1, (64, 64))
     crop = {"name": "random_resized_crop"}

@@ -191,12 +191,29 @@ class TrainImages(Dataset[Batch]):
         transform: Transform,
         partner: ClassPartners | None = None,
     ) -> Batch:
-        loaded = []
-        for sample in samples:
-            seed_sample(self._seed, sample, stream)
-            shown = sample.index if partner is None else partner(*sample)
-            loaded.append((self._square(shown, transform), transform.draw_shift()))
+        shown = [sample.index if partner is None else partner(*sample) for sample in samples]
+        if transform.plannable and (self._decoded is None or transform.crop.reduced_decoding):
+            loaded = self._planned(samples, stream, transform, shown)
+        else:
+            loaded = []
+            for sample, index in zip(samples, shown, strict=True):
+                seed_sample(self._seed, sample, stream)
+                loaded.append((self._square(index, transform), transform.draw_shift()))
         return assemble(self._images, [sample.index for sample in samples], loaded)
+
+    def _planned(
+        self, samples: Sequence[Sample], stream: str, transform: Transform, shown: Sequence[int]
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """Squares and shifts. All is drawn before the first image is decoded: right after one, draws take five times
+        as long, because what they need is no longer in the processor's caches.
+        """
+        encoded, plans = [self._images.encoded(index) for index in shown], []
+        for sample, content in zip(samples, encoded, strict=True):
+            seed_sample(self._seed, sample, stream)
+            plans.append(transform.plan(content))
+        return [
+            (transform.decode_planned(content, plan), plan.shift) for content, plan in zip(encoded, plans, strict=True)
+        ]
 
     def _square(self, index: int, transform: Transform) -> Tensor:
         if self._decoded is None or transform.crop.reduced_decoding:

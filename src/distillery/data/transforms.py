@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -12,6 +13,14 @@ from distillery.data.augment.operations import Flip, PaddedCrop, Step, Words, bu
 from distillery.data.decode import REDUCTIONS, decode_rgb, image_size, is_reducible
 from distillery.experiment.schema.augmentation import Augmentation, Lighting, RandomResizedCrop
 from distillery.experiment.schema.recipe import Preprocess
+
+
+class Plan(NamedTuple):
+    """What was drawn for an image before it is decoded: its crop, its flips, and the lighting's shift, float32 (3,)."""
+
+    params: CropParams
+    flips: tuple[tuple[Flip, bool], ...]
+    shift: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -35,11 +44,32 @@ class Transform:
         """Transform an image file's bytes; decodes at a reduced scale where the recipe and the crop allow it."""
         if not self.crop.reduced_decoding or not is_reducible(encoded):
             return self(decode_rgb(encoded))
+        return self.finish(self._cut(encoded, self.crop.draw(*image_size(encoded))))
+
+    @cached_property
+    def plannable(self) -> bool:
+        """Whether a place is drawn for the crop, and beside it only what can be drawn before there are pixels."""
+        return isinstance(self.crop, ResizedCrop) and all(isinstance(step, Flip) for step in self.steps)
+
+    def plan(self, encoded: bytes | memoryview) -> "Plan":
+        """Draw all that ``decode`` and ``draw_shift`` would, where it is ``plannable``."""
         params = self.crop.draw(*image_size(encoded))
-        reduction = allowed_reduction(params, self.crop.size)
+        flips = tuple((step, step.draw()) for step in self.steps if isinstance(step, Flip))
+        return Plan(params, flips, self.draw_shift())
+
+    def decode_planned(self, encoded: bytes | memoryview, plan: "Plan") -> Tensor:
+        """What ``decode`` gives with the draws of ``plan``."""
+        square_CHW = self._cut(encoded, plan.params)
+        for flip, mirrored in plan.flips:
+            square_CHW = flip.apply(square_CHW, mirrored)
+        return square_CHW
+
+    def _cut(self, encoded: bytes | memoryview, params: CropParams) -> Tensor:
+        reducible = self.crop.reduced_decoding and is_reducible(encoded)
+        reduction = allowed_reduction(params, self.crop.size) if reducible else 1
         image_CHW = decode_rgb(encoded, reduction)
         _, height, width = image_CHW.shape
-        return self.finish(apply_crop(image_CHW, params.reduced(reduction, height, width), self.crop))
+        return apply_crop(image_CHW, params.reduced(reduction, height, width), self.crop)
 
     def finish(self, square_CHW: Tensor) -> Tensor:
         """Do the steps that follow once the square is cut."""

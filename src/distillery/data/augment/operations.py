@@ -89,7 +89,15 @@ class Flip:
 
     def __call__(self, image_CHW: Tensor) -> Tensor:
         """Transform one image."""
-        return image_CHW.flip(-1) if float(torch.rand(())) < self.p else image_CHW
+        return self.apply(image_CHW, self.draw())
+
+    def draw(self) -> bool:
+        """Whether the next image is mirrored."""
+        return float(torch.rand(())) < self.p
+
+    def apply(self, image_CHW: Tensor, mirrored: bool) -> Tensor:
+        """Transform one image as was drawn."""
+        return image_CHW.flip(-1) if mirrored else image_CHW
 
     def many(self, images_BCHW: Tensor, words_BK: Words) -> Tensor:
         """Transform each image as a call does whose draw is its word, of which a float has 24 bits; in place."""
