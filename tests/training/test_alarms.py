@@ -156,6 +156,8 @@ TEACHER = "{model: cifar_resnet8, recipe: tiny, teacher: big, objective: {ce: {}
 OPTIONS = {
     "cc": "{weight: 0.02}",
     "mlkd": "{weight: 0.1}",
+    "rkd": "{weight: 0.1}",
+    "srrl": "{weight: 0.1}",
     "crd": "{negatives: 9}",
     "mgd": "{loss_factor: 100, update_images: 36}",
     "overhaul": "{loss_factor: 100}",
