@@ -22,6 +22,7 @@ from distillery.data.augment.lighting import add_shifts
 from distillery.data.orders import flow_sample, partner_order, repeated_order, shuffled_order
 from distillery.data.prepare import prepare_dataset
 from distillery.data.transforms import eval_transform, train_transform
+from distillery.distill.losses.mgd import match_channels
 from distillery.distill.losses.partial_l2 import bn_margin
 from distillery.distill.objective import build_objective
 from distillery.distill.step import Maps, Outputs, StepInputs, View
@@ -237,11 +238,24 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("name", ["mgd", "overhaul"])
-def test_margins(name):
-    """The margins by which both terms cut the teacher's features."""
-    margins = bn_margin(torch.tensor([0.0, 0.5, 1.0, -2.0, 0.1]), torch.tensor([0.3, -0.2, 0.0, 1.0, 5.0]))
-    check(f"margins of {name}", TERMS[name].numerics, margins)
+def margins():
+    """The margins by which MGD and Overhaul cut the teacher's features."""
+    return bn_margin(torch.tensor([0.0, 0.5, 1.0, -2.0, 0.1]), torch.tensor([0.3, -0.2, 0.0, 1.0, 5.0]))
+
+
+def several_optima():
+    """The matching that is taken of several that cost as little, for a large and a small problem."""
+    costs = [torch.from_numpy(np.arange(s * t).reshape(s, t) ** 2 % 7) / 1e5 for s, t in ((80, 160), (300, 1200))]
+    return torch.cat([match_channels(cost, "amp").flatten() for cost in costs])
+
+
+# What a term computes beside its value.
+BESIDE = {"mgd": lambda: [margins(), several_optima()]}
+
+
+def test_margins():
+    """MGD's are kept with its term."""
+    check("margins of overhaul", TERMS["overhaul"].numerics, margins())
 
 
 @pytest.mark.parametrize("name", TERMS)
@@ -263,6 +277,7 @@ def test_term(name):
             outputs += [objective(inputs)["loss"], *([] if head is None else [inputs.student.logits_BC])]
             objective.end_step()
         outputs += [buffer for _, buffer in sorted(objective.named_buffers()) if buffer.numel()]
+    outputs += BESIDE.get(name, list)()
     check(f"term {name}", TERMS[name].numerics, *outputs)
 
 

@@ -31,6 +31,7 @@ class MGDOptions(StageOptions):
     """Matching Guided Distillation: student channels learn from the teacher channels matched to them."""
 
     implementation: ClassVar[str] = "distillery.distill.losses.mgd:MGD"
+    numerics = 2
 
     reducer: Literal["amp", "rd", "sm", "sp"] = Field("amp", description="how matched teacher channels become one")
     update_every: Epochs = Field(2, description="epochs between two matchings")
