@@ -21,6 +21,7 @@ import numpy as np
 import rows
 import torch
 from ortools.graph.python.linear_sum_assignment import SimpleLinearSumAssignment
+from ortools.graph.python.min_cost_flow import SimpleMinCostFlow
 from rows import Row, beside, within
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -49,26 +50,42 @@ class Part:
 
 
 def flow_updates() -> Iterator[Part]:
-    """Match student channels with two or four times as many teacher channels, given their costs, of several kinds."""
-    kinds: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+    """Match channels of both networks, given their costs, of several kinds and widths."""
+    kinds: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
         "32 causes, as much noise": features,
-        "32 causes": lambda: features(noise=0.1),
-        "independent": lambda: features(causes=0),
-        "8 causes, ReLU": lambda: tuple(part.relu() for part in features(causes=8, noise=0.3)),
-        "4 causes": lambda: features(causes=4, noise=0.2),
-        "2 causes": lambda: features(causes=2, noise=0.1),
+        "32 causes": lambda *widths: features(*widths, noise=0.1),
+        "independent": lambda *widths: features(*widths, causes=0),
+        "8 causes, ReLU": lambda *widths: tuple(part.relu() for part in features(*widths, causes=8, noise=0.3)),
+        "4 causes": lambda *widths: features(*widths, causes=4, noise=0.2),
+        "2 causes": lambda *widths: features(*widths, causes=2, noise=0.1),
+        "a third of zeros": lambda *widths: tuple(without_a_third(part) for part in features(*widths)),
     }
+    usual = list(kinds)[:4]
     for kind, made in kinds.items():
-        # So few causes are not usual: there it should only not be slower.
-        yield flow_update(kind, matching_cost(*made()) / BATCH, 1.0 if kind in ("4 causes", "2 causes") else 2.0)
+        # So few causes, or so many zeros, are not usual: there it should only not be slower.
+        yield flow_update(kind, matching_cost(*made(STUDENT, TEACHER)) / BATCH, 2.0 if kind in usual else 1.0)
+    for widths in ((320, 2048), (96, 1024), (256, 512), (512, 512), (1024, 1024), (1024, 512)):
+        for kind in ("32 causes, as much noise", "independent", "2 causes"):
+            yield flow_update(kind, matching_cost(*kinds[kind](*widths)) / BATCH, 1.0)
     for trained in (False, True):
-        yield flow_update(*real_networks(trained), 2.0)
+        kind, mean_cost = real_networks(trained)
+        yield flow_update(kind, mean_cost, 2.0)
+        yield flow_update(kind, mean_cost[:, :512].contiguous(), 1.0)
+
+
+def without_a_third(maps: Tensor) -> Tensor:
+    """Feature maps of which every third channel is zero."""
+    maps[:, ::3] = 0
+    return maps
 
 
 def flow_update(kind: str, mean_cost: Tensor, goal: float) -> Part:
     """The matching of one kind of costs."""
     students, teachers = mean_cost.shape
-    repeated = np.tile((1e5 * mean_cost.numpy()).astype(np.int64), (teachers // students, 1))
+    group = max(teachers // students, 1)
+    cost = (1e5 * mean_cost.numpy()).astype(np.int64)
+    # Each student channel as often as it is matched; where there are more of them, each teacher channel.
+    repeated = np.tile(cost, (group, max(students // teachers, 1)))
 
     def by_scipy() -> int:
         places = linear_sum_assignment(repeated)
@@ -81,16 +98,33 @@ def flow_update(kind: str, mean_cost: Tensor, goal: float) -> Part:
         assert solver.solve() == solver.OPTIMAL
         return int(solver.optimal_cost())
 
+    def by_ortools_flow() -> int:
+        tails, heads = np.indices(cost.shape, dtype=np.int32).reshape(2, -1)
+        sink, some = students + teachers, np.ones(teachers, np.int64)
+        solver = SimpleMinCostFlow()
+        solver.add_arcs_with_capacity_and_unit_cost(tails, heads + students, np.ones(cost.size, np.int64), cost.ravel())
+        ends = np.arange(students, sink, dtype=np.int32), np.full(teachers, sink, np.int32)
+        solver.add_arcs_with_capacity_and_unit_cost(*ends, some, 0 * some)
+        supplies = np.concatenate([np.full(students, group), 0 * some, [-students * group]])
+        solver.set_nodes_supplies(np.arange(sink + 1, dtype=np.int32), supplies)
+        assert solver.solve() == solver.OPTIMAL
+        return int(solver.optimal_cost())
+
     return Part(
         f"flow ({students}, {teachers}), {kind}",
         goal,
-        {"scipy": by_scipy, "OR-Tools, all arcs": by_ortools},
+        {
+            "scipy": by_scipy,
+            "OR-Tools, all arcs": by_ortools if len(repeated) == repeated.shape[1] else by_ortools_flow,
+        },
         lambda: match_channels(mean_cost, "amp"),
-        lambda theirs, ours: theirs == np.take_along_axis(repeated[:students], ours.numpy(), axis=1).sum(),
+        lambda theirs, ours: theirs == np.take_along_axis(cost, ours.numpy(), axis=1).sum(),
     )
 
 
-def features(causes: int = 32, noise: float = 1.0) -> tuple[Tensor, Tensor]:
+def features(
+    students: int = STUDENT, teachers: int = TEACHER, causes: int = 32, noise: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Feature maps of both networks, (B, S, H, W) and (B, T, H, W), that share some of their causes as real ones do."""
     generator = torch.Generator().manual_seed(0)
     common = torch.randn(BATCH, causes, SIZE * SIZE, generator=generator)
@@ -100,7 +134,7 @@ def features(causes: int = 32, noise: float = 1.0) -> tuple[Tensor, Tensor]:
         own = torch.randn(BATCH, channels, SIZE * SIZE, generator=generator)
         return (shared + noise * own).reshape(BATCH, channels, SIZE, SIZE)
 
-    return mix(STUDENT), mix(TEACHER)
+    return mix(students), mix(teachers)
 
 
 def real_networks(trained: bool) -> tuple[str, Tensor]:
