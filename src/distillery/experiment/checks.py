@@ -96,18 +96,6 @@ def check_experiment(experiment: Experiment) -> None:
             raise UserError(f"{where}: no run {block.baseline!r}; {nearest(block.baseline, runs)}")
 
 
-def names_stages(experiment: Experiment) -> bool:
-    """Whether a term of a run names stages of its networks, which are then to be counted."""
-    return any(
-        getattr(options, "ignore", ())
-        or getattr(options, "stage", None) is not None
-        or getattr(options, "stages", None)
-        or isinstance(getattr(options, "eps", None), tuple)
-        for config in experiment.config.runs.values()
-        for options in config.objective.terms().values()
-    )
-
-
 def large_memories(experiment: Experiment) -> list[str]:
     """A line for every run of which a term remembers a GB or more, where the data set's line gives its size."""
     images, classes = experiment.dataset.images.get("train"), experiment.dataset.classes

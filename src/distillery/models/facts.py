@@ -4,69 +4,156 @@ The facts lie in the user's cache folder; they may be removed at any time, and a
 Those of the networks that Distillery's own pages name are shipped.
 """
 
+from __future__ import annotations
+
 import atexit
 import json
 from collections import ChainMap
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from functools import cache, lru_cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from distillery.atomic import write_json
 from distillery.errors import UserError
 from distillery.experiment.plugins import is_plugin, source_of
 from distillery.paths import cache_folder
 
+if TYPE_CHECKING:
+    from torch import nn
+
+    from distillery.models.taps import TapPlan
+
 FLOAT = 4
 # What checks of Distillery's pages find; tests/models/test_shipped_facts.py writes it, and holds it true.
 SHIPPED = Path(__file__).with_name("networks.json")
-# What decides whether a network can be built, how large it is and which images it takes, beside the libraries.
-SOURCES = ("facts.py", "initialisation.py", "registry.py", "zoo/*.py", "../experiment/zoo.py")
+# What decides whether a network can be built, how large it is, which images it takes and what it gives, and which
+# optimizers there are, beside the libraries.
+OWN = ("composite.py", "facts.py", "initialisation.py", "registry.py", "taps/*.py", "zoo/*.py")
+SOURCES = (*OWN, "../experiment/zoo.py", "../training/optim.py")
 Arguments = tuple[tuple[str, bool | int | float | str], ...]
 
 
-@lru_cache(maxsize=1024)
-def network_bytes(
-    name: str, classes: int, arguments: Arguments, size: int | None = None, images: int | None = None
-) -> int:
+class Network(NamedTuple):
+    """A network as a page names it; ``arguments`` are the sorted items of its ``model_args``."""
+
+    name: str
+    classes: int
+    arguments: Arguments = ()
+
+    def built(self) -> nn.Module:
+        """Build it."""
+        from distillery.models.registry import create_model
+
+        return create_model(self.name, self.classes, **dict(self.arguments))
+
+
+def network_bytes(network: Network, size: int | None = None, images: int | None = None) -> int:
     """The bytes of a network's weights in float32.
 
-    ``arguments`` are the sorted items of its ``model_args``. With a ``size``, it takes one blank image of so many
-    pixels a side, too; with ``images``, it can also be trained on a batch of so many.
+    With a ``size``, it takes one blank image of so many pixels a side, too; with ``images``, it can also be trained on
+    a batch of so many.
 
     Raises:
         UserError: there is no such network, or it takes no such arguments or images; the line begins with the key, or
             names the model.
     """
-    source = source_of(name) if is_plugin(name) else ""
-    key = json.dumps([name, classes, arguments, size, images, source])
-    facts = _facts()
-    if key not in facts:
-        facts[key] = _built_bytes(name, classes, arguments, size, images)
-    return facts[key]
+    return _fact("bytes", network, size, images)
 
 
-def _built_bytes(name: str, classes: int, arguments: Arguments, size: int | None, images: int | None) -> int:
+def embedding_width(network: Network, size: int | None) -> int:
+    """D of a network's embedding, for images of so many pixels a side; of its own size where None."""
+    return _fact("embedding", network, size)
+
+
+def stage_count(network: Network, size: int) -> int:
+    """How many stages of a network end in a map, for images of so many pixels a side."""
+    return _fact("stages", network, size)
+
+
+def own_stage_count(network: Network, size: int) -> int:
+    """How many stages a network has, those that need no partner among them."""
+    return _fact("own stages", network, size)
+
+
+def paired_stage_count(teacher: Network, student: Network, size: int) -> int:
+    """How many stages two networks have in common."""
+    return _fact("pairs", teacher, student, size)
+
+
+@lru_cache(maxsize=4096)
+def _fact(kind: str, *given: Network | int | None) -> int:
+    plugins = [each.name for each in given if isinstance(each, Network) and is_plugin(each.name)]
+    return known([kind, *given, *map(source_of, plugins)], lambda: FOUND_BY[kind](*given))
+
+
+def known(key: list[Any], find: Callable[[], int]) -> int:
+    """What stands under a key, which holds all that it depends on but Distillery's code and the libraries."""
+    text, facts = json.dumps(key), _facts()
+    if text not in facts:
+        facts[text] = find()
+    return facts[text]
+
+
+def _bytes(network: Network, size: int | None, images: int | None) -> int:
     import torch
 
-    from distillery.models.registry import check_input, check_training, create_model
+    from distillery.models.registry import check_input, check_training
 
     if size is not None:
-        network = create_model(name, classes, **dict(arguments))
-        check_input(network, name, size, classes)
+        built = network.built()
+        check_input(built, network.name, size, network.classes)
         if images is not None:
-            check_training(network, name, size, images)
+            check_training(built, network.name, size, images)
     else:
         try:
             with torch.device("meta"), _undrawn():  # shapes alone
-                network = create_model(name, classes, **dict(arguments))
+                built = network.built()
         # Some networks compute with numbers while they are built, and cannot be built without any.
         except (UserError, RuntimeError):
-            network = create_model(name, classes, **dict(arguments))
-    count: int = sum(value.numel() for value in network.state_dict().values())
+            built = network.built()
+    count: int = sum(value.numel() for value in built.state_dict().values())
     return FLOAT * count
+
+
+def _embedding(network: Network, size: int | None) -> int:
+    return _plan(network, size).features
+
+
+def _stages(network: Network, size: int) -> int:
+    return len(_plan(network, size).points)
+
+
+def _own_stages(network: Network, size: int) -> int:
+    return len(_plan(network, size).unpaired)
+
+
+def _pairs(teacher: Network, student: Network, size: int) -> int:
+    from distillery.models.taps import pair_stages
+
+    return len(pair_stages(_plan(teacher, size), _plan(student, size)))
+
+
+FOUND_BY: dict[str, Any] = {
+    "bytes": _bytes,
+    "embedding": _embedding,
+    "stages": _stages,
+    "own stages": _own_stages,
+    "pairs": _pairs,
+}
+
+
+@lru_cache
+def _plan(network: Network, size: int | None) -> TapPlan:
+    from distillery.models.taps import plan_taps
+
+    built = network.built()
+    if size is None:  # that of a library's tag
+        size = int((getattr(built, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1])
+    return plan_taps(built, size, network.name)
 
 
 def _undrawn() -> AbstractContextManager[object]:

@@ -9,6 +9,7 @@ from distillery.errors import located
 from distillery.experiment import Experiment, RunSpec
 from distillery.experiment.bank import bank_parts, banks_of, check_rows, holds_embedding, row_bytes, spec_by
 from distillery.experiment.schema.teacher import TopRows
+from distillery.models.facts import Network, embedding_width
 from distillery.paths import bank_folder
 
 # What a part has before its rows and in the record, and what a bank has beside its parts.
@@ -114,19 +115,10 @@ def banked_features(spec: RunSpec) -> int:
     """The width of the embedding that a row of a run's bank holds; 0 where it holds none."""
     if not holds_embedding(spec):
         return 0
-    from distillery.models import create_model
-    from distillery.models.taps import plan_taps
-
-    assert spec.teacher is not None
-    network = create_model(spec.teacher.model, 10 if spec.teacher.has_classifier else 0, **spec.teacher.model_args)
-    return plan_taps(network, _size_of(spec.teacher, network), spec.teacher.model).features
-
-
-def _size_of(teacher: RunSpec, network: object) -> int:
-    """Of a teacher's images; those of a library's tag are of the size that its network was built for."""
-    if teacher.prepared_for is not None:
-        return teacher.prepared_for.size
-    return int((getattr(network, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-1])
+    teacher = spec.teacher
+    assert teacher is not None
+    network = Network(teacher.model, 10 if teacher.has_classifier else 0, tuple(sorted(teacher.model_args.items())))
+    return embedding_width(network, None if teacher.prepared_for is None else teacher.prepared_for.size)
 
 
 def shown_bytes(size: int) -> str:

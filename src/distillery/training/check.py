@@ -7,10 +7,19 @@ from typing import Any
 from distillery.errors import located
 from distillery.experiment import Experiment
 from distillery.experiment.address import parse_address
-from distillery.experiment.checks import large_memories, names_stages
+from distillery.experiment.checks import large_memories
 from distillery.experiment.plugins import is_plugin
 from distillery.experiment.schema.labels import FewLabels, LabelList
+from distillery.experiment.schema.objective import (
+    STAGEWISE,
+    EveryStageOptions,
+    FitNetOptions,
+    OFAOptions,
+    USKDOptions,
+)
 from distillery.experiment.schema.recipe import AdamW, Optimizer, Sgd
+from distillery.experiment.stages import chosen_stage, distilled_stages, projected_stages
+from distillery.models.facts import Network, known, own_stage_count, paired_stage_count, stage_count
 from distillery.models.pretrained.files import check_file
 from distillery.training.forecast import Forecast
 
@@ -47,10 +56,43 @@ def check_experiment(experiment: Experiment, forecast: Forecast) -> None:
         if spec.prepared_for is not None and (spec.recipe is None or run in experiment.teachers):
             with located(experiment.where(run)):
                 forecast.network(spec, spec.prepared_for.size)
-    if names_stages(experiment):
-        from distillery.distill.losses.stages import check_stages
+    check_stages(experiment)
 
-        check_stages(experiment)
+
+def check_stages(experiment: Experiment) -> None:
+    """Check that the stages which an experiment's runs name are there, before anything is trained.
+
+    Raises:
+        UserError: one is not; the line names the run and the key.
+    """
+
+    def network(run: str) -> Network:
+        config = experiment.config.runs[run]
+        return Network(config.model, 2, tuple(sorted(config.model_args.items())))
+
+    for run, recipe in experiment.recipes.items():
+        objective = experiment.config.runs[run].objective
+        is_paired = objective.needs().teacher & STAGEWISE
+        for name, options in objective.terms().items():
+            teacher = options.teacher or experiment.teacher(run)
+            ignored = frozenset(options.ignore) if isinstance(options, EveryStageOptions) else frozenset()
+            stage = options.stage if isinstance(options, FitNetOptions | USKDOptions) else None
+            projects = isinstance(options, OFAOptions) and (options.stages or isinstance(options.eps, tuple))
+            if not ignored and stage is None and not projects:
+                continue
+            student, size = network(run), recipe.preprocess.size
+            with located(experiment.where(run)):
+                if isinstance(options, OFAOptions):
+                    projected_stages(own_stage_count(student, size), options.stages, options.eps)
+                    continue
+                # Where nothing is taken of the teacher's stages, all of the student's are.
+                if teacher is not None and is_paired:
+                    count = paired_stage_count(network(teacher), student, size)
+                else:
+                    count = stage_count(student, size)
+                distilled_stages(count, ignored, name)
+                if stage is not None:
+                    chosen_stage(count, stage, name)
 
 
 def _check_labels(few: FewLabels, forecast: Forecast, lists: set[str]) -> None:
@@ -69,9 +111,14 @@ def _check_labels(few: FewLabels, forecast: Forecast, lists: set[str]) -> None:
 def _check_optimizer(config: Optimizer) -> None:
     """Try an optimizer; torch's own take whatever the schema lets through."""
     if not isinstance(config, Sgd | AdamW):
-        from distillery.training.optim import check_optimizer
+        known(["optimizer", config.model_dump(mode="json")], lambda: _tried(config))
 
-        check_optimizer(config)
+
+def _tried(config: Optimizer) -> int:
+    from distillery.training.optim import check_optimizer
+
+    check_optimizer(config)
+    return 1
 
 
 def list_runs(experiment: Experiment) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from distillery.data.manifest import FILE_NAME, TRAINING, Manifest, load_manifest
 from distillery.errors import located
 from distillery.experiment import Experiment, RunSpec
-from distillery.models.facts import network_bytes
+from distillery.models.facts import Network, network_bytes
 from distillery.paths import SHARED_MEMORY, dataset_folder
 from distillery.training.banks import BankForecast, forecast_banks, shown_bytes
 
@@ -77,7 +77,7 @@ class Forecast:
                 so many ``images`` of it.
         """
         classes = self.classes if spec.has_classifier else 0
-        return network_bytes(spec.model, classes, tuple(sorted(spec.model_args.items())), size, images)
+        return network_bytes(Network(spec.model, classes, tuple(sorted(spec.model_args.items()))), size, images)
 
     def terms(self, spec: RunSpec) -> dict[str, int]:
         """What the terms of its objective remember."""

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from distillery.distill.losses.fitnet import FitNet, Regressor, fitnet_loss
-from distillery.distill.losses.stages import check_stages
 from distillery.distill.step import Maps, Outputs, StepInputs
 from distillery.distill.term import StagePair, TermContext
 from distillery.errors import UserError
 from distillery.experiment import load_experiment
+from distillery.training.check import check_stages
 
 
 @pytest.mark.parametrize("compat", ["fixed", "reference"])

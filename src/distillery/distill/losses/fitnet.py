@@ -8,10 +8,11 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from distillery.distill.losses.stages import check_normalizable, chosen_stage, meet
+from distillery.distill.losses.stages import check_normalizable, meet
 from distillery.distill.precision import full_precision
 from distillery.distill.step import StepInputs
 from distillery.distill.term import Term, TermContext
+from distillery.experiment.stages import chosen_stage
 from distillery.models.taps import Size, match_size
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distillery.distill.losses.logits import LogitTerm, hard_labels
-from distillery.distill.losses.stages import projected_stages
 from distillery.distill.precision import full_precision
 from distillery.distill.step import StepInputs
 from distillery.distill.term import OwnStage, TermContext
 from distillery.errors import UserError
+from distillery.experiment.stages import projected_stages
 
 # Tokens are merged while their grid's side is at least twice this.
 FINAL_GRID = 7

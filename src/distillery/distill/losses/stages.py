@@ -4,9 +4,7 @@ B batch, H W pixels.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +13,9 @@ from torch.nn import functional as F
 from distillery.distill.losses.partial_l2 import stage_weights
 from distillery.distill.step import StepInputs
 from distillery.distill.term import StagePair, Term, TermContext
-from distillery.errors import UserError, located
-from distillery.experiment.schema.objective import (
-    STAGEWISE,
-    EveryStageOptions,
-    FitNetOptions,
-    OFAOptions,
-    USKDOptions,
-)
-from distillery.models.registry import create_model
-from distillery.models.taps import match_size, pair_stages, plan_taps
-
-if TYPE_CHECKING:
-    from distillery.experiment.experiment import Experiment
-    from distillery.models.taps import TapPlan
+from distillery.errors import UserError
+from distillery.experiment.stages import distilled_stages
+from distillery.models.taps import match_size
 
 
 def margin_or_relu(pair: StagePair) -> Tensor:
@@ -36,88 +23,6 @@ def margin_or_relu(pair: StagePair) -> Tensor:
     if pair.teacher_margin is None:
         return torch.zeros(1, pair.teacher_channels, 1, 1)
     return pair.teacher_margin
-
-
-def distilled_stages(stages: int, ignore: frozenset[int], term: str) -> list[int]:
-    """The stages that have a loss.
-
-    Raises:
-        UserError: an ignored stage does not exist, or none is left.
-    """
-    beyond = sorted(stage for stage in ignore if stage >= stages)
-    if beyond:
-        raise UserError(f"objective.{term}.ignore: no stage {beyond[0]}; the networks have {stages}, counted from 0")
-    left = [stage for stage in range(stages) if stage not in ignore]
-    if not left:
-        raise UserError(f"objective.{term}.ignore: {sorted(ignore)} leaves no stage to learn from")
-    return left
-
-
-def chosen_stage(stages: int, stage: int, term: str) -> int:
-    """A stage that a term names.
-
-    Raises:
-        UserError: the networks have no such stage.
-    """
-    if stage >= stages:
-        raise UserError(f"objective.{term}.stage: no stage {stage}; the networks have {stages}, counted from 0")
-    return stage
-
-
-def projected_stages(
-    count: int, stages: Sequence[int] | None, eps: float | Sequence[float]
-) -> tuple[tuple[int, ...], list[float]]:
-    """The stages of a student of so many that have logits for ``ofa``, and each one's exponent, the network's own last.
-
-    Raises:
-        UserError: the student has no such stage, or there is another number of exponents.
-    """
-    chosen = tuple(range(count)) if stages is None else tuple(stages)
-    beyond = sorted(stage for stage in chosen if stage >= count)
-    if beyond:
-        raise UserError(f"objective.ofa.stages: no stage {beyond[0]}; the student has {count}, counted from 0")
-    exponents = [eps] * (len(chosen) + 1) if isinstance(eps, float | int) else list(eps)
-    if len(exponents) != len(chosen) + 1:
-        raise UserError(
-            f"objective.ofa.eps: {len(exponents)} values, but {len(chosen)} stages and the logits need "
-            f"{len(chosen) + 1}, or one for all"
-        )
-    return chosen, exponents
-
-
-def check_stages(experiment: "Experiment") -> None:
-    """Check that the stages which an experiment's runs name are there, before anything is trained.
-
-    Raises:
-        UserError: one is not; the line names the run and the key.
-    """
-
-    @lru_cache
-    def plan(run: str, size: int) -> "TapPlan":
-        config = experiment.config.runs[run]
-        return plan_taps(create_model(config.model, 2, **config.model_args), size, config.model)
-
-    for run, recipe in experiment.recipes.items():
-        objective = experiment.config.runs[run].objective
-        is_paired = objective.needs().teacher & STAGEWISE
-        for name, options in objective.terms().items():
-            teacher = options.teacher or experiment.teacher(run)
-            ignored = frozenset(options.ignore) if isinstance(options, EveryStageOptions) else frozenset()
-            stage = options.stage if isinstance(options, FitNetOptions | USKDOptions) else None
-            projects = isinstance(options, OFAOptions) and (options.stages or isinstance(options.eps, tuple))
-            if not ignored and stage is None and not projects:
-                continue
-            size = recipe.preprocess.size
-            with located(experiment.where(run)):
-                if isinstance(options, OFAOptions):
-                    projected_stages(len(plan(run, size).unpaired), options.stages, options.eps)
-                    continue
-                # Where nothing is taken of the teacher's stages, all of the student's are.
-                own = plan(run, size)
-                count = len(pair_stages(plan(teacher, size), own) if teacher and is_paired else own.points)
-                distilled_stages(count, ignored, name)
-                if stage is not None:
-                    chosen_stage(count, stage, name)
 
 
 def meet(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distillery.distill.losses.logits import hard_labels, non_target_log_softmax
-from distillery.distill.losses.stages import chosen_stage
 from distillery.distill.precision import full_precision
 from distillery.distill.step import StepInputs
 from distillery.distill.term import Term, TermContext
+from distillery.experiment.stages import chosen_stage
 
 EPS = 1e-6
 # How much of a weak logits' target is spread over all classes.
