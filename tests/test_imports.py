@@ -55,8 +55,8 @@ def test_snakemake_starts_without_boto3_which_is_there_for_who_asks():
 def test_the_size_of_a_network_is_found_without_the_compiler():
     script = (
         "import sys\n"
-        "from distillery.models.facts import _built_bytes\n"
-        "assert _built_bytes('cifar_resnet8', 10, (), None, None) == 303108\n"
+        "from distillery.models.facts import Network, _bytes\n"
+        "assert _bytes(Network('cifar_resnet8', 10), None, None) == 303108\n"
         "assert not {'torch._dynamo', 'sympy'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from distillery.errors import UserError
+from distillery.experiment.plugins import use_project
 from distillery.models import create_model, facts, registry
 from distillery.models.facts import (
     Network,
@@ -28,14 +29,12 @@ def process(tmp_path, monkeypatch):
         for end in ends:
             end()
         ends.clear()
-        facts._fact.cache_clear()
-        facts._plan.cache_clear()
+        facts._planned.cache_clear()
         facts._facts.cache_clear()
         return tmp_path / "distillery" / "networks.json"
 
     another()
     yield another
-    facts._fact.cache_clear()
     facts._facts.cache_clear()
 
 
@@ -77,6 +76,22 @@ def test_what_networks_give_is_kept_too(process, built):
     built.clear()
     assert found() == first
     assert built == []
+
+
+def test_a_plugin_of_another_project_and_arguments_that_python_takes_for_equal_are_others(process, tmp_path):
+    network = Network("plugins.own:net", 2)
+    for width in (8, 16):
+        folder = tmp_path / f"project{width}"
+        (folder / "plugins").mkdir(parents=True)
+        (folder / "plugins/own.py").write_text(
+            "from distillery.models import create_model\n\n\n"
+            f"def net(num_classes):\n    return create_model('cifar_resnet8', num_classes, width={width})\n"
+        )
+        use_project(folder)
+        assert (stage_count(network, 32), embedding_width(network, 32)) == (3, 4 * width)
+    assert embedding_width(Network("cifar_resnet8", 2, (("width", 1),)), 32) == 4
+    with pytest.raises(UserError, match=r"^model_args"):
+        embedding_width(Network("cifar_resnet8", 2, (("width", True),)), 32)
 
 
 def test_other_code_damaged_files_and_folders_without_permission_forget_all(process, built, monkeypatch):

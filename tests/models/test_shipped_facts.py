@@ -55,7 +55,6 @@ class Asked(dict):
 def asked(tmp_path, monkeypatch):
     """Keys of what checks of all pages ask for: before any images are prepared, and once those of digits are."""
     known = Asked()
-    facts._fact.cache_clear()
     monkeypatch.setattr(facts, "_facts", lambda: known)
     create_project(tmp_path / "project")
     digits = Plan(CONFIG).dataset("digits").model_copy(update={"path": str(tmp_path / "digits")})
@@ -67,7 +66,6 @@ def asked(tmp_path, monkeypatch):
             check.check_experiment(experiment, forecast)
             forecast.check_networks()
             list(check.notes(experiment, forecast))
-    facts._fact.cache_clear()
     return sorted(known)
 
 

@@ -84,10 +84,13 @@ def paired_stage_count(teacher: Network, student: Network, size: int) -> int:
     return _fact("pairs", teacher, student, size)
 
 
-@lru_cache(maxsize=4096)
 def _fact(kind: str, *given: Network | int | None) -> int:
-    plugins = [each.name for each in given if isinstance(each, Network) and is_plugin(each.name)]
-    return known([kind, *given, *map(source_of, plugins)], lambda: FOUND_BY[kind](*given))
+    return known([kind, *given, *_sources(*given)], lambda: FOUND_BY[kind](*given))
+
+
+def _sources(*given: Network | int | None) -> list[str]:
+    """What the networks among them are beside their names: the code of plugins."""
+    return [source_of(each.name) for each in given if isinstance(each, Network) and is_plugin(each.name)]
 
 
 def known(key: list[Any], find: Callable[[], int]) -> int:
@@ -146,8 +149,13 @@ FOUND_BY: dict[str, Any] = {
 }
 
 
-@lru_cache
 def _plan(network: Network, size: int | None) -> TapPlan:
+    return _planned(json.dumps([network, size, *_sources(network)]), network, size)
+
+
+@lru_cache
+def _planned(key: str, network: Network, size: int | None) -> TapPlan:
+    """The key tells apart what Python takes for equal, as 1 and True, and what is called alike in two projects."""
     from distillery.models.taps import plan_taps
 
     built = network.built()

@@ -1,6 +1,7 @@
 """What `distillery check` looks at before anything is paid for: names, sizes, weights, and what runs will need."""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,9 @@ def _check_labels(few: FewLabels, forecast: Forecast, lists: set[str]) -> None:
 def _check_optimizer(config: Optimizer) -> None:
     """Try an optimizer; torch's own take whatever the schema lets through."""
     if not isinstance(config, Sgd | AdamW):
-        known(["optimizer", config.model_dump(mode="json")], lambda: _tried(config))
+        # What some of timm's optimizers need.
+        packages = [name for name in ("apex", "bitsandbytes") if find_spec(name) is not None]
+        known(["optimizer", config.model_dump(mode="json"), *packages], lambda: _tried(config))
 
 
 def _tried(config: Optimizer) -> int:
