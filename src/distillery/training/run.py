@@ -28,9 +28,8 @@ from distillery.training.devices import settle, start_devices
 from distillery.training.initial import initial_weights, network_of_weights
 from distillery.training.inputs import loader_name
 from distillery.training.job import Job
-from distillery.training.loop import Diverged, Training, chosen_weights, fit, note_session
+from distillery.training.loop import Diverged, Training, chosen_weights, fit, note_session, restore
 from distillery.training.optim import hyper_parameters, learning_rate, total_epochs
-from distillery.training.state import restore
 
 
 def make_run(job: Job, stop: StopSignal | None = None) -> None:
