@@ -60,7 +60,7 @@ test-faults: workflow/schemas  ## broken configurations, data and machines, each
 test-gpu: .venv/.installed  ## what only a GPU can show, with a report (under 8 minutes on one or more GPUs)
 	TEST_GPU=1 OMP_NUM_THREADS=1 pytest tests/gpu
 
-bench: workflow/schemas  ## how fast, beside the strongest rivals: one table of ratios (13 minutes, on a quiet machine)
+bench: workflow/schemas  ## how fast, beside the strongest rivals: one table of ratios (15 to 25 minutes, on a quiet machine)
 	@python benchmarks/run.py
 
 benchmark: workflow/schemas  ## every term on CIFAR-10, beside a student alone and tuned KD (some ten hours on 2 cores)
