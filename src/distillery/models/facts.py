@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import json
 from collections import ChainMap
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from functools import cache, lru_cache
 from hashlib import sha256
@@ -43,6 +43,11 @@ class Network(NamedTuple):
     name: str
     classes: int
     arguments: Arguments = ()
+
+    @classmethod
+    def named(cls, name: str, classes: int, model_args: Mapping[str, bool | int | float | str]) -> Network:
+        """The network of a page's keys."""
+        return cls(name, classes, tuple(sorted(model_args.items())))
 
     def built(self) -> nn.Module:
         """Build it."""

@@ -117,7 +117,7 @@ def banked_features(spec: RunSpec) -> int:
         return 0
     teacher = spec.teacher
     assert teacher is not None
-    network = Network(teacher.model, 10 if teacher.has_classifier else 0, tuple(sorted(teacher.model_args.items())))
+    network = Network.named(teacher.model, 10 if teacher.has_classifier else 0, teacher.model_args)
     return embedding_width(network, None if teacher.prepared_for is None else teacher.prepared_for.size)
 
 

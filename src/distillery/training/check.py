@@ -69,7 +69,7 @@ def check_stages(experiment: Experiment) -> None:
 
     def network(run: str) -> Network:
         config = experiment.config.runs[run]
-        return Network(config.model, 2, tuple(sorted(config.model_args.items())))
+        return Network.named(config.model, 2, config.model_args)
 
     for run, recipe in experiment.recipes.items():
         objective = experiment.config.runs[run].objective

@@ -77,7 +77,7 @@ class Forecast:
                 so many ``images`` of it.
         """
         classes = self.classes if spec.has_classifier else 0
-        return network_bytes(Network(spec.model, classes, tuple(sorted(spec.model_args.items()))), size, images)
+        return network_bytes(Network.named(spec.model, classes, spec.model_args), size, images)
 
     def terms(self, spec: RunSpec) -> dict[str, int]:
         """What the terms of its objective remember."""
